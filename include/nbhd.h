@@ -1,0 +1,170 @@
+/* nbhd: neighborhood attention in C.   SPDX-License-Identifier: MIT
+ *
+ * A problem is described, planned once, and executed as often as wanted:
+ *
+ *     nbhd_desc desc = NBHD_DESC_INIT;
+ *     nbhd_desc_parse(&desc, "fwd f32 b2 h8 d64 56x56 w13x13");
+ *     nbhd_plan *plan = NULL;
+ *     if (nbhd_plan_create(&plan, &desc, NBHD_DEVICE_CPU, 0)) puts(nbhd_last_error());
+ *     nbhd_args args = NBHD_ARGS_INIT;
+ *     args.q.data = q; args.k.data = k; args.v.data = v; args.o.data = o;
+ *     void *workspace = malloc(nbhd_plan_workspace(plan));
+ *     nbhd_execute(plan, &args, workspace, NULL);
+ *     nbhd_plan_destroy(&plan);
+ *
+ * Tensors are [batch, axis0(, axis1(, axis2)), heads, head_dim]. What a token sees is defined in docs/mask.md.
+ * Functions return a status; nbhd_last_error() then holds one sentence. Nothing here aborts, exits or prints. */
+#ifndef NBHD_H
+#define NBHD_H
+
+#include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define NBHD_API __attribute__((visibility("default")))
+#else
+#define NBHD_API
+#endif
+
+#define NBHD_VERSION 100 /* 10000 * major + 100 * minor + patch */
+NBHD_API int nbhd_version(void);
+
+/* ---- status: values never change ---- */
+typedef enum nbhd_status {
+    NBHD_OK = 0,
+    NBHD_ERROR_INVALID = 1,     /* the input is wrong: a field or an argument is out of its range */
+    NBHD_ERROR_UNSUPPORTED = 2, /* the input is legal, but no kernel of this build and machine takes it */
+    NBHD_ERROR_MEMORY = 3,      /* an allocation failed */
+    NBHD_ERROR_DEVICE = 4,      /* no such device, or its driver reported an error */
+    NBHD_ERROR_COMPILE = 5,     /* a kernel could not be compiled at run time */
+    NBHD_ERROR_IO = 6           /* a file could not be read or written */
+} nbhd_status;
+
+NBHD_API const char *nbhd_status_name(nbhd_status status);
+/* The sentence of this thread's last failed call; "" if none failed. Valid until this thread's next failure. */
+NBHD_API const char *nbhd_last_error(void);
+
+/* ---- the problem ---- */
+typedef enum nbhd_pass {
+    NBHD_FORWARD = 0,  /* o, lse from q, k, v */
+    NBHD_BACKWARD = 1, /* dq, dk, dv from q, k, v, o, lse, dout (, dlse) */
+    NBHD_QK = 2,       /* unfused: scores from q, k */
+    NBHD_AV = 3,       /* unfused: o from scores, v */
+    NBHD_QK_BACKWARD = 4,
+    NBHD_AV_BACKWARD = 5
+} nbhd_pass;
+
+typedef enum nbhd_dtype { NBHD_F32 = 0, NBHD_F16 = 1, NBHD_BF16 = 2, NBHD_F64 = 3 } nbhd_dtype;
+typedef enum nbhd_device { NBHD_DEVICE_CPU = 0, NBHD_DEVICE_CUDA = 1 } nbhd_device;
+
+/* What happens where a window reaches past an end of an axis. */
+typedef enum nbhd_edge {
+    NBHD_NEAREST = 0,   /* the window is shifted inwards: always `window` keys (the usual choice) */
+    NBHD_CAUSAL = 1,    /* keys up to the query itself only */
+    NBHD_TRUNCATED = 2, /* the window is cut off at the border, as a convolution's valid taps */
+    NBHD_PERIODIC = 3   /* the axis wraps around; reserved: every kernel refuses it as yet */
+} nbhd_edge;
+
+/* In every field but head_dim and length, 0 means the default. Use NBHD_DESC_INIT, then set what differs. */
+typedef struct nbhd_desc {
+    size_t size;      /* sizeof(nbhd_desc): lets fields be added without breaking callers */
+    int pass;         /* nbhd_pass */
+    int dtype;        /* nbhd_dtype of q, k, v, o and their gradients */
+    int rank;         /* number of axes, 1 to 3 */
+    int batch;        /* default 1 */
+    int heads;        /* query heads; default 1 */
+    int kv_heads;     /* key/value heads, a divisor of heads; default heads */
+    int head_dim;     /* of q and k, 1 to 512; required */
+    int head_dim_v;   /* of v and o, 1 to 512; default head_dim */
+    int length[3];    /* tokens per axis, slowest first; required */
+    int window[3];    /* keys per axis; default the whole axis. window * dilation <= length */
+    int stride[3];    /* queries that share a window, 1 to window; default 1 */
+    int dilation[3];  /* step between keys in tokens; default 1 */
+    int edge[3];      /* nbhd_edge per axis */
+    int kv_length[3]; /* cross attention: key tokens per axis where they differ from length; then that axis is
+                         attended to whole (window = kv_length, stride and dilation 1, NBHD_NEAREST) */
+    int extra;        /* additional keys and values without a position, seen by every query */
+    float scale;      /* factor on q.k before the softmax; default head_dim^-1/2 */
+    int bias;         /* 1: a table of relative positional biases, args.bias, is added to the scaled scores */
+    int threads;      /* CPU threads; default all that this process may use */
+} nbhd_desc;
+
+#define NBHD_DESC_INIT {sizeof(nbhd_desc), 0, 0, 0, 0, 0, 0, 0, 0, {0, 0, 0}, {0, 0, 0}, {0, 0, 0}, {0, 0, 0}, \
+                        {0, 0, 0}, {0, 0, 0}, 0, 0.0f, 0, 0}
+
+#define NBHD_TEXT 512 /* room enough for any problem line or sentence */
+
+/* One line of text names a problem: "fwd bf16 b2 h24/8 d128/64 30x48x80 w18x24x24 s16x8x8 r1x1x2 enct extra=512".
+ * parse overwrites *desc; format writes the canonical order, leaving out defaults. INVALID names the bad field. */
+NBHD_API nbhd_status nbhd_desc_parse(nbhd_desc *desc, const char *text);
+NBHD_API nbhd_status nbhd_desc_format(const nbhd_desc *desc, char *text, size_t capacity);
+/* The keys that a query sees on one axis: tokens first, first + dilation, ... (count of them). */
+NBHD_API nbhd_status nbhd_desc_keys(const nbhd_desc *desc, int axis, int query, int *first, int *count);
+/* Visible (query, key) pairs over batch and heads, extra keys included; 0 and a sentence if desc is invalid. */
+NBHD_API double nbhd_desc_pairs(const nbhd_desc *desc);
+/* Useful floating-point operations: 2 * pairs * (head_dim + head_dim_v), 2.5 times that for the backward pass;
+ * a product of the unfused passes counts for itself. */
+NBHD_API double nbhd_desc_flops(const nbhd_desc *desc);
+
+/* ---- plan ---- */
+typedef struct nbhd_plan nbhd_plan;
+
+enum {
+    NBHD_PLAN_NO_JIT = 1,       /* use only kernels that are compiled or cached already */
+    NBHD_PLAN_MEASURE = 2,      /* time the candidates instead of trusting the cost model */
+    NBHD_PLAN_DETERMINISTIC = 4 /* the same bits at every execution, also where that is slower */
+};
+
+/* Plans desc on device. kernel: NULL to let the planner choose, or a name as nbhd_kernel_name lists it, e.g.
+ * "cpu.fwd_avx2". NBHD_DEVICE_CUDA plans for the calling thread's current context, else for device 0.
+ * On failure *plan is NULL and the sentence tells the field, its value and the rows that refused. */
+NBHD_API nbhd_status nbhd_plan_create(nbhd_plan **plan, const nbhd_desc *desc, nbhd_device device, unsigned flags);
+NBHD_API nbhd_status nbhd_plan_create_with(nbhd_plan **plan, const nbhd_desc *desc, nbhd_device device,
+                                           unsigned flags, const char *kernel);
+NBHD_API size_t nbhd_plan_workspace(const nbhd_plan *plan);     /* bytes, on the plan's device; may be 0 */
+NBHD_API const char *nbhd_plan_kernel(const nbhd_plan *plan);   /* its name: "cpu.fwd_avx512" */
+NBHD_API const char *nbhd_plan_describe(const nbhd_plan *plan); /* and its choices: "broadcast tile 64x96, 2 threads" */
+NBHD_API double nbhd_plan_predicted_ms(const nbhd_plan *plan);  /* by the cost model; 0 where there is none */
+NBHD_API void nbhd_plan_destroy(nbhd_plan **plan);              /* NULL is allowed; sets *plan to NULL */
+
+/* Kernels, best first: name of the i-th, NULL past the end. */
+NBHD_API const char *nbhd_kernel_name(int i);
+/* Why the i-th kernel cannot run desc on device: writes "" and returns NBHD_OK if it can. */
+NBHD_API nbhd_status nbhd_kernel_refusal(int i, const nbhd_desc *desc, nbhd_device device, char *why, size_t capacity);
+
+/* ---- execute ---- */
+/* A tensor of the caller's. stride: in elements, of [batch, axes..., heads], rank + 2 of them in that order; the last
+ * extent is unit stride. All zero: contiguous. A tensor of extra keys has [batch, extra, heads]. */
+typedef struct nbhd_tensor {
+    void *data;
+    long long stride[5];
+} nbhd_tensor;
+
+typedef struct nbhd_args {
+    size_t size;                /* sizeof(nbhd_args) */
+    nbhd_tensor q, k, v;        /* [batch, axes, heads | kv_heads, head_dim | head_dim_v] */
+    nbhd_tensor o;              /* [batch, axes, heads, head_dim_v]; written forward, read backward */
+    nbhd_tensor lse;            /* float32 [batch, axes, heads], natural logarithm; optional forward, read backward */
+    nbhd_tensor extra_k, extra_v; /* [batch, extra, kv_heads, dim]; required when extra > 0 */
+    nbhd_tensor dout, dlse;     /* backward: gradient of o, and optionally of lse (float32) */
+    nbhd_tensor dq, dk, dv, dextra_k, dextra_v; /* backward: written */
+    nbhd_tensor bias, dbias;    /* float32 [heads, 2 w0 - 1, ...]: of (key - query) / dilation + w - 1; contiguous */
+    nbhd_tensor scores, dscores; /* unfused: [batch, axes, heads, product of windows] */
+} nbhd_args;
+
+#define NBHD_ARGS_INIT {sizeof(nbhd_args), {0, {0}}, {0, {0}}, {0, {0}}, {0, {0}}, {0, {0}}, {0, {0}}, {0, {0}}, \
+                        {0, {0}}, {0, {0}}, {0, {0}}, {0, {0}}, {0, {0}}, {0, {0}}, {0, {0}}, {0, {0}}, {0, {0}}, \
+                        {0, {0}}, {0, {0}}}
+
+/* Runs the plan. workspace: nbhd_plan_workspace bytes, aligned to 64, one per concurrent call. stream: a CUstream, or
+ * NULL; ignored on the CPU, where the call returns when the result is there. Any number of threads may execute one plan.
+ * Allocates nothing, and on a GPU does not wait. */
+NBHD_API nbhd_status nbhd_execute(const nbhd_plan *plan, const nbhd_args *args, void *workspace, void *stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,73 @@
+/* What the planner knows of a kernel, and what a kernel knows of its plan. */
+#ifndef NBHD_CORE_KERNEL_H
+#define NBHD_CORE_KERNEL_H
+
+#include <stdbool.h>
+#include "nbhd.h"
+#include "nbhd_params.h"
+
+/* A validated problem: desc has every default filled in; axis[] is desc's, with leading axes of length 1. */
+struct nbhd_problem {
+    nbhd_desc desc;
+    nbhd_device device;
+    unsigned flags;
+    struct nbhd_axis axis[3];
+};
+
+/* One way to run a kernel. What variant and the tiles mean is the kernel's business. */
+struct nbhd_config {
+    int variant;
+    int q_tile[3], k_tile[3];
+    int stages, threads;
+    double predicted_ms; /* by the kernel's cost model; 0: none */
+};
+
+/* refuse: false if the kernel takes the problem; else true, and one sentence with field and value in why.
+ * configs: fills up to room configurations, best guess first; returns their number (at least 1).
+ * build: given plan->problem, kernel and config, sets workspace, state and describe.
+ * run: computes. No allocation, no lock, no environment. params is complete; its pointers are checked.
+ * drop: frees plan->state; may be NULL. */
+struct nbhd_kernel_ops {
+    bool (*refuse)(const struct nbhd_problem *problem, char why[NBHD_TEXT]);
+    int (*configs)(const struct nbhd_problem *problem, struct nbhd_config *configs, int room);
+    nbhd_status (*build)(struct nbhd_plan *plan);
+    nbhd_status (*run)(const struct nbhd_plan *plan, const struct nbhd_params *params, void *workspace, void *stream);
+    void (*drop)(struct nbhd_plan *plan);
+};
+
+struct nbhd_kernel {
+    const char *name; /* "cpu.fwd_avx2" */
+    nbhd_device device;
+    unsigned needs; /* CPU: a bit of isa.h. CUDA: the least compute capability, e.g. 80; 900 + 'a' style targets: cuda.h */
+    int pass;
+    const struct nbhd_kernel_ops *ops;
+};
+
+struct nbhd_plan {
+    struct nbhd_problem problem;
+    const struct nbhd_kernel *kernel;
+    struct nbhd_config config;
+    size_t workspace; /* bytes */
+    void *state;      /* the kernel's own */
+    char describe[160];
+};
+
+extern const struct nbhd_kernel nbhd_kernels[]; /* ends with name == NULL */
+
+/* desc.c: checks desc and fills in every default. */
+nbhd_status nbhd_problem_init(struct nbhd_problem *problem, const nbhd_desc *desc);
+/* status.c: sets the thread's sentence; returns status. */
+nbhd_status nbhd_fail(nbhd_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* why[] of refuse. Always true, so that a refusal is one return. */
+bool nbhd_refuse(char why[NBHD_TEXT], const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+size_t nbhd_dtype_size(int dtype);
+const char *nbhd_dtype_name(int dtype);
+const char *nbhd_pass_name(int pass);
+
+/* env.c: the only reader of the environment. NULL if unset or empty. */
+const char *nbhd_env(const char *name);
+/* log.c: to stderr when NBHD_LOG=1 (or higher levels). */
+void nbhd_log(int level, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+#endif
