@@ -1,0 +1,131 @@
+/* The Hopper copy engine and what goes with it: tensor maps, mbarriers, named barriers, bulk stores, register hand-over.
+ * One function per instruction. Addresses in shared memory are 32-bit (smem_address). No multicast, no clusters. */
+#ifndef NBHD_DEVICE_TMA_SM90_CUH
+#define NBHD_DEVICE_TMA_SM90_CUH
+
+/* CUtensorMap: made by the host, passed as a __grid_constant__ argument. */
+struct __align__(64) nbhd_tensor_map {
+    unsigned long long opaque[16];
+};
+
+NBHD_FN unsigned smem_address(const void *p) { return (unsigned)__cvta_generic_to_shared(p); }
+
+/* ---- mbarriers: 8 bytes, 8-byte aligned. The phase bit of the n-th use of a ring of stages is n / stages & 1. ---- */
+
+NBHD_FN void mbar_init(unsigned bar, int count)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count) : "memory");
+}
+
+/* After the inits, before the __syncthreads that publishes them. */
+NBHD_FN void mbar_fence_init(void) { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+NBHD_FN void mbar_arrive(unsigned bar)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
+}
+
+/* Arrives, and lets the phase end only after `bytes` more have been copied. Before the copies are issued. */
+NBHD_FN void mbar_arrive_expect(unsigned bar, int bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
+}
+
+NBHD_FN int mbar_try_wait(unsigned bar, int phase)
+{
+    int done;
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.b32 %0, 1, 0, p; }"
+                 : "=r"(done)
+                 : "r"(bar), "r"(phase)
+                 : "memory");
+    return done;
+}
+
+/* Until the phase with this parity has ended. A fresh barrier counts as past phase 1. With NBHD_SPIN_LIMIT (debugging)
+ * it gives up after so many tries: wrong results instead of a hang. No trap in here: it makes ptxas spill. */
+NBHD_FN void mbar_wait(unsigned bar, int phase)
+{
+#ifdef NBHD_SPIN_LIMIT
+    for (int i = 0; i < NBHD_SPIN_LIMIT && !mbar_try_wait(bar, phase); i++)
+        ;
+#else
+    while (!mbar_try_wait(bar, phase))
+        ;
+#endif
+}
+
+/* ---- named barriers 1..15: id should be a literal, or ptxas reserves all 16. threads: a multiple of 32 ---- */
+
+NBHD_FN void named_barrier_sync(int id, int threads)
+{
+    asm volatile("barrier.cta.sync.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+NBHD_FN void named_barrier_arrive(int id, int threads)
+{
+    asm volatile("barrier.cta.arrive.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+/* ---- copies. Coordinates are in elements, fastest first, and may be out of bounds: loads give zeros there and count the
+ * whole box's bytes, stores are clipped (but their origin must not be negative). Destinations: 1024-byte aligned. ---- */
+
+NBHD_FN void tma_prefetch_map(const struct nbhd_tensor_map *map)
+{
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+NBHD_FN void tma_load_5d(unsigned dst, const struct nbhd_tensor_map *map, unsigned bar, int c0, int c1, int c2, int c3,
+                         int c4)
+{
+    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(dst),
+                 "l"(map), "r"(bar), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+                 : "memory");
+}
+
+NBHD_FN void tma_store_5d(const struct nbhd_tensor_map *map, unsigned src, int c0, int c1, int c2, int c3, int c4)
+{
+    asm volatile("cp.async.bulk.tensor.5d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];" ::"l"(map),
+                 "r"(src), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+                 : "memory");
+}
+
+/* bytes: a multiple of 16; both addresses 16-byte aligned. */
+NBHD_FN void bulk_load(unsigned dst, const void *src, int bytes, unsigned bar)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst),
+                 "l"(src), "r"(bytes), "r"(bar)
+                 : "memory");
+}
+
+NBHD_FN void bulk_store(void *dst, unsigned src, int bytes)
+{
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(dst), "r"(src), "r"(bytes)
+                 : "memory");
+}
+
+/* dst[i] += src[i], fp32, in the L2. */
+NBHD_FN void bulk_add_f32(float *dst, unsigned src, int bytes)
+{
+    asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(dst), "r"(src),
+                 "r"(bytes)
+                 : "memory");
+}
+
+NBHD_FN void bulk_commit(void) { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+/* Until the sources of all but the last 0 or 1 groups have been read, so may be overwritten. */
+NBHD_FN void bulk_wait_read_0(void) { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+NBHD_FN void bulk_wait_read_1(void) { asm volatile("cp.async.bulk.wait_group.read 1;" ::: "memory"); }
+/* Until all groups are complete, their writes visible. */
+NBHD_FN void bulk_wait_0(void) { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+
+/* Between ordinary stores to shared memory and a wgmma or bulk copy that reads them: in each writing thread, then a
+ * barrier. */
+NBHD_FN void fence_proxy_async(void) { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+/* Registers per thread of this warpgroup from here on: a literal, 24..256, a multiple of 8; the kernel needs
+ * __launch_bounds__(threads, blocks). Macros because the operand is an immediate. */
+#define NBHD_SET_REGISTERS_UP(count) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count))
+#define NBHD_SET_REGISTERS_DOWN(count) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count))
+
+#endif
