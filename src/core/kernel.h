@@ -67,7 +67,7 @@ const char *nbhd_pass_name(int pass);
 
 /* env.c: the only reader of the environment. NULL if unset or empty. */
 const char *nbhd_env(const char *name);
-/* log.c: to stderr when NBHD_LOG=1 (or higher levels). */
+/* log.c: to stderr; level 0 always, 1 and 2 when NBHD_LOG is that or more. */
 void nbhd_log(int level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 #endif

@@ -1,0 +1,171 @@
+/* From the caller's arguments to the block that kernels read: which tensors a pass needs, their strides in bytes. */
+#include <stdint.h>
+#include <string.h>
+#include "core/kernel.h"
+#include "core/plan.h"
+
+/* How a tensor of a pass is shaped, beyond its batch: the axes it runs over, heads, and its last extent. */
+struct shape {
+    int axes[3]; /* query or key lengths, leading 1s as in nbhd_params; extra tensors: {1, 1, extra} */
+    int rank;    /* axes that the caller's stride[] names */
+    int heads, width;
+    size_t element;
+};
+
+enum kind { OF_QUERY, OF_KEY, OF_EXTRA };
+
+static struct shape shape_of(const struct nbhd_problem *p, enum kind kind, int heads, int width, size_t element)
+{
+    struct shape s = {{1, 1, p->desc.extra}, 1, heads, width, element};
+    if (kind != OF_EXTRA) {
+        s.rank = p->desc.rank;
+        for (int i = 0; i < 3; i++)
+            s.axes[i] = kind == OF_QUERY ? p->axis[i].length : p->axis[i].keys;
+    }
+    return s;
+}
+
+static void contiguous(const struct shape *s, struct nbhd_view *view)
+{
+    long long step = (long long)s->element * s->width;
+    view->head = step;
+    step *= s->heads;
+    for (int i = 2; i >= 0; i--) {
+        view->axis[i] = step;
+        step *= s->axes[i];
+    }
+    view->batch = step;
+}
+
+static void strided(const struct shape *s, const nbhd_tensor *tensor, struct nbhd_view *view)
+{
+    const long long element = (long long)s->element;
+    view->batch = tensor->stride[0] * element;
+    for (int i = 0; i < 3; i++) {
+        int from = i - (3 - s->rank);
+        view->axis[i] = from < 0 ? 0 : tensor->stride[1 + from] * element;
+    }
+    view->head = tensor->stride[1 + s->rank] * element;
+}
+
+static bool all_zero(const long long stride[5])
+{
+    return !(stride[0] | stride[1] | stride[2] | stride[3] | stride[4]);
+}
+
+enum use { OPTIONAL, READ, WRITE };
+
+static nbhd_status check_output(const struct shape *s, int batch, const struct nbhd_view *view, const char *name)
+{
+    bool overlaps = (batch > 1 && view->batch == 0) || (s->heads > 1 && view->head == 0);
+    for (int i = 0; i < 3; i++)
+        overlaps |= s->axes[i] > 1 && view->axis[i] == 0;
+    return overlaps ? nbhd_fail(NBHD_ERROR_INVALID, "args.%s has a stride of 0; it is written, so its elements must differ",
+                                name)
+                    : NBHD_OK;
+}
+
+static nbhd_status bind(const struct nbhd_problem *p, const nbhd_tensor *tensor, const char *name, enum use use,
+                        const struct shape *s, struct nbhd_view *view)
+{
+    memset(view, 0, sizeof *view);
+    if (!tensor->data)
+        return use == OPTIONAL ? NBHD_OK
+                               : nbhd_fail(NBHD_ERROR_INVALID, "args.%s is NULL; the pass %s of this problem needs it",
+                                           name, nbhd_pass_name(p->desc.pass));
+    if ((uintptr_t)tensor->data % s->element)
+        return nbhd_fail(NBHD_ERROR_INVALID, "args.%s is at %p; it must be aligned to its elements of %zu bytes", name,
+                         tensor->data, s->element);
+    view->data = tensor->data;
+    if (all_zero(tensor->stride))
+        contiguous(s, view);
+    else
+        strided(s, tensor, view);
+    return use == WRITE ? check_output(s, p->desc.batch, view, name) : NBHD_OK;
+}
+
+static nbhd_status bind_tables(const struct nbhd_problem *p, const nbhd_args *args, struct nbhd_params *params)
+{
+    const bool gradient = p->desc.pass == NBHD_BACKWARD || p->desc.pass == NBHD_QK_BACKWARD;
+    params->bias = NULL;
+    params->dbias = NULL;
+    if (!p->desc.bias)
+        return NBHD_OK;
+    if (p->desc.pass != NBHD_QK_BACKWARD && p->desc.pass != NBHD_AV && p->desc.pass != NBHD_AV_BACKWARD) {
+        if (!args->bias.data)
+            return nbhd_fail(NBHD_ERROR_INVALID, "args.bias is NULL, and the problem has a bias");
+        params->bias = args->bias.data;
+    }
+    if (gradient)
+        params->dbias = args->dbias.data; /* optional */
+    if ((uintptr_t)params->bias % sizeof(float) || (uintptr_t)params->dbias % sizeof(float))
+        return nbhd_fail(NBHD_ERROR_INVALID, "args.bias and args.dbias must be aligned to 4 bytes");
+    return NBHD_OK;
+}
+
+nbhd_status nbhd_params_bind(const struct nbhd_problem *p, const nbhd_args *given, struct nbhd_params *params)
+{
+    nbhd_args args;
+    nbhd_status status = nbhd_args_copy(&args, given);
+    if (status)
+        return status;
+    const nbhd_desc *d = &p->desc;
+    const size_t element = nbhd_dtype_size(d->dtype);
+    const int windows = p->axis[0].window * p->axis[1].window * p->axis[2].window;
+    const struct shape q = shape_of(p, OF_QUERY, d->heads, d->head_dim, element);
+    const struct shape k = shape_of(p, OF_KEY, d->kv_heads, d->head_dim, element);
+    const struct shape v = shape_of(p, OF_KEY, d->kv_heads, d->head_dim_v, element);
+    const struct shape o = shape_of(p, OF_QUERY, d->heads, d->head_dim_v, element);
+    const struct shape lse = shape_of(p, OF_QUERY, d->heads, 1, sizeof(float));
+    const struct shape scores = shape_of(p, OF_QUERY, d->heads, windows, element);
+    const struct shape extra_k = shape_of(p, OF_EXTRA, d->kv_heads, d->head_dim, element);
+    const struct shape extra_v = shape_of(p, OF_EXTRA, d->kv_heads, d->head_dim_v, element);
+    /* One row per tensor that a pass may touch; a pass is a column: r read, w written, o optional, blank not used. */
+    const struct {
+        const nbhd_tensor *tensor;
+        const char *name;
+        const struct shape *shape;
+        struct nbhd_view *view;
+        const char use[7]; /* fwd bwd qk av qk_bwd av_bwd */
+        bool extra;
+    } rows[] = {
+        {&args.q, "q", &q, &params->q, "rrr r ", false},
+        {&args.k, "k", &k, &params->k, "rrr r ", false},
+        {&args.v, "v", &v, &params->v, "rr r r", false},
+        {&args.o, "o", &o, &params->o, "wr w  ", false},
+        {&args.lse, "lse", &lse, &params->lse, "or    ", false},
+        {&args.extra_k, "extra_k", &extra_k, &params->extra_k, "rr    ", true},
+        {&args.extra_v, "extra_v", &extra_v, &params->extra_v, "rr    ", true},
+        {&args.dout, "dout", &o, &params->dout, " r   r", false},
+        {&args.dlse, "dlse", &lse, &params->dlse, " o    ", false},
+        {&args.dq, "dq", &q, &params->dq, " w  w ", false},
+        {&args.dk, "dk", &k, &params->dk, " w  w ", false},
+        {&args.dv, "dv", &v, &params->dv, " w   w", false},
+        {&args.dextra_k, "dextra_k", &extra_k, &params->dextra_k, " w    ", true},
+        {&args.dextra_v, "dextra_v", &extra_v, &params->dextra_v, " w    ", true},
+        {&args.scores, "scores", &scores, &params->scores, "  wr r", false},
+        {&args.dscores, "dscores", &scores, &params->dscores, "    rw", false},
+    };
+    memset(params, 0, sizeof *params);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const char use = rows[i].use[d->pass];
+        if (use == ' ' || (rows[i].extra && !d->extra))
+            continue;
+        const enum use how = use == 'r' ? READ : use == 'w' ? WRITE : OPTIONAL;
+        status = bind(p, rows[i].tensor, rows[i].name, how, rows[i].shape, rows[i].view);
+        if (status)
+            return status;
+    }
+    if ((status = bind_tables(p, &args, params)))
+        return status;
+    memcpy(params->axis, p->axis, sizeof params->axis);
+    params->batch = d->batch;
+    params->heads = d->heads;
+    params->kv_heads = d->kv_heads;
+    params->head_dim = d->head_dim;
+    params->head_dim_v = d->head_dim_v;
+    params->extra = d->extra;
+    params->scale = d->scale;
+    params->flags = (int)p->flags;
+    return NBHD_OK;
+}

@@ -1,0 +1,31 @@
+/* The table of kernels, made from kernels.def. */
+#include "core/kernel.h"
+#include "core/plan.h"
+#include "cpu/isa.h"
+
+#define NBHD_CPU(name, needs, pass) extern const struct nbhd_kernel_ops nbhd_cpu_##name;
+#define NBHD_CUDA(name, needs, pass) extern const struct nbhd_kernel_ops nbhd_cuda_##name;
+#include "kernels.def"
+#undef NBHD_CPU
+#undef NBHD_CUDA
+
+#define NBHD_CPU(name, needs, pass) {"cpu." #name, NBHD_DEVICE_CPU, needs, pass, &nbhd_cpu_##name},
+#define NBHD_CUDA(name, needs, pass) {"cuda." #name, NBHD_DEVICE_CUDA, needs, pass, &nbhd_cuda_##name},
+const struct nbhd_kernel nbhd_kernels[] = {
+#include "kernels.def"
+    {NULL, NBHD_DEVICE_CPU, 0, 0, NULL},
+};
+
+static const char *const device_names[] = {"cpu", "cuda"};
+
+bool nbhd_kernel_refuses(const struct nbhd_kernel *kernel, const struct nbhd_problem *problem, char why[NBHD_TEXT])
+{
+    if (kernel->device != problem->device)
+        return nbhd_refuse(why, "it runs on %s, not on %s", device_names[kernel->device], device_names[problem->device]);
+    if (kernel->pass != problem->desc.pass)
+        return nbhd_refuse(why, "it computes the pass %s, not %s", nbhd_pass_name(kernel->pass),
+                           nbhd_pass_name(problem->desc.pass));
+    if (kernel->device == NBHD_DEVICE_CPU && nbhd_isa_refuses(kernel->needs, why))
+        return true;
+    return kernel->ops->refuse(problem, why);
+}

@@ -1,0 +1,149 @@
+/* The planner: walks the table, takes the first kernel that does not refuse, and can say why it took none. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "core/kernel.h"
+#include "core/plan.h"
+
+static const struct nbhd_kernel *find_kernel(const char *name)
+{
+    for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
+        if (!strcmp(k->name, name))
+            return k;
+    return NULL;
+}
+
+/* The row that NBHD_KERNEL names, if it is one for this device and pass: a user's override, for experiments. */
+static const char *forced_by_environment(const struct nbhd_problem *problem)
+{
+    const char *name = nbhd_env("NBHD_KERNEL");
+    const struct nbhd_kernel *kernel = name ? find_kernel(name) : NULL;
+    return kernel && kernel->device == problem->device && kernel->pass == problem->desc.pass ? name : NULL;
+}
+
+static nbhd_status choose_named(const struct nbhd_problem *problem, const char *name, const struct nbhd_kernel **chosen)
+{
+    char why[NBHD_TEXT] = "";
+    *chosen = find_kernel(name);
+    if (!*chosen)
+        return nbhd_fail(NBHD_ERROR_INVALID, "kernel is '%s'; there is none of that name (nbhd list shows them)", name);
+    if (nbhd_kernel_refuses(*chosen, problem, why))
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "kernel %s refuses: %s", name, why);
+    return NBHD_OK;
+}
+
+static nbhd_status choose(const struct nbhd_problem *problem, const struct nbhd_kernel **chosen)
+{
+    char reasons[NBHD_TEXT] = "";
+    size_t used = 0;
+    for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++) {
+        char why[NBHD_TEXT] = "";
+        if (!nbhd_kernel_refuses(k, problem, why)) {
+            *chosen = k;
+            return NBHD_OK;
+        }
+        if (k->device != problem->device || k->pass != problem->desc.pass)
+            continue;
+        nbhd_log(2, "%s refuses: %s", k->name, why);
+        if (used < sizeof reasons)
+            used += (size_t)snprintf(reasons + used, sizeof reasons - used, "%s%s: %s", used ? "; " : "", k->name, why);
+    }
+    if (!used)
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "this build has no kernel for the pass %s on that device",
+                         nbhd_pass_name(problem->desc.pass));
+    return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "no kernel takes this problem. %s", reasons);
+}
+
+static nbhd_status build(nbhd_plan **out, const struct nbhd_problem *problem, const struct nbhd_kernel *kernel)
+{
+    nbhd_plan *plan = calloc(1, sizeof *plan);
+    if (!plan)
+        return nbhd_fail(NBHD_ERROR_MEMORY, "a plan of %zu bytes could not be allocated", sizeof *plan);
+    plan->problem = *problem;
+    plan->kernel = kernel;
+    kernel->ops->configs(problem, &plan->config, 1);
+    nbhd_status status = kernel->ops->build(plan);
+    if (status) {
+        nbhd_plan_destroy(&plan);
+        return status;
+    }
+    nbhd_log(1, "plan: %s %s", kernel->name, plan->describe);
+    *out = plan;
+    return NBHD_OK;
+}
+
+nbhd_status nbhd_plan_create_with(nbhd_plan **plan, const nbhd_desc *desc, nbhd_device device, unsigned flags,
+                                  const char *kernel)
+{
+    *plan = NULL;
+    struct nbhd_problem problem;
+    nbhd_status status = nbhd_problem_init(&problem, desc);
+    if (status)
+        return status;
+    if (device != NBHD_DEVICE_CPU && device != NBHD_DEVICE_CUDA)
+        return nbhd_fail(NBHD_ERROR_INVALID, "device is %d; it must be 0 (cpu) or 1 (cuda)", (int)device);
+    if (flags & ~(unsigned)(NBHD_PLAN_NO_JIT | NBHD_PLAN_MEASURE | NBHD_PLAN_DETERMINISTIC))
+        return nbhd_fail(NBHD_ERROR_INVALID, "flags is %u; it has a bit that this build does not know", flags);
+    problem.device = device;
+    problem.flags = flags;
+    if (!kernel)
+        kernel = forced_by_environment(&problem);
+    const struct nbhd_kernel *chosen = NULL;
+    status = kernel ? choose_named(&problem, kernel, &chosen) : choose(&problem, &chosen);
+    return status ? status : build(plan, &problem, chosen);
+}
+
+nbhd_status nbhd_plan_create(nbhd_plan **plan, const nbhd_desc *desc, nbhd_device device, unsigned flags)
+{
+    return nbhd_plan_create_with(plan, desc, device, flags, NULL);
+}
+
+size_t nbhd_plan_workspace(const nbhd_plan *plan) { return plan->workspace; }
+const char *nbhd_plan_kernel(const nbhd_plan *plan) { return plan->kernel->name; }
+const char *nbhd_plan_describe(const nbhd_plan *plan) { return plan->describe; }
+double nbhd_plan_predicted_ms(const nbhd_plan *plan) { return plan->config.predicted_ms; }
+
+void nbhd_plan_destroy(nbhd_plan **plan)
+{
+    if (!plan || !*plan)
+        return;
+    if ((*plan)->kernel->ops->drop)
+        (*plan)->kernel->ops->drop(*plan);
+    free(*plan);
+    *plan = NULL;
+}
+
+const char *nbhd_kernel_name(int i)
+{
+    for (int at = 0; nbhd_kernels[at].name; at++)
+        if (at == i)
+            return nbhd_kernels[at].name;
+    return NULL;
+}
+
+nbhd_status nbhd_kernel_refusal(int i, const nbhd_desc *desc, nbhd_device device, char *why, size_t capacity)
+{
+    struct nbhd_problem problem;
+    nbhd_status status = nbhd_problem_init(&problem, desc);
+    if (status)
+        return status;
+    const char *name = nbhd_kernel_name(i);
+    if (!name)
+        return nbhd_fail(NBHD_ERROR_INVALID, "i is %d; there is no such kernel", i);
+    problem.device = device;
+    char text[NBHD_TEXT] = "";
+    nbhd_kernel_refuses(find_kernel(name), &problem, text);
+    snprintf(why, capacity, "%s", text);
+    return NBHD_OK;
+}
+
+nbhd_status nbhd_execute(const nbhd_plan *plan, const nbhd_args *args, void *workspace, void *stream)
+{
+    if (!plan || !args)
+        return nbhd_fail(NBHD_ERROR_INVALID, "%s is NULL", plan ? "args" : "plan");
+    if (plan->workspace && !workspace)
+        return nbhd_fail(NBHD_ERROR_INVALID, "workspace is NULL; this plan needs %zu bytes", plan->workspace);
+    struct nbhd_params params;
+    nbhd_status status = nbhd_params_bind(&plan->problem, args, &params);
+    return status ? status : plan->kernel->ops->run(plan, &params, workspace, stream);
+}

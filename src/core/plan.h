@@ -1,0 +1,14 @@
+/* What core/ files share among themselves. */
+#ifndef NBHD_CORE_PLAN_H
+#define NBHD_CORE_PLAN_H
+
+#include "core/kernel.h"
+
+/* args.c: checks args against the problem and lays out the block that kernels read. */
+nbhd_status nbhd_params_bind(const struct nbhd_problem *problem, const nbhd_args *args, struct nbhd_params *params);
+/* desc.c: copies args of any size known to the caller. */
+nbhd_status nbhd_args_copy(nbhd_args *to, const nbhd_args *from);
+/* kernel.c: true, with a sentence, if the row cannot compute the problem on this machine. */
+bool nbhd_kernel_refuses(const struct nbhd_kernel *kernel, const struct nbhd_problem *problem, char why[NBHD_TEXT]);
+
+#endif

@@ -1,0 +1,133 @@
+/* Detection of instruction sets: what the CPU has and the operating system saves. */
+#define _DEFAULT_SOURCE /* syscall */
+#include <stdatomic.h>
+#include <string.h>
+#include "core/kernel.h"
+#include "cpu/isa.h"
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__) && defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+static bool bit(uint32_t word, int at) { return word >> at & 1; }
+
+unsigned nbhd_isa_from_cpuid(const struct nbhd_cpuid *w)
+{
+    unsigned isa = NBHD_ISA_SCALAR;
+    const bool ymm = bit(w->leaf1_ecx, 27) && (w->xcr0 & 0x6) == 0x6;
+    const bool zmm = ymm && (w->xcr0 & 0xe0) == 0xe0;
+    const bool tiles = zmm && (w->xcr0 & 0x60000) == 0x60000;
+    const bool fma = bit(w->leaf1_ecx, 12), f16c = bit(w->leaf1_ecx, 29), avx2 = bit(w->leaf7_ebx, 5);
+    if (!(ymm && fma && f16c && avx2))
+        return isa;
+    isa |= NBHD_ISA_AVX2;
+    const bool f = bit(w->leaf7_ebx, 16), dq = bit(w->leaf7_ebx, 17), bw = bit(w->leaf7_ebx, 30);
+    const bool vl = bit(w->leaf7_ebx, 31);
+    if (!(zmm && f && dq && bw && vl))
+        return isa;
+    isa |= NBHD_ISA_AVX512;
+    if (!bit(w->leaf7_1_eax, 5))
+        return isa;
+    isa |= NBHD_ISA_AVX512BF16;
+    if (tiles && bit(w->leaf7_edx, 24) && bit(w->leaf7_edx, 22))
+        isa |= NBHD_ISA_AMX;
+    return isa;
+}
+
+#if defined(__x86_64__)
+static uint64_t read_xcr0(void)
+{
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (uint64_t)high << 32 | low;
+}
+
+/* Linux gives the tile registers only to a process that asks. */
+static bool tiles_permitted(void)
+{
+#if defined(__linux__)
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_TILE_DATA = 18 };
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_TILE_DATA) == 0;
+#else
+    return false;
+#endif
+}
+
+static unsigned detect(void)
+{
+    struct nbhd_cpuid words = {0};
+    uint32_t a, b, c, d;
+    if (__get_cpuid(1, &a, &b, &c, &d))
+        words.leaf1_ecx = c;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) {
+        words.leaf7_ebx = b;
+        words.leaf7_edx = d;
+    }
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d))
+        words.leaf7_1_eax = a;
+    if (bit(words.leaf1_ecx, 27))
+        words.xcr0 = read_xcr0();
+    unsigned isa = nbhd_isa_from_cpuid(&words);
+    if (isa & NBHD_ISA_AMX && !tiles_permitted())
+        isa &= ~(unsigned)NBHD_ISA_AMX;
+    return isa;
+}
+#elif defined(__aarch64__)
+static unsigned detect(void) { return NBHD_ISA_SCALAR | NBHD_ISA_NEON; }
+#else
+static unsigned detect(void) { return NBHD_ISA_SCALAR; }
+#endif
+
+static const struct {
+    unsigned bit, closed; /* closed: the bit and all that it contains */
+    const char *name;
+} sets[] = {
+    {NBHD_ISA_SCALAR, 1, "scalar"}, {NBHD_ISA_AVX2, 3, "avx2"}, {NBHD_ISA_AVX512, 7, "avx512"},
+    {NBHD_ISA_AVX512BF16, 15, "avx512bf16"}, {NBHD_ISA_AMX, 31, "amx"}, {NBHD_ISA_NEON, 33, "neon"},
+};
+enum { SETS = sizeof sets / sizeof *sets };
+
+const char *nbhd_isa_name(unsigned wanted)
+{
+    for (int i = 0; i < SETS; i++)
+        if (sets[i].bit == wanted)
+            return sets[i].name;
+    return "unknown";
+}
+
+/* An unknown name in NBHD_ISA caps nothing, but is said. */
+static unsigned environment_cap(void)
+{
+    const char *name = nbhd_env("NBHD_ISA");
+    for (int i = 0; name && i < SETS; i++)
+        if (!strcmp(sets[i].name, name))
+            return sets[i].closed;
+    if (name)
+        nbhd_log(0, "NBHD_ISA is '%s'; known are scalar, avx2, avx512, avx512bf16, amx, neon. It is ignored", name);
+    return ~0u;
+}
+
+static atomic_uint detected; /* 0: not yet; detection is idempotent, so a race only repeats it */
+static atomic_uint limit = ~0u;
+
+unsigned nbhd_isa_available(void)
+{
+    unsigned isa = atomic_load_explicit(&detected, memory_order_relaxed);
+    if (!isa) {
+        isa = detect() & environment_cap();
+        atomic_store_explicit(&detected, isa, memory_order_relaxed);
+    }
+    return isa & atomic_load_explicit(&limit, memory_order_relaxed);
+}
+
+void nbhd_isa_limit(unsigned mask) { atomic_store(&limit, mask); }
+
+bool nbhd_isa_refuses(unsigned needs, char why[NBHD_TEXT])
+{
+    if (nbhd_isa_available() & needs)
+        return false;
+    return nbhd_refuse(why, "this machine has no %s, or NBHD_ISA leaves it out", nbhd_isa_name(needs));
+}

@@ -1,0 +1,559 @@
+/* See case.h. A tensor here has a double original (for the oracle) and a buffer in the kernel's dtype and layout. */
+#define _GNU_SOURCE
+#include "case.h"
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include "oracle.h"
+
+/* ---- random numbers: splitmix64, so that a seed means the same everywhere ---- */
+
+static uint64_t next_random(uint64_t *state)
+{
+    uint64_t z = *state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+static int pick(uint64_t *state, int low, int high) { return low + (int)(next_random(state) % (uint64_t)(high - low + 1)); }
+
+static double normal(uint64_t *state)
+{
+    const double u = ((double)(next_random(state) >> 11) + 1) * 0x1p-53, v = (double)(next_random(state) >> 11) * 0x1p-53;
+    return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
+}
+
+/* ---- host memory that ends at an inaccessible page ---- */
+
+struct guard {
+    size_t mapped;
+    char *base;
+};
+
+static void *guarded_alloc(size_t bytes)
+{
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), whole = (bytes + sizeof(struct guard) + page - 1) / page * page;
+    char *base = mmap(NULL, whole + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base == MAP_FAILED)
+        return NULL;
+    mprotect(base + whole, page, PROT_NONE);
+    char *user = base + whole - bytes;
+    const struct guard guard = {whole + page, base};
+    memcpy(base, &guard, sizeof guard); /* first in the mapping: user - base >= sizeof guard */
+    return user;
+}
+
+static void guarded_release(void *user)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    struct guard guard;
+    /* The header lies at the start of the mapping; walk down to the page that holds it. */
+    uintptr_t at = (uintptr_t)user / page * page;
+    for (;; at -= page) {
+        memcpy(&guard, (void *)at, sizeof guard);
+        if (guard.base == (char *)at)
+            break;
+    }
+    munmap(guard.base, guard.mapped);
+}
+
+static bool host_copy(void *to, const void *from, size_t bytes)
+{
+    memcpy(to, from, bytes);
+    return true;
+}
+
+/* ---- tensors ---- */
+
+struct tensor {
+    const char *name;
+    nbhd_tensor *arg; /* of the nbhd_args under construction */
+    double *exact;    /* contiguous, what the oracle reads or writes */
+    double *plain;    /* outputs: the plain computation's result */
+    char *host;       /* the kernel's buffer, host side: dtype and layout */
+    void *device;     /* what the kernel gets */
+    int shape[6];     /* batch, axes (3), heads, width */
+    long long stride[6], count, elements, offset; /* elements: extent of the buffer */
+    int dtype;
+    bool output, owner; /* owner: host and device are this tensor's own */
+};
+
+enum { Q, K, V, EXTRA_K, EXTRA_V, BIAS, DOUT, DLSE, O, LSE, DQ, DK, DV, DEXTRA_K, DEXTRA_V, DBIAS, TENSORS };
+
+struct run {
+    nbhd_desc desc;
+    const struct case_options *options;
+    struct case_memory memory;
+    struct tensor tensors[TENSORS];
+    nbhd_args args;
+    uint64_t random;
+};
+
+static size_t size_of(int dtype) { return dtype == NBHD_F64 ? 8 : dtype == NBHD_F32 ? 4 : 2; }
+
+static void put_element(char *to, int dtype, double value)
+{
+    if (dtype == NBHD_F64) {
+        memcpy(to, &value, 8);
+        return;
+    }
+    const float single = (float)value;
+    uint32_t bits;
+    memcpy(&bits, &single, 4);
+    uint16_t half = (uint16_t)(bits >> 16); /* bf16: value was rounded already */
+    if (dtype == NBHD_F16) {
+        int exponent;
+        const double fraction = frexp(fabs(value), &exponent);
+        half = (uint16_t)(bits >> 16 & 0x8000);
+        if (isnan(value))
+            half = 0x7e00;
+        else if (isinf(value))
+            half |= 0x7c00;
+        else if (value != 0 && exponent < -13)
+            half |= (uint16_t)(fabs(value) * 0x1p24);
+        else if (value != 0)
+            half |= (uint16_t)((exponent + 14) << 10 | ((int)(fraction * 2048) & 0x3ff));
+    }
+    memcpy(to, dtype == NBHD_F32 ? (const void *)&single : (const void *)&half, size_of(dtype));
+}
+
+static double get_element(const char *from, int dtype)
+{
+    double value;
+    float single;
+    uint16_t half;
+    if (dtype == NBHD_F64)
+        return memcpy(&value, from, 8), value;
+    if (dtype == NBHD_F32)
+        return memcpy(&single, from, 4), (double)single;
+    memcpy(&half, from, 2);
+    if (dtype == NBHD_BF16) {
+        const uint32_t bits = (uint32_t)half << 16;
+        return memcpy(&single, &bits, 4), (double)single;
+    }
+    const int exponent = half >> 10 & 31, fraction = half & 0x3ff;
+    value = exponent == 31 ? (fraction ? NAN : INFINITY)
+                           : exponent ? ldexp(1024 + fraction, exponent - 25) : ldexp(fraction, -24);
+    return half & 0x8000 ? -value : value;
+}
+
+static enum oracle_precision precision_of(int dtype)
+{
+    return dtype == NBHD_F64 ? ORACLE_EXACT : dtype == NBHD_F32 ? ORACLE_F32 : dtype == NBHD_F16 ? ORACLE_F16 : ORACLE_BF16;
+}
+
+/* Where in the buffer the element of a contiguous index lies. */
+static long long place(const struct tensor *t, long long index)
+{
+    long long offset = t->offset;
+    for (int i = 5; i >= 0; i--) {
+        offset += index % t->shape[i] * t->stride[i];
+        index /= t->shape[i];
+    }
+    return offset;
+}
+
+static void lay_out(struct run *r, struct tensor *t)
+{
+    const int grain = r->options->granularity > 0 ? r->options->granularity : 1;
+    const bool gaps = r->options->layout == CASE_STRIDED && t->arg != &r->args.bias && t->arg != &r->args.dbias;
+    long long step = 1;
+    for (int i = 5; i >= 0; i--) {
+        t->stride[i] = step;
+        step *= t->shape[i];
+        if (gaps && i > 0)
+            step = (step + grain - 1) / grain * grain + grain * (long long)pick(&r->random, 0, 2);
+    }
+    t->offset = gaps ? grain * (long long)pick(&r->random, 0, 3) : 0;
+    t->elements = t->offset + 1;
+    for (int i = 0; i < 6; i++)
+        t->elements += (t->shape[i] - 1) * t->stride[i];
+}
+
+static bool describe(struct run *r, int which, const char *name, nbhd_tensor *arg, const int shape[6], int dtype, bool output)
+{
+    struct tensor *t = &r->tensors[which];
+    t->name = name;
+    t->arg = arg;
+    t->dtype = dtype;
+    t->output = output;
+    t->owner = true;
+    t->count = 1;
+    for (int i = 0; i < 6; i++)
+        t->count *= t->shape[i] = shape[i];
+    lay_out(r, t);
+    t->exact = calloc((size_t)t->count, sizeof(double));
+    t->plain = output ? calloc((size_t)t->count, sizeof(double)) : NULL;
+    return t->exact && (!output || t->plain);
+}
+
+/* q, k and v as views of one projection [batch, tokens, heads + 2 kv_heads, dim], where their token grids agree. */
+static void pack(struct run *r)
+{
+    const nbhd_desc *d = &r->desc;
+    struct tensor *q = &r->tensors[Q], *k = &r->tensors[K], *v = &r->tensors[V];
+    if (memcmp(q->shape, k->shape, 4 * sizeof(int)) || d->head_dim != d->head_dim_v)
+        return;
+    const long long width = (long long)(d->heads + 2 * d->kv_heads) * d->head_dim;
+    struct tensor *all[] = {q, k, v};
+    const long long offsets[] = {0, (long long)d->heads * d->head_dim, (long long)(d->heads + d->kv_heads) * d->head_dim};
+    for (int i = 0; i < 3; i++) {
+        long long step = width;
+        for (int j = 3; j >= 0; j--) {
+            all[i]->stride[j] = step;
+            step *= all[i]->shape[j];
+        }
+        all[i]->offset = offsets[i];
+        all[i]->elements = step;
+        all[i]->owner = i == 0;
+    }
+}
+
+static void fill_random(struct run *r, struct tensor *t, double spread)
+{
+    for (long long i = 0; i < t->count; i++)
+        t->exact[i] = oracle_round(precision_of(t->dtype), normal(&r->random) * spread);
+}
+
+static bool describe_all(struct run *r)
+{
+    const nbhd_desc *d = &r->desc;
+    int q[6] = {d->batch, 1, 1, 1, d->heads, d->head_dim}, k[6] = {d->batch, 1, 1, 1, d->kv_heads, d->head_dim};
+    int v[6] = {d->batch, 1, 1, 1, d->kv_heads, d->head_dim_v}, o[6] = {d->batch, 1, 1, 1, d->heads, d->head_dim_v};
+    int lse[6] = {d->batch, 1, 1, 1, d->heads, 1}, bias[6] = {1, d->heads, 1, 1, 1, 1};
+    const int ek[6] = {d->batch, 1, 1, d->extra, d->kv_heads, d->head_dim};
+    const int ev[6] = {d->batch, 1, 1, d->extra, d->kv_heads, d->head_dim_v};
+    for (int i = 0; i < d->rank; i++) {
+        const int at = 4 - d->rank + i;
+        q[at] = o[at] = lse[at] = d->length[i];
+        k[at] = v[at] = d->kv_length[i];
+        bias[at + 1] = 2 * d->window[i] - 1;
+    }
+    nbhd_args *a = &r->args;
+    const bool backward = d->pass == NBHD_BACKWARD;
+    bool ok = describe(r, Q, "q", &a->q, q, d->dtype, false) && describe(r, K, "k", &a->k, k, d->dtype, false) &&
+              describe(r, V, "v", &a->v, v, d->dtype, false) && describe(r, O, "o", &a->o, o, d->dtype, !backward) &&
+              describe(r, LSE, "lse", &a->lse, lse, NBHD_F32, !backward);
+    if (d->extra)
+        ok = ok && describe(r, EXTRA_K, "extra_k", &a->extra_k, ek, d->dtype, false) &&
+             describe(r, EXTRA_V, "extra_v", &a->extra_v, ev, d->dtype, false);
+    if (d->bias)
+        ok = ok && describe(r, BIAS, "bias", &a->bias, bias, NBHD_F32, false);
+    if (!backward)
+        return ok;
+    ok = ok && describe(r, DOUT, "dout", &a->dout, o, d->dtype, false) && describe(r, DQ, "dq", &a->dq, q, d->dtype, true) &&
+         describe(r, DK, "dk", &a->dk, k, d->dtype, true) && describe(r, DV, "dv", &a->dv, v, d->dtype, true);
+    if (r->options->dlse)
+        ok = ok && describe(r, DLSE, "dlse", &a->dlse, lse, NBHD_F32, false);
+    if (d->extra)
+        ok = ok && describe(r, DEXTRA_K, "dextra_k", &a->dextra_k, ek, d->dtype, true) &&
+             describe(r, DEXTRA_V, "dextra_v", &a->dextra_v, ev, d->dtype, true);
+    if (d->bias)
+        ok = ok && describe(r, DBIAS, "dbias", &a->dbias, bias, NBHD_F32, true);
+    return ok;
+}
+
+static void fill_inputs(struct run *r)
+{
+    static const int inputs[] = {Q, K, V, EXTRA_K, EXTRA_V, BIAS, DOUT, DLSE};
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++)
+        if (r->tensors[inputs[i]].name)
+            fill_random(r, &r->tensors[inputs[i]], inputs[i] == Q && r->options->large_values ? 100 : 1);
+    if (!r->options->poison_key)
+        return;
+    const nbhd_desc *d = &r->desc;
+    struct tensor *k = &r->tensors[K], *v = &r->tensors[V];
+    const long long rows = k->count / d->head_dim, row = (long long)(next_random(&r->random) % (uint64_t)rows);
+    for (int i = 0; i < d->head_dim; i++)
+        k->exact[row * d->head_dim + i] = NAN;
+    for (int i = 0; i < d->head_dim_v; i++)
+        v->exact[row * d->head_dim_v + i] = NAN;
+}
+
+/* ---- the oracle's side ---- */
+
+static struct oracle_problem oracle_problem_of(const struct run *r, enum oracle_precision precision)
+{
+    static const enum oracle_edge edges[] = {ORACLE_NEAREST, ORACLE_CAUSAL, ORACLE_TRUNCATED};
+    const nbhd_desc *d = &r->desc;
+    struct oracle_problem p = {.batch = d->batch, .heads = d->heads, .kv_heads = d->kv_heads, .head_dim = d->head_dim,
+                               .head_dim_v = d->head_dim_v, .extra = d->extra, .scale = (double)d->scale,
+                               .precision = precision};
+    for (int i = 0; i < 3; i++) {
+        const int from = i - (3 - d->rank);
+        p.axis[i] = (struct oracle_axis){1, 1, 1, 1, 1, ORACLE_NEAREST};
+        if (from >= 0)
+            p.axis[i] = (struct oracle_axis){d->length[from], d->kv_length[from], d->window[from],
+                                             d->stride[from], d->dilation[from],  edges[d->edge[from]]};
+    }
+    return p;
+}
+
+static double *outputs_of(const struct run *r, int which, bool plain)
+{
+    const struct tensor *t = &r->tensors[which];
+    return plain && t->output ? t->plain : t->exact;
+}
+
+static bool consult_oracle(struct run *r, bool plain)
+{
+    const struct oracle_problem p = oracle_problem_of(r, plain ? precision_of(r->desc.dtype) : ORACLE_EXACT);
+    const struct tensor *t = r->tensors;
+    const struct oracle_tensors tensors = {
+        .q = t[Q].exact, .k = t[K].exact, .v = t[V].exact, .extra_k = t[EXTRA_K].exact, .extra_v = t[EXTRA_V].exact,
+        .bias = t[BIAS].exact, .o = outputs_of(r, O, plain), .lse = outputs_of(r, LSE, plain), .dout = t[DOUT].exact,
+        .dlse = t[DLSE].exact, .dq = outputs_of(r, DQ, plain), .dk = outputs_of(r, DK, plain),
+        .dv = outputs_of(r, DV, plain), .dextra_k = outputs_of(r, DEXTRA_K, plain),
+        .dextra_v = outputs_of(r, DEXTRA_V, plain), .dbias = outputs_of(r, DBIAS, plain)};
+    if (r->desc.pass == NBHD_BACKWARD)
+        return (plain || oracle_forward(&p, &tensors)) && oracle_backward(&p, &tensors);
+    return oracle_forward(&p, &tensors);
+}
+
+/* ---- the kernel's side ---- */
+
+static bool make_buffer(struct run *r, struct tensor *t)
+{
+    const size_t bytes = (size_t)t->elements * size_of(t->dtype);
+    if (t->owner) {
+        t->host = malloc(bytes);
+        t->device = r->memory.alloc(bytes);
+    } else {
+        t->host = r->tensors[Q].host;
+        t->device = r->tensors[Q].device;
+    }
+    if (!t->host || !t->device)
+        return false;
+    for (long long i = 0; t->owner && i < t->elements; i++)
+        put_element(t->host + (size_t)i * size_of(t->dtype), t->dtype, (double)NAN);
+    for (long long i = 0; !t->output && i < t->count; i++) {
+        const double value = t->dtype == NBHD_F64 ? t->exact[i] : oracle_round(precision_of(t->dtype), t->exact[i]);
+        put_element(t->host + (size_t)place(t, i) * size_of(t->dtype), t->dtype, value);
+    }
+    t->arg->data = (char *)t->device + (size_t)t->offset * size_of(t->dtype);
+    if (r->options->layout == CASE_CONTIGUOUS)
+        return true;
+    const bool extra = t == &r->tensors[EXTRA_K] || t == &r->tensors[EXTRA_V] || t == &r->tensors[DEXTRA_K] ||
+                       t == &r->tensors[DEXTRA_V];
+    const int rank = extra ? 1 : r->desc.rank;
+    t->arg->stride[0] = t->stride[0];
+    for (int i = 0; i <= rank; i++)
+        t->arg->stride[1 + i] = t->stride[4 - rank + i];
+    return true;
+}
+
+static bool upload_all(struct run *r)
+{
+    for (int i = 0; i < TENSORS; i++) {
+        struct tensor *t = &r->tensors[i];
+        if (t->name && t->owner &&
+            !r->memory.upload(t->device, t->host, (size_t)t->elements * size_of(t->dtype)))
+            return false;
+    }
+    return true;
+}
+
+static unsigned long long hash_outputs(const struct run *r, char *const copies[TENSORS])
+{
+    unsigned long long hash = 1469598103934665603u; /* FNV-1a */
+    for (int i = 0; i < TENSORS; i++)
+        for (size_t at = 0; copies[i] && at < (size_t)r->tensors[i].elements * size_of(r->tensors[i].dtype); at++)
+            hash = (hash ^ (unsigned char)copies[i][at]) * 1099511628211u;
+    return hash;
+}
+
+static bool execute(struct run *r, const nbhd_plan *plan, void *workspace, struct case_result *result)
+{
+    if (!upload_all(r)) /* outputs and gaps are NaN again */
+        return snprintf(result->why, sizeof result->why, "upload failed"), false;
+    const nbhd_status status = nbhd_execute(plan, &r->args, workspace, NULL);
+    if (status) {
+        snprintf(result->why, sizeof result->why, "execute: %s", nbhd_last_error());
+        return false;
+    }
+    return true;
+}
+
+/* A fresh host copy of the outputs; the NaN-filled originals stay for the next upload. */
+static bool fetch_outputs(struct run *r, char *copies[TENSORS])
+{
+    bool ok = true;
+    for (int i = 0; i < TENSORS; i++) {
+        const struct tensor *t = &r->tensors[i];
+        copies[i] = NULL;
+        if (!t->output || !t->arg->data)
+            continue;
+        const size_t bytes = (size_t)t->elements * size_of(t->dtype);
+        copies[i] = malloc(bytes);
+        ok = ok && copies[i] && r->memory.download(copies[i], t->device, bytes);
+    }
+    return ok;
+}
+
+/* Allowed: twice the plain computation's own largest error, and a few roundings of the largest value. */
+static bool compare(const struct run *r, const struct tensor *t, const char *got, struct case_result *result)
+{
+    double largest = 0, plain_error = 0, error = 0;
+    const double unit = r->desc.dtype == NBHD_F64 && t->dtype == NBHD_F64 ? 1e-12 : 1e-6;
+    for (long long i = 0; i < t->count; i++) {
+        if (isnan(t->exact[i]))
+            continue;
+        largest = fmax(largest, fabs(t->exact[i]));
+        plain_error = fmax(plain_error, fabs(t->plain[i] - t->exact[i]));
+    }
+    for (long long i = 0; i < t->count; i++) {
+        const double value = get_element(got + (size_t)place(t, i) * size_of(t->dtype), t->dtype);
+        if (isnan(value) != isnan(t->exact[i])) {
+            snprintf(result->why, sizeof result->why, "%s[%lld] is %g where %g is right", t->name, i, value, t->exact[i]);
+            result->worst = t->name;
+            result->max_abs_error = INFINITY;
+            return false;
+        }
+        if (!isnan(value))
+            error = fmax(error, fabs(value - t->exact[i]));
+    }
+    const double allowed = 2 * plain_error + unit * (1 + largest);
+    if (error / allowed >= result->max_abs_error / result->allowed_error) {
+        result->max_abs_error = error;
+        result->allowed_error = allowed;
+        result->worst = t->name;
+    }
+    if (error <= allowed)
+        return true;
+    snprintf(result->why, sizeof result->why, "%s is off by %.3g, where %.3g is allowed (largest value %.3g)", t->name,
+             error, allowed, largest);
+    return false;
+}
+
+/* Gaps between elements must still hold the NaN that they were filled with. */
+static bool gaps_untouched(const struct tensor *t, const char *got, struct case_result *result)
+{
+    bool *inside = calloc((size_t)t->elements, sizeof *inside);
+    bool ok = inside != NULL;
+    for (long long i = 0; ok && i < t->count; i++)
+        inside[place(t, i)] = true;
+    for (long long i = 0; ok && i < t->elements; i++)
+        ok = inside[i] || isnan(get_element(got + (size_t)i * size_of(t->dtype), t->dtype));
+    free(inside);
+    if (!ok)
+        snprintf(result->why, sizeof result->why, "%s was written between its elements", t->name);
+    return ok;
+}
+
+static bool check_outputs(struct run *r, struct case_result *result)
+{
+    char *copies[TENSORS];
+    bool ok = fetch_outputs(r, copies);
+    if (!ok)
+        snprintf(result->why, sizeof result->why, "download failed");
+    for (int i = 0; ok && i < TENSORS; i++)
+        if (copies[i])
+            ok = compare(r, &r->tensors[i], copies[i], result) && gaps_untouched(&r->tensors[i], copies[i], result);
+    if (ok)
+        result->bits = hash_outputs(r, copies);
+    for (int i = 0; i < TENSORS; i++)
+        free(copies[i]);
+    return ok;
+}
+
+static bool execute_and_check(struct run *r, const nbhd_plan *plan, void *workspace, struct case_result *result)
+{
+    if (!execute(r, plan, workspace, result) || !check_outputs(r, result))
+        return false;
+    const unsigned long long first = result->bits;
+    for (int i = 0; i < r->options->repeats; i++) {
+        if (!execute(r, plan, workspace, result) || !check_outputs(r, result))
+            return false;
+        if (result->bits != first) {
+            snprintf(result->why, sizeof result->why, "repetition %d gave other bits than the first run", i + 1);
+            return false;
+        }
+    }
+    return true;
+}
+
+static void release(struct run *r)
+{
+    for (int i = 0; i < TENSORS; i++) {
+        struct tensor *t = &r->tensors[i];
+        free(t->exact);
+        free(t->plain);
+        if (t->owner && t->host)
+            free(t->host);
+        if (t->owner && t->device)
+            r->memory.release(t->device);
+    }
+}
+
+static nbhd_status prepare(struct run *r, struct case_result *result)
+{
+    bool ok = describe_all(r);
+    if (ok && r->options->layout == CASE_PACKED)
+        pack(r);
+    if (ok)
+        fill_inputs(r);
+    ok = ok && consult_oracle(r, false) && consult_oracle(r, true);
+    if (ok && r->desc.pass == NBHD_BACKWARD) /* o as a kernel would have stored it */
+        for (long long i = 0; i < r->tensors[O].count; i++)
+            r->tensors[O].exact[i] = oracle_round(precision_of(r->desc.dtype), r->tensors[O].exact[i]);
+    for (int i = 0; ok && i < TENSORS; i++)
+        ok = !r->tensors[i].name || make_buffer(r, &r->tensors[i]);
+    if (r->options->no_lse && r->desc.pass == NBHD_FORWARD)
+        r->args.lse.data = NULL;
+    if (!ok)
+        snprintf(result->why, sizeof result->why, "out of memory for the problem's tensors");
+    return ok ? NBHD_OK : NBHD_ERROR_MEMORY;
+}
+
+/* desc is legal here (it was planned); the tensors are laid out from its defaults. */
+static void fill_defaults(nbhd_desc *desc)
+{
+    nbhd_desc d = *desc;
+    d.batch = d.batch ? d.batch : 1;
+    d.heads = d.heads ? d.heads : 1;
+    d.kv_heads = d.kv_heads ? d.kv_heads : d.heads;
+    d.head_dim_v = d.head_dim_v ? d.head_dim_v : d.head_dim;
+    d.scale = d.scale != 0 ? d.scale : (float)(1 / sqrt(d.head_dim));
+    for (int i = 0; i < d.rank; i++) {
+        d.stride[i] = d.stride[i] ? d.stride[i] : 1;
+        d.dilation[i] = d.dilation[i] ? d.dilation[i] : 1;
+        d.kv_length[i] = d.kv_length[i] ? d.kv_length[i] : d.length[i];
+        if (!d.window[i])
+            d.window[i] = d.kv_length[i] != d.length[i] ? d.kv_length[i] : d.length[i] / d.dilation[i];
+    }
+    *desc = d;
+}
+
+nbhd_status case_run(const nbhd_desc *desc, const struct case_options *options, struct case_result *result)
+{
+    static const struct case_memory host = {guarded_alloc, guarded_release, host_copy, host_copy};
+    struct run r = {.desc = *desc, .options = options, .memory = options->memory.alloc ? options->memory : host,
+                    .args = NBHD_ARGS_INIT, .random = options->seed * 2654435761u + 12345};
+    memset(result, 0, sizeof *result);
+    result->allowed_error = 1e-300;
+    nbhd_plan *plan = NULL;
+    r.desc.threads = options->threads;
+    nbhd_status status = nbhd_plan_create_with(&plan, &r.desc, options->device, options->flags, options->kernel);
+    if (status) {
+        snprintf(result->why, sizeof result->why, "%s", nbhd_last_error());
+        return status;
+    }
+    snprintf(result->kernel, sizeof result->kernel, "%s", nbhd_plan_kernel(plan));
+    fill_defaults(&r.desc);
+    const size_t bytes = (nbhd_plan_workspace(plan) + 63) / 64 * 64;
+    void *workspace = bytes ? r.memory.alloc(bytes) : NULL;
+    if (bytes && !workspace)
+        status = NBHD_ERROR_MEMORY;
+    if (!status && !(status = prepare(&r, result)))
+        result->ok = execute_and_check(&r, plan, workspace, result);
+    release(&r);
+    if (workspace)
+        r.memory.release(workspace);
+    nbhd_plan_destroy(&plan);
+    return status;
+}

@@ -1,0 +1,313 @@
+/* See oracle.h. Nothing of the library is included here. */
+#include "oracle.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- the mask, by membership ---- */
+
+bool oracle_sees(const struct oracle_axis *a, int query, int key)
+{
+    if (a->keys != a->length)
+        return true; /* cross attention: the whole axis */
+    if (query % a->dilation != key % a->dilation)
+        return false;
+    const int members = (a->length - query % a->dilation + a->dilation - 1) / a->dilation;
+    const int p = query / a->dilation, j = key / a->dilation;
+    /* Queries come in groups of `stride`; all of a group use the window around one of them, or around the last member. */
+    int leader = p - p % a->stride + (a->edge == ORACLE_CAUSAL ? a->stride - 1 : a->stride / 2);
+    if (leader > members - 1)
+        leader = members - 1;
+    if (a->edge == ORACLE_CAUSAL)
+        return j <= p && leader - j < a->window;
+    int left = a->window / 2, right = a->window - 1 - left; /* how far the window reaches from its leader */
+    if (a->edge == ORACLE_NEAREST) {
+        for (; leader - left < 0; left--) /* what the border cuts off on one side is given to the other */
+            right++;
+        for (; leader + right > members - 1; right--)
+            left++;
+    }
+    return j >= leader - left && j <= leader + right;
+}
+
+/* ---- rounding ---- */
+
+static double round_to_bits(double value, int bits, double smallest_normal)
+{
+    if (!isfinite(value) || value == 0)
+        return value;
+    int exponent;
+    frexp(value, &exponent);
+    double unit = ldexp(1.0, exponent - bits);
+    const double least = smallest_normal * ldexp(1.0, 1 - bits);
+    if (unit < least)
+        unit = least;
+    return nearbyint(value / unit) * unit;
+}
+
+double oracle_round(enum oracle_precision precision, double value)
+{
+    switch (precision) {
+    case ORACLE_F32: return (double)(float)value;
+    case ORACLE_F16: value = round_to_bits(value, 11, 0x1p-14); return fabs(value) > 65504 ? copysign(INFINITY, value) : value;
+    case ORACLE_BF16: return round_to_bits(value, 8, 0x1p-126);
+    default: return value;
+    }
+}
+
+/* Sums are kept in float by all but EXACT. */
+static double sum_up(const struct oracle_problem *p, double value)
+{
+    return p->precision == ORACLE_EXACT ? value : (double)(float)value;
+}
+
+/* ---- attention ---- */
+
+struct oracle {
+    const struct oracle_problem *p;
+    const struct oracle_tensors *t;
+    bool *sees[3]; /* per axis [length][keys] */
+    long long tokens, keys;
+    double *weights; /* [keys + extra] of one query: scores, then probabilities */
+    bool *visible;   /* [keys + extra] */
+};
+
+static void close_oracle(struct oracle *c)
+{
+    for (int i = 0; i < 3; i++)
+        free(c->sees[i]);
+    free(c->weights);
+    free(c->visible);
+}
+
+static bool open_oracle(struct oracle *c, const struct oracle_problem *p, const struct oracle_tensors *t)
+{
+    memset(c, 0, sizeof *c);
+    c->p = p;
+    c->t = t;
+    c->tokens = c->keys = 1;
+    bool ok = true;
+    for (int i = 0; i < 3; i++) {
+        const struct oracle_axis *a = &p->axis[i];
+        c->tokens *= a->length;
+        c->keys *= a->keys;
+        c->sees[i] = malloc(sizeof(bool) * (size_t)a->length * (size_t)a->keys);
+        for (int q = 0; c->sees[i] && q < a->length; q++)
+            for (int k = 0; k < a->keys; k++)
+                c->sees[i][(size_t)q * (size_t)a->keys + (size_t)k] = oracle_sees(a, q, k);
+        ok = ok && c->sees[i];
+    }
+    c->weights = malloc(sizeof(double) * (size_t)(c->keys + p->extra));
+    c->visible = malloc(sizeof(bool) * (size_t)(c->keys + p->extra));
+    ok = ok && c->weights && c->visible;
+    if (!ok)
+        close_oracle(c);
+    return ok;
+}
+
+static void coordinates(const struct oracle_problem *p, bool of_key, long long token, int x[3])
+{
+    for (int i = 2; i >= 0; i--) {
+        const int extent = of_key ? p->axis[i].keys : p->axis[i].length;
+        x[i] = (int)(token % extent);
+        token /= extent;
+    }
+}
+
+static void find_visible(struct oracle *c, long long query)
+{
+    int x[3], y[3];
+    coordinates(c->p, false, query, x);
+    for (long long key = 0; key < c->keys; key++) {
+        coordinates(c->p, true, key, y);
+        c->visible[key] = true;
+        for (int i = 0; i < 3; i++)
+            c->visible[key] &= c->sees[i][(size_t)x[i] * (size_t)c->p->axis[i].keys + (size_t)y[i]];
+    }
+    for (int e = 0; e < c->p->extra; e++)
+        c->visible[c->keys + e] = true;
+}
+
+/* Row of a key, extra keys after the grid's, in k/v or a gradient of them. */
+static double *key_row(const struct oracle *c, double *grid, double *extra, int batch, long long key, int kv_head, int width)
+{
+    const struct oracle_problem *p = c->p;
+    if (key < c->keys)
+        return grid + (((long long)batch * c->keys + key) * p->kv_heads + kv_head) * width;
+    return extra + (((long long)batch * p->extra + key - c->keys) * p->kv_heads + kv_head) * width;
+}
+
+static double *query_row(const struct oracle *c, double *array, int batch, long long token, int head, int width)
+{
+    return array + (((long long)batch * c->tokens + token) * c->p->heads + head) * width;
+}
+
+static long long bias_index(const struct oracle *c, int head, long long query, long long key)
+{
+    int x[3], y[3];
+    coordinates(c->p, false, query, x);
+    coordinates(c->p, true, key, y);
+    long long at = head;
+    for (int i = 0; i < 3; i++) {
+        const struct oracle_axis *a = &c->p->axis[i];
+        at = at * (2 * a->window - 1) + (y[i] - x[i]) / a->dilation + a->window - 1;
+    }
+    return at;
+}
+
+static double dot(const struct oracle *c, const double *a, const double *b, int n)
+{
+    double sum = 0;
+    for (int i = 0; i < n; i++)
+        sum = sum_up(c->p, sum + sum_up(c->p, a[i] * b[i]));
+    return sum;
+}
+
+/* Fills weights with the probabilities of one query; returns its logsumexp. */
+static double softmax(struct oracle *c, int batch, long long query, int head)
+{
+    const struct oracle_problem *p = c->p;
+    const int kv_head = head / (p->heads / p->kv_heads);
+    const double *q = query_row(c, c->t->q, batch, query, head, p->head_dim);
+    const long long all = c->keys + p->extra;
+    double max = -INFINITY, sum = 0;
+    for (long long j = 0; j < all; j++) {
+        if (!c->visible[j])
+            continue;
+        double score = dot(c, q, key_row(c, c->t->k, c->t->extra_k, batch, j, kv_head, p->head_dim), p->head_dim);
+        score = sum_up(p, score * p->scale);
+        if (c->t->bias && j < c->keys)
+            score = sum_up(p, score + c->t->bias[bias_index(c, head, query, j)]);
+        c->weights[j] = score;
+        max = score > max || isnan(score) ? score : max;
+    }
+    for (long long j = 0; j < all; j++)
+        if (c->visible[j])
+            sum = sum_up(p, sum + (c->weights[j] = sum_up(p, exp(c->weights[j] - max))));
+    for (long long j = 0; j < all; j++)
+        if (c->visible[j])
+            c->weights[j] = sum_up(p, c->weights[j] / sum);
+    return sum_up(p, max + log(sum));
+}
+
+static void weigh_values(struct oracle *c, int batch, int head, double *o)
+{
+    const struct oracle_problem *p = c->p;
+    const int kv_head = head / (p->heads / p->kv_heads);
+    for (int d = 0; d < p->head_dim_v; d++)
+        o[d] = 0;
+    for (long long j = 0; j < c->keys + p->extra; j++) {
+        if (!c->visible[j])
+            continue;
+        const double *v = key_row(c, c->t->v, c->t->extra_v, batch, j, kv_head, p->head_dim_v);
+        const double weight = oracle_round(p->precision, c->weights[j]);
+        for (int d = 0; d < p->head_dim_v; d++)
+            o[d] = sum_up(p, o[d] + sum_up(p, weight * v[d]));
+    }
+}
+
+bool oracle_forward(const struct oracle_problem *problem, const struct oracle_tensors *tensors)
+{
+    struct oracle c;
+    if (!open_oracle(&c, problem, tensors))
+        return false;
+    for (long long query = 0; query < c.tokens; query++) {
+        find_visible(&c, query);
+        for (int batch = 0; batch < problem->batch; batch++)
+            for (int head = 0; head < problem->heads; head++) {
+                *query_row(&c, tensors->lse, batch, query, head, 1) = softmax(&c, batch, query, head);
+                double *o = query_row(&c, tensors->o, batch, query, head, problem->head_dim_v);
+                weigh_values(&c, batch, head, o);
+                for (int d = 0; d < problem->head_dim_v; d++)
+                    o[d] = oracle_round(problem->precision, o[d]);
+            }
+    }
+    close_oracle(&c);
+    return true;
+}
+
+static void add_scaled(const struct oracle *c, double *to, double factor, const double *from, int n)
+{
+    for (int d = 0; d < n; d++)
+        to[d] = sum_up(c->p, to[d] + sum_up(c->p, factor * from[d]));
+}
+
+/* One query's share of every gradient: dV += P dO; dP = dO.v; dS = P (dP - delta); dQ += scale dS K; dK += scale dS Q. */
+static void differentiate(struct oracle *c, int batch, long long query, int head, double *o)
+{
+    const struct oracle_problem *p = c->p;
+    const struct oracle_tensors *t = c->t;
+    const int kv_head = head / (p->heads / p->kv_heads);
+    double *q = query_row(c, t->q, batch, query, head, p->head_dim);
+    double *dq = query_row(c, t->dq, batch, query, head, p->head_dim);
+    double *dout = query_row(c, t->dout, batch, query, head, p->head_dim_v);
+    softmax(c, batch, query, head);
+    weigh_values(c, batch, head, o);
+    for (int d = 0; d < p->head_dim_v; d++)
+        o[d] = oracle_round(p->precision, o[d]);
+    double delta = dot(c, o, dout, p->head_dim_v);
+    if (t->dlse)
+        delta = sum_up(p, delta - *query_row(c, t->dlse, batch, query, head, 1));
+    for (long long j = 0; j < c->keys + p->extra; j++) {
+        if (!c->visible[j])
+            continue;
+        const double dp = dot(c, dout, key_row(c, t->v, t->extra_v, batch, j, kv_head, p->head_dim_v), p->head_dim_v);
+        const double ds = sum_up(p, c->weights[j] * (dp - delta));
+        const double rounded = oracle_round(p->precision, ds);
+        add_scaled(c, key_row(c, t->dv, t->dextra_v, batch, j, kv_head, p->head_dim_v),
+                   oracle_round(p->precision, c->weights[j]), dout, p->head_dim_v);
+        add_scaled(c, dq, rounded, key_row(c, t->k, t->extra_k, batch, j, kv_head, p->head_dim), p->head_dim);
+        add_scaled(c, key_row(c, t->dk, t->dextra_k, batch, j, kv_head, p->head_dim), rounded, q, p->head_dim);
+        if (t->dbias && j < c->keys) {
+            double *db = &t->dbias[bias_index(c, head, query, j)];
+            *db = sum_up(p, *db + ds);
+        }
+    }
+}
+
+static void finish(const struct oracle_problem *p, double *array, double factor, long long count)
+{
+    for (long long i = 0; array && i < count; i++)
+        array[i] = oracle_round(p->precision, array[i] * factor);
+}
+
+static void clear(double *array, long long count)
+{
+    if (array)
+        memset(array, 0, sizeof(double) * (size_t)count);
+}
+
+bool oracle_backward(const struct oracle_problem *p, const struct oracle_tensors *t)
+{
+    struct oracle c;
+    double *o = malloc(sizeof(double) * (size_t)p->head_dim_v);
+    if (!o || !open_oracle(&c, p, t)) {
+        free(o);
+        return false;
+    }
+    const long long queries = c.tokens * p->batch * p->heads, keys = c.keys * p->batch * p->kv_heads;
+    const long long extra = (long long)p->extra * p->batch * p->kv_heads;
+    long long table = p->heads;
+    for (int i = 0; i < 3; i++)
+        table *= 2 * p->axis[i].window - 1;
+    clear(t->dq, queries * p->head_dim);
+    clear(t->dk, keys * p->head_dim);
+    clear(t->dv, keys * p->head_dim_v);
+    clear(t->dextra_k, extra * p->head_dim);
+    clear(t->dextra_v, extra * p->head_dim_v);
+    clear(t->dbias, table);
+    for (long long query = 0; query < c.tokens; query++) {
+        find_visible(&c, query);
+        for (int batch = 0; batch < p->batch; batch++)
+            for (int head = 0; head < p->heads; head++)
+                differentiate(&c, batch, query, head, o);
+    }
+    finish(p, t->dq, p->scale, queries * p->head_dim);
+    finish(p, t->dk, p->scale, keys * p->head_dim);
+    finish(p, t->dv, 1, keys * p->head_dim_v);
+    finish(p, t->dextra_k, p->scale, extra * p->head_dim);
+    finish(p, t->dextra_v, 1, extra * p->head_dim_v);
+    free(o);
+    close_oracle(&c);
+    return true;
+}

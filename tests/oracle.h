@@ -1,0 +1,44 @@
+/* Neighborhood attention by definition: membership of one key in one query's window, and sums over all pairs.
+ * Shares nothing with the library, on purpose: it is the second opinion. O(tokens * keys), so for small problems. */
+#ifndef NBHD_TESTS_ORACLE_H
+#define NBHD_TESTS_ORACLE_H
+
+#include <stdbool.h>
+
+/* The arithmetic to compute in. EXACT: double. The others are a plain computation in that precision, whose own error is the
+ * yardstick for a kernel's: sums in float, probabilities and results rounded to the type. */
+enum oracle_precision { ORACLE_EXACT, ORACLE_F32, ORACLE_F16, ORACLE_BF16 };
+
+enum oracle_edge { ORACLE_NEAREST, ORACLE_CAUSAL, ORACLE_TRUNCATED };
+
+struct oracle_axis {
+    int length, keys, window, stride, dilation;
+    enum oracle_edge edge;
+};
+
+struct oracle_problem {
+    struct oracle_axis axis[3]; /* leading axes of length 1 where there are fewer */
+    int batch, heads, kv_heads, head_dim, head_dim_v, extra;
+    double scale;
+    enum oracle_precision precision;
+};
+
+/* All arrays are contiguous doubles: q, dq [batch, tokens, heads, head_dim]; k, dk [batch, keys, kv_heads, head_dim];
+ * v, dv [.., head_dim_v]; o, dout [batch, tokens, heads, head_dim_v]; lse, dlse [batch, tokens, heads];
+ * extra_k.. [batch, extra, kv_heads, dim]; bias, dbias [heads, 2 w0 - 1, 2 w1 - 1, 2 w2 - 1] or NULL. */
+struct oracle_tensors {
+    double *q, *k, *v, *o, *lse, *extra_k, *extra_v, *bias;
+    double *dout, *dlse, *dq, *dk, *dv, *dextra_k, *dextra_v, *dbias;
+};
+
+/* Is token `key` in the window of token `query`? */
+bool oracle_sees(const struct oracle_axis *axis, int query, int key);
+/* Writes o and lse. false: out of memory. */
+bool oracle_forward(const struct oracle_problem *problem, const struct oracle_tensors *tensors);
+/* From q, k, v (extra, bias), dout and dlse (may be NULL): writes all gradients whose arrays are there. */
+bool oracle_backward(const struct oracle_problem *problem, const struct oracle_tensors *tensors);
+
+/* Rounds to the precision's storage type. */
+double oracle_round(enum oracle_precision precision, double value);
+
+#endif

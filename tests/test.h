@@ -1,0 +1,53 @@
+/* A small harness: CHECK counts and goes on, the last line tells, the exit status follows. */
+#ifndef NBHD_TESTS_TEST_H
+#define NBHD_TESTS_TEST_H
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static long test_passed, test_failed, test_skipped;
+
+/* CHECK(condition, "format", ...): the message says what was found. Evaluates to the condition. */
+#define CHECK(condition, ...) test_check((condition), __FILE__, __LINE__, #condition, __VA_ARGS__)
+
+__attribute__((format(printf, 5, 6))) static inline bool test_check(bool ok, const char *file, int line, const char *what,
+                                                                    const char *format, ...)
+{
+    if (ok) {
+        test_passed++;
+        return true;
+    }
+    test_failed++;
+    if (test_failed <= 40) {
+        char text[1024];
+        __builtin_va_list list;
+        __builtin_va_start(list, format);
+        vsnprintf(text, sizeof text, format, list);
+        __builtin_va_end(list);
+        fprintf(stderr, "%s:%d: FAILED %s: %s\n", file, line, what, text);
+    }
+    return false;
+}
+
+static inline void test_skip(const char *why)
+{
+    test_skipped++;
+    printf("skipped: %s\n", why);
+}
+
+/* The larger tier, NBHD_FULL=1: some tests run more of the same. */
+static inline bool test_full(void)
+{
+    const char *full = getenv("NBHD_FULL");
+    return full && *full && strcmp(full, "0") != 0;
+}
+
+static inline int test_done(void)
+{
+    printf("%ld passed, %ld failed, %ld skipped\n", test_passed, test_failed, test_skipped);
+    return test_failed ? 1 : 0;
+}
+
+#endif

@@ -1,0 +1,118 @@
+/* Every CPU row, under every cap of the instruction set, on every problem of case_lines and on random ones, in every layout,
+ * against the oracle; the same bits for any number of threads. */
+#include "case.h"
+#include "core/kernel.h"
+#include "cpu/isa.h"
+#include "test.h"
+
+static void check_case(const nbhd_desc *desc, const struct case_options *options)
+{
+    char line[NBHD_TEXT];
+    struct case_result result;
+    nbhd_desc_format(desc, line, sizeof line);
+    const nbhd_status status = case_run(desc, options, &result);
+    if (status == NBHD_ERROR_UNSUPPORTED)
+        return; /* a refusal; that some row takes each problem is checked in check_planned */
+    CHECK(result.ok, "nbhd check '%s' --kernel %s (seed %u, layout %d, threads %d): %s", line,
+          options->kernel ? options->kernel : "any", options->seed, options->layout, options->threads, result.why);
+}
+
+static bool runs_here(const struct nbhd_kernel *kernel)
+{
+    return kernel->device == NBHD_DEVICE_CPU && nbhd_isa_available() & kernel->needs;
+}
+
+static void check_row_on(const struct nbhd_kernel *kernel, const nbhd_desc *desc, unsigned seed)
+{
+    struct case_options options = {.kernel = kernel->name, .seed = seed, .repeats = 1};
+    options.layout = (enum case_layout)(seed % 3);
+    options.threads = 1 + (int)(seed % 4);
+    options.no_lse = seed % 5 == 0;
+    options.poison_key = seed % 4 == 1;
+    options.large_values = seed % 7 == 3;
+    options.dlse = seed % 2 == 0;
+    check_case(desc, &options);
+}
+
+static void check_row(const struct nbhd_kernel *kernel)
+{
+    static const int dtypes[] = {NBHD_F32, NBHD_BF16, NBHD_F16, NBHD_F64};
+    unsigned seed = 0;
+    for (int i = 0; case_lines[i]; i++)
+        for (int type = 0; type < 4; type++) {
+            nbhd_desc desc;
+            if (!CHECK(!nbhd_desc_parse(&desc, case_lines[i]), "%s: %s", case_lines[i], nbhd_last_error()))
+                continue;
+            desc.pass = kernel->pass;
+            desc.dtype = dtypes[type];
+            for (int layout = 0; layout < 3; layout++)
+                check_row_on(kernel, &desc, seed++);
+        }
+    const unsigned random = test_full() ? 2500 : 150;
+    for (unsigned i = 0; i < random; i++) {
+        nbhd_desc desc = case_random(i, 4e6);
+        desc.pass = kernel->pass;
+        desc.dtype = dtypes[i % 7 < 4 ? 0 : i % 7 - 3];
+        check_row_on(kernel, &desc, i);
+    }
+}
+
+static void check_rows(void)
+{
+    int rows = 0;
+    for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
+        if (runs_here(k) && k->pass <= NBHD_BACKWARD) {
+            check_row(k);
+            rows++;
+        }
+    CHECK(rows > 0, "no CPU row ran");
+}
+
+/* With the machine capped to each instruction set, the planner still finds a row for every forward problem. */
+static void check_planned(void)
+{
+    for (unsigned cap = NBHD_ISA_SCALAR; cap <= NBHD_ISA_NEON; cap <<= 1) {
+        nbhd_isa_limit(cap * 2 - 1);
+        for (int i = 0; case_lines[i]; i++) {
+            nbhd_desc desc;
+            struct case_result result;
+            const struct case_options options = {.seed = (unsigned)i, .threads = 2};
+            nbhd_desc_parse(&desc, case_lines[i]);
+            const nbhd_status status = case_run(&desc, &options, &result);
+            CHECK(!status && result.ok, "'%s' under cap %s: %s", case_lines[i], nbhd_isa_name(cap), result.why);
+        }
+    }
+    nbhd_isa_limit(~0u);
+}
+
+static void check_thread_counts(void)
+{
+    for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++) {
+        if (!runs_here(k) || k->pass > NBHD_BACKWARD)
+            continue;
+        static const char *const lines[] = {"b2 h4/2 d32 19x23 w7x5", "h2 d64 300 w100 s10", "h3 d16 5x9x20 w3x3x5 ecnn"};
+        for (int i = 0; i < 3; i++) {
+            unsigned long long bits = 0;
+            for (int threads = 1; threads <= 7; threads += 2) {
+                nbhd_desc desc;
+                struct case_result result;
+                const struct case_options options = {.kernel = k->name, .threads = threads};
+                nbhd_desc_parse(&desc, lines[i]);
+                desc.pass = k->pass;
+                if (case_run(&desc, &options, &result) == NBHD_ERROR_UNSUPPORTED)
+                    break;
+                CHECK(result.ok, "%s on '%s': %s", k->name, lines[i], result.why);
+                CHECK(threads == 1 || bits == result.bits, "%s on '%s': %d threads give other bits", k->name, lines[i], threads);
+                bits = result.bits;
+            }
+        }
+    }
+}
+
+int main(void)
+{
+    check_rows();
+    check_planned();
+    check_thread_counts();
+    return test_done();
+}

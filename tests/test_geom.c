@@ -1,0 +1,157 @@
+/* nbhd_geom.h against membership by definition: every group size up to a limit, every window, stride and edge, all seven
+ * functions; dilation through whole axes; and windows drawn by hand, below. */
+#include "nbhd_geom.h"
+#include "oracle.h"
+#include "test.h"
+
+static const enum oracle_edge oracle_edges[] = {ORACLE_NEAREST, ORACLE_CAUSAL, ORACLE_TRUNCATED};
+
+struct table {
+    int n;
+    bool sees[64][64];
+};
+
+static void fill(struct table *t, const struct nbhd_axis *a)
+{
+    const struct oracle_axis o = {a->length, a->keys, a->window, a->stride, a->dilation, oracle_edges[a->edge]};
+    t->n = a->length;
+    for (int q = 0; q < t->n; q++)
+        for (int k = 0; k < t->n; k++)
+            t->sees[q][k] = oracle_sees(&o, q, k);
+}
+
+static bool inside(struct nbhd_range r, int x) { return r.begin <= x && x < r.end; }
+
+/* Both directions, element by element. */
+static bool rows_agree(const struct table *t, struct nbhd_axis a)
+{
+    bool ok = true;
+    for (int q = 0; q < t->n; q++) {
+        const struct nbhd_range keys = nbhd_keys(a, t->n, q);
+        for (int k = 0; k < t->n; k++) {
+            ok &= inside(keys, k) == t->sees[q][k];
+            ok &= inside(nbhd_queries(a, t->n, k), q) == t->sees[q][k];
+        }
+    }
+    return ok;
+}
+
+/* Union and intersection over every tile [begin, end) of queries, or of keys (transposed). */
+static bool tiles_agree(const struct table *t, struct nbhd_axis a, bool of_keys)
+{
+    bool ok = true;
+    for (int begin = 0; begin < t->n; begin++)
+        for (int end = begin + 1; end <= t->n; end++) {
+            const struct nbhd_range tile = nbhd_range_of(begin, end);
+            const struct nbhd_range any = of_keys ? nbhd_tile_any_queries(a, t->n, tile) : nbhd_tile_any(a, t->n, tile);
+            const struct nbhd_range all = of_keys ? nbhd_tile_all_queries(a, t->n, tile) : nbhd_tile_all(a, t->n, tile);
+            for (int x = 0; x < t->n; x++) {
+                bool some = false, every = true;
+                for (int y = begin; y < end; y++) {
+                    const bool sees = of_keys ? t->sees[x][y] : t->sees[y][x];
+                    some |= sees;
+                    every &= sees;
+                }
+                ok &= (!some || inside(any, x)) && inside(all, x) == every;
+                ok &= !(inside(any, x) && !some && (x == any.begin || x == any.end - 1)); /* tight at its ends */
+            }
+        }
+    return ok;
+}
+
+static void check_groups(int most, int most_tiles)
+{
+    static struct table t;
+    for (int edge = 0; edge < 3; edge++)
+        for (int n = 1; n <= most; n++)
+            for (int w = 1; w <= n; w++)
+                for (int s = 1; s <= w; s++) {
+                    const struct nbhd_axis a = {n, n, w, s, 1, edge};
+                    fill(&t, &a);
+                    CHECK(rows_agree(&t, a), "n %d window %d stride %d edge %d", n, w, s, edge);
+                    if (n <= most_tiles)
+                        CHECK(tiles_agree(&t, a, false) && tiles_agree(&t, a, true), "tiles of n %d window %d stride %d edge %d",
+                              n, w, s, edge);
+                }
+}
+
+/* Dilation: element p of group g is token p * dilation + g. */
+static void check_dilation(int most)
+{
+    static struct table t;
+    for (int edge = 0; edge < 3; edge++)
+        for (int length = 1; length <= most; length++)
+            for (int dilation = 1; dilation <= length; dilation++)
+                for (int w = 1; w * dilation <= length; w++)
+                    for (int s = 1; s <= w; s += 2) {
+                        const struct nbhd_axis a = {length, length, w, s, dilation, edge};
+                        fill(&t, &a);
+                        bool ok = true;
+                        for (int q = 0; q < length; q++) {
+                            const int g = q % dilation, n = nbhd_group_size(a, g);
+                            const struct nbhd_range keys = nbhd_keys(a, n, q / dilation);
+                            for (int k = 0; k < length; k++)
+                                ok &= t.sees[q][k] == (k % dilation == g && inside(keys, k / dilation));
+                        }
+                        CHECK(ok, "length %d window %d stride %d dilation %d edge %d", length, w, s, dilation, edge);
+                    }
+}
+
+static void check_cross(void)
+{
+    const struct nbhd_axis a = {5, 9, 9, 1, 1, NBHD_EDGE_NEAREST};
+    const struct nbhd_range keys = nbhd_keys(a, 5, 3), queries = nbhd_queries(a, 5, 7);
+    CHECK(keys.begin == 0 && keys.end == 9, "keys %d..%d", keys.begin, keys.end);
+    CHECK(queries.begin == 0 && queries.end == 5, "queries %d..%d", queries.begin, queries.end);
+}
+
+/* Drawn by hand from the definition: one row a query, # what it sees. The guard against one mistake made twice. */
+static const struct {
+    struct nbhd_axis axis;
+    const char *rows[10];
+} drawn[] = {
+    {{6, 6, 3, 1, 1, 0}, {"###...", "###...", ".###..", "..###.", "...###", "...###"}},
+    {{6, 6, 4, 1, 1, 0}, {"####..", "####..", "####..", ".####.", "..####", "..####"}},
+    {{8, 8, 4, 2, 1, 0}, {"####....", "####....", ".####...", ".####...", "...####.", "...####.", "....####", "....####"}},
+    {{8, 8, 4, 4, 1, 0}, {"####....", "####....", "####....", "####....", "....####", "....####", "....####", "....####"}},
+    {{7, 7, 3, 3, 1, 0}, {"###....", "###....", "###....", "...###.", "...###.", "...###.", "....###"}},
+    {{6, 6, 3, 1, 1, 1}, {"#.....", "##....", "###...", ".###..", "..###.", "...###"}},
+    {{6, 6, 4, 2, 1, 1}, {"#.....", "##....", "###...", "####..", "..###.", "..####"}},
+    {{6, 6, 3, 1, 1, 2}, {"##....", "###...", ".###..", "..###.", "...###", "....##"}},
+    {{6, 6, 4, 1, 1, 2}, {"##....", "###...", "####..", ".####.", "..####", "...###"}},
+    {{7, 7, 3, 1, 2, 0}, {"#.#.#..", ".#.#.#.", "#.#.#..", ".#.#.#.", "..#.#.#", ".#.#.#.", "..#.#.#"}},
+    {{7, 7, 2, 1, 2, 1}, {"#......", ".#.....", "#.#....", ".#.#...", "..#.#..", "...#.#.", "....#.#"}},
+    {{5, 5, 5, 1, 1, 0}, {"#####", "#####", "#####", "#####", "#####"}},
+    {{4, 4, 1, 1, 1, 0}, {"#...", ".#..", "..#.", "...#"}},
+};
+
+static void check_drawn(void)
+{
+    static struct table t;
+    for (size_t i = 0; i < sizeof drawn / sizeof *drawn; i++) {
+        const struct nbhd_axis a = drawn[i].axis;
+        fill(&t, &a);
+        for (int q = 0; q < a.length; q++) {
+            const int g = q % a.dilation;
+            const struct nbhd_range keys = nbhd_keys(a, nbhd_group_size(a, g), q / a.dilation);
+            char row[16] = "";
+            char oracle[16] = "";
+            for (int k = 0; k < a.length; k++) {
+                row[k] = k % a.dilation == g && inside(keys, k / a.dilation) ? '#' : '.';
+                oracle[k] = t.sees[q][k] ? '#' : '.';
+            }
+            CHECK(!strcmp(row, drawn[i].rows[q]), "drawing %zu, query %d: %s, drawn %s", i, q, row, drawn[i].rows[q]);
+            CHECK(!strcmp(oracle, drawn[i].rows[q]), "drawing %zu, query %d: the oracle has %s, drawn %s", i, q, oracle,
+                  drawn[i].rows[q]);
+        }
+    }
+}
+
+int main(void)
+{
+    check_drawn();
+    check_cross();
+    check_groups(40, 24);
+    check_dilation(40);
+    return test_done();
+}

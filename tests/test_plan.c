@@ -1,0 +1,173 @@
+/* Planning and executing: choice and refusal, arguments one by one, threads that share a plan. */
+#include <pthread.h>
+#include <stdint.h>
+#include "core/kernel.h"
+#include "cpu/isa.h"
+#include "nbhd.h"
+#include "test.h"
+
+static nbhd_plan *plan_of(const char *line, const char *kernel)
+{
+    nbhd_desc desc;
+    nbhd_plan *plan = NULL;
+    CHECK(!nbhd_desc_parse(&desc, line), "%s: %s", line, nbhd_last_error());
+    CHECK(!nbhd_plan_create_with(&plan, &desc, NBHD_DEVICE_CPU, 0, kernel), "%s: %s", line, nbhd_last_error());
+    return plan;
+}
+
+static void check_choice(void)
+{
+    nbhd_desc desc;
+    nbhd_plan *plan = NULL;
+    nbhd_desc_parse(&desc, "d16 20 w5");
+    nbhd_isa_limit(NBHD_ISA_SCALAR);
+    plan = plan_of("d16 20 w5", NULL);
+    CHECK(!strcmp(nbhd_plan_kernel(plan), "cpu.fwd_scalar"), "chose %s", nbhd_plan_kernel(plan));
+    nbhd_plan_destroy(&plan);
+    CHECK(plan == NULL, "destroy left the pointer");
+    nbhd_plan_destroy(&plan);
+    nbhd_plan_destroy(NULL);
+    nbhd_isa_limit(~0u);
+    CHECK(nbhd_plan_create_with(&plan, &desc, NBHD_DEVICE_CPU, 0, "cpu.nothing") == NBHD_ERROR_INVALID, "unknown kernel");
+    CHECK(strstr(nbhd_last_error(), "cpu.nothing") != NULL, "%s", nbhd_last_error());
+    CHECK(nbhd_plan_create(&plan, &desc, (nbhd_device)7, 0) == NBHD_ERROR_INVALID, "device 7 passed");
+    CHECK(nbhd_plan_create(&plan, &desc, NBHD_DEVICE_CPU, 1u << 20) == NBHD_ERROR_INVALID, "unknown flag passed");
+}
+
+/* Every row refuses a problem of another pass or device, with a sentence. */
+static void check_refusals(void)
+{
+    nbhd_desc desc;
+    char why[NBHD_TEXT];
+    int rows = 0;
+    for (int i = 0; nbhd_kernel_name(i); i++, rows++) {
+        nbhd_desc_parse(&desc, "d16 20 w5");
+        const nbhd_device device = nbhd_kernels[i].device;
+        desc.pass = nbhd_kernels[i].pass == NBHD_FORWARD ? NBHD_BACKWARD : NBHD_FORWARD;
+        CHECK(!nbhd_kernel_refusal(i, &desc, device, why, sizeof why) && strstr(why, "pass"), "%s: '%s'",
+              nbhd_kernel_name(i), why);
+        desc.pass = nbhd_kernels[i].pass;
+        CHECK(!nbhd_kernel_refusal(i, &desc, device == NBHD_DEVICE_CPU ? NBHD_DEVICE_CUDA : NBHD_DEVICE_CPU, why, sizeof why) &&
+                  strstr(why, "runs on"), "%s: '%s'", nbhd_kernel_name(i), why);
+        if (device == NBHD_DEVICE_CPU && nbhd_kernels[i].needs != NBHD_ISA_SCALAR) {
+            nbhd_isa_limit(NBHD_ISA_SCALAR);
+            CHECK(!nbhd_kernel_refusal(i, &desc, device, why, sizeof why) && strstr(why, "machine has no"), "%s: '%s'",
+                  nbhd_kernel_name(i), why);
+            nbhd_isa_limit(~0u);
+        }
+    }
+    CHECK(rows > 0, "no kernels");
+    CHECK(nbhd_kernel_refusal(rows, &desc, NBHD_DEVICE_CPU, why, sizeof why) == NBHD_ERROR_INVALID, "row %d exists", rows);
+}
+
+static void check_arguments(void)
+{
+    static float q[2 * 20 * 16], k[2 * 20 * 16], v[2 * 20 * 16], o[2 * 20 * 16], extra[64];
+    static double workspace[1 << 16];
+    nbhd_plan *plan = plan_of("h2 d16 20 w5 extra=2", NULL);
+    if (!plan || !CHECK(nbhd_plan_workspace(plan) <= sizeof workspace, "%zu", nbhd_plan_workspace(plan)))
+        return;
+    nbhd_args good = NBHD_ARGS_INIT;
+    good.q.data = q, good.k.data = k, good.v.data = v, good.o.data = o;
+    good.extra_k.data = good.extra_v.data = extra;
+    CHECK(!nbhd_execute(plan, &good, workspace, NULL), "%s", nbhd_last_error());
+    static const struct {
+        size_t offset;
+        const char *says;
+    } needed[] = {{offsetof(nbhd_args, q), "args.q "}, {offsetof(nbhd_args, k), "args.k "}, {offsetof(nbhd_args, v), "args.v "},
+                  {offsetof(nbhd_args, o), "args.o "}, {offsetof(nbhd_args, extra_k), "args.extra_k"},
+                  {offsetof(nbhd_args, extra_v), "args.extra_v"}};
+    for (size_t i = 0; i < sizeof needed / sizeof *needed; i++) {
+        nbhd_args bad = good;
+        ((nbhd_tensor *)(void *)((char *)&bad + needed[i].offset))->data = NULL;
+        CHECK(nbhd_execute(plan, &bad, workspace, NULL) == NBHD_ERROR_INVALID &&
+                  strstr(nbhd_last_error(), needed[i].says), "%s: %s", needed[i].says, nbhd_last_error());
+        ((nbhd_tensor *)(void *)((char *)&bad + needed[i].offset))->data = (char *)q + 1;
+        CHECK(nbhd_execute(plan, &bad, workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "aligned"),
+              "%s: %s", needed[i].says, nbhd_last_error());
+    }
+    nbhd_args bad = good;
+    bad.o.stride[0] = 640, bad.o.stride[1] = 0, bad.o.stride[2] = 16;
+    CHECK(nbhd_execute(plan, &bad, workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "args.o"),
+          "an output of stride 0 passed: %s", nbhd_last_error());
+    CHECK(nbhd_execute(plan, &good, NULL, NULL) == NBHD_ERROR_INVALID, "no workspace passed");
+    CHECK(nbhd_execute(NULL, &good, workspace, NULL) == NBHD_ERROR_INVALID, "no plan passed");
+    CHECK(nbhd_execute(plan, NULL, workspace, NULL) == NBHD_ERROR_INVALID, "no args passed");
+    nbhd_plan_destroy(&plan);
+}
+
+/* Several threads execute one plan at a time, each with its own workspace; every result is that of one alone. */
+enum { CALLERS = 4, ROUNDS = 20, ELEMENTS = 2 * 64 * 16 };
+
+struct caller {
+    const nbhd_plan *plan;
+    const float *q;
+    float o[ELEMENTS];
+    int failures;
+};
+
+static void *call_often(void *context)
+{
+    struct caller *c = context;
+    void *workspace = aligned_alloc(64, (nbhd_plan_workspace(c->plan) + 127) / 64 * 64);
+    nbhd_args args = NBHD_ARGS_INIT;
+    args.q.data = args.k.data = args.v.data = (void *)(uintptr_t)c->q;
+    args.o.data = c->o;
+    for (int i = 0; i < ROUNDS; i++)
+        c->failures += nbhd_execute(c->plan, &args, workspace, NULL) != NBHD_OK;
+    free(workspace);
+    return NULL;
+}
+
+static void check_threads(void)
+{
+    static float q[ELEMENTS];
+    static struct caller callers[CALLERS], alone;
+    for (int i = 0; i < ELEMENTS; i++)
+        q[i] = (float)(i * 7919 % 1000) / 500.0f - 1.0f;
+    nbhd_plan *plan = plan_of("h2 d16 64 w9", NULL);
+    alone = (struct caller){.plan = plan, .q = q};
+    call_often(&alone);
+    pthread_t threads[CALLERS];
+    for (int i = 0; i < CALLERS; i++) {
+        callers[i] = (struct caller){.plan = plan, .q = q};
+        pthread_create(&threads[i], NULL, call_often, &callers[i]);
+    }
+    for (int i = 0; i < CALLERS; i++) {
+        pthread_join(threads[i], NULL);
+        CHECK(!callers[i].failures, "%d executions failed", callers[i].failures);
+        CHECK(!memcmp(callers[i].o, alone.o, sizeof alone.o), "caller %d has other bits", i);
+    }
+    nbhd_plan_destroy(&plan);
+}
+
+/* Detection, from recorded words of cpuid and xgetbv. */
+static void check_isa(void)
+{
+    static const struct {
+        struct nbhd_cpuid words;
+        unsigned isa;
+    } recorded[] = {
+        {{0, 0, 0, 0, 0}, 1},
+        {{0xfffa3203, 0xf1bf97a9, 0x10, 0x20, 0x2e7}, 1 | 2 | 4 | 8},                  /* Zen 4 */
+        {{0xfffa3203, 0xf1bf97a9, 0x10, 0x20, 0x7}, 1 | 2},                            /* the same, AVX-512 state not saved */
+        {{0xfffa3203, 0xf1bf97a9, 0x10, 0x20, 0x3}, 1},                                /* and no AVX state either */
+        {{0x7ffefbff, 0x209c01a9, 0xbc000400, 0, 0x7}, 1 | 2},                         /* Zen 2 */
+        {{0x7ffefbff, 0xf1bf07ab, 0x01c00010u | 1u << 24, 0x30, 0x602e7}, 1 | 2 | 4 | 8 | 16}, /* Sapphire Rapids */
+    };
+    for (size_t i = 0; i < sizeof recorded / sizeof *recorded; i++) {
+        const unsigned isa = nbhd_isa_from_cpuid(&recorded[i].words);
+        CHECK(isa == recorded[i].isa, "record %zu gives %x, not %x", i, isa, recorded[i].isa);
+    }
+    CHECK(nbhd_isa_available() & NBHD_ISA_SCALAR, "not even scalar");
+}
+
+int main(void)
+{
+    check_choice();
+    check_refusals();
+    check_arguments();
+    check_threads();
+    check_isa();
+    return test_done();
+}
