@@ -14,7 +14,7 @@ size_t nbhd_dtype_size(int dtype) { return dtype == NBHD_F64 ? 8 : dtype == NBHD
 
 /* A caller built against an older header has a shorter struct: missing fields are 0, the default. A newer one has a
  * longer struct, whose extra bytes must be 0, or the caller asks for what this build does not know. */
-static nbhd_status copy_sized(void *to, size_t known, const void *from, const char *what)
+nbhd_status nbhd_copy_sized(void *to, size_t known, const void *from, const char *what)
 {
     size_t given;
     memcpy(&given, from, sizeof given);
@@ -32,7 +32,22 @@ static nbhd_status copy_sized(void *to, size_t known, const void *from, const ch
     return NBHD_OK;
 }
 
-nbhd_status nbhd_args_copy(nbhd_args *to, const nbhd_args *from) { return copy_sized(to, sizeof *to, from, "nbhd_args"); }
+nbhd_status nbhd_return_sized(void *to, const void *from, size_t known, const char *what)
+{
+    size_t room;
+    memcpy(&room, to, sizeof room);
+    if (room < sizeof(size_t) || room > 1 << 16)
+        return nbhd_fail(NBHD_ERROR_INVALID, "%s.size is %zu; set it to sizeof(%s), or start from the initializer", what,
+                         room, what);
+    memcpy(to, from, room < known ? room : known);
+    memcpy(to, &room, sizeof room);
+    return NBHD_OK;
+}
+
+nbhd_status nbhd_args_copy(nbhd_args *to, const nbhd_args *from)
+{
+    return nbhd_copy_sized(to, sizeof *to, from, "nbhd_args");
+}
 
 static nbhd_status check_range(const char *field, int value, int low, int high)
 {
@@ -138,7 +153,7 @@ nbhd_status nbhd_problem_init(struct nbhd_problem *problem, const nbhd_desc *des
 {
     memset(problem, 0, sizeof *problem);
     nbhd_desc *d = &problem->desc;
-    nbhd_status status = copy_sized(d, sizeof *d, desc, "nbhd_desc");
+    nbhd_status status = nbhd_copy_sized(d, sizeof *d, desc, "nbhd_desc");
     if (status)
         return status;
     d->size = sizeof *d;

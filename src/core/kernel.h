@@ -56,6 +56,9 @@ extern const struct nbhd_kernel nbhd_kernels[]; /* ends with name == NULL */
 
 /* desc.c: checks desc and fills in every default. */
 nbhd_status nbhd_problem_init(struct nbhd_problem *problem, const nbhd_desc *desc);
+/* desc.c: from and to a caller's struct that begins with its size, shorter or longer than this build's `known` bytes. */
+nbhd_status nbhd_copy_sized(void *to, size_t known, const void *from, const char *what);
+nbhd_status nbhd_return_sized(void *to, const void *from, size_t known, const char *what);
 /* status.c: sets the thread's sentence; returns status. */
 nbhd_status nbhd_fail(nbhd_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* why[] of refuse. Always true, so that a refusal is one return. */
