@@ -1,6 +1,7 @@
 /* Counting tiles, per axis: see tiles.h. */
 #include "core/tiles.h"
 
+/* Tiles of the grid that starts at origin which touch r. */
 static int tiles_over(struct nbhd_range r, int tile, int origin)
 {
     if (r.end <= r.begin)
@@ -15,25 +16,52 @@ static int tiles_inside(struct nbhd_range r, int tile, int origin)
     return r.end > r.begin && end > first ? end - first : 0;
 }
 
-struct nbhd_tile nbhd_tile_at(struct nbhd_axis a, int n, int q, int q_tile, int k_tile, enum nbhd_tiling tiling)
+/* Who stays and who is visited: queries visit keys forward; keys visit queries where dK and dV are summed. */
+enum roles { QUERIES_STAY, KEYS_STAY };
+
+static int stay_count(struct nbhd_axis a, int g, enum roles roles)
+{
+    return roles == KEYS_STAY && a.keys != a.length ? a.keys : nbhd_group_size(a, g);
+}
+
+static struct nbhd_range union_of(struct nbhd_axis a, int n, struct nbhd_range r, enum roles roles)
+{
+    return roles == QUERIES_STAY ? nbhd_tile_any(a, n, r) : nbhd_tile_any_queries(a, n, r);
+}
+
+/* n: queries of the group; end: where those that stay end. */
+static struct nbhd_tile tile_at(struct nbhd_axis a, int n, int end, int begin, int stay, int visit,
+                                enum nbhd_tiling tiling, enum roles roles)
 {
     struct nbhd_tile t;
-    t.q = nbhd_range_of(q, nbhd_min(q + q_tile, n));
-    t.any = nbhd_tile_any(a, n, t.q);
-    t.all = nbhd_tile_all(a, n, t.q);
+    t.q = nbhd_range_of(begin, nbhd_min(begin + stay, end));
+    t.any = union_of(a, n, t.q, roles);
+    t.all = roles == QUERIES_STAY ? nbhd_tile_all(a, n, t.q) : nbhd_tile_all_queries(a, n, t.q);
     int origin = tiling == NBHD_TILING_STATIC ? 0 : t.any.begin;
-    t.visited = tiles_over(t.any, k_tile, origin);
-    t.full = tiles_inside(t.all, k_tile, origin);
+    t.visited = tiles_over(t.any, visit, origin);
+    t.full = tiles_inside(t.all, visit, origin);
     return t;
 }
 
-struct nbhd_tile_count nbhd_tiles_count(struct nbhd_axis a, int q_tile, int k_tile, enum nbhd_tiling tiling)
+struct nbhd_tile nbhd_tile_at(struct nbhd_axis a, int n, int q, int q_tile, int k_tile, enum nbhd_tiling tiling)
+{
+    return tile_at(a, n, n, q, q_tile, k_tile, tiling, QUERIES_STAY);
+}
+
+struct nbhd_tile nbhd_tile_at_inverse(struct nbhd_axis a, int n, int k, int k_tile, int q_tile, enum nbhd_tiling tiling)
+{
+    int keys = a.keys != a.length ? a.keys : n;
+    return tile_at(a, n, keys, k, k_tile, q_tile, tiling, KEYS_STAY);
+}
+
+static struct nbhd_tile_count count_tiles(struct nbhd_axis a, int stay, int visit, enum nbhd_tiling tiling,
+                                          enum roles roles)
 {
     struct nbhd_tile_count count = {0, 0, 0, 0, 0};
     for (int g = 0; g < a.dilation; g++) {
-        int n = nbhd_group_size(a, g);
-        for (int q = 0; q < n; q += q_tile) {
-            struct nbhd_tile t = nbhd_tile_at(a, n, q, q_tile, k_tile, tiling);
+        int n = nbhd_group_size(a, g), end = stay_count(a, g, roles);
+        for (int x = 0; x < end; x += stay) {
+            struct nbhd_tile t = tile_at(a, n, end, x, stay, visit, tiling, roles);
             count.q_tiles += 1;
             count.visited += t.visited;
             count.full += t.full;
@@ -43,6 +71,50 @@ struct nbhd_tile_count nbhd_tiles_count(struct nbhd_axis a, int q_tile, int k_ti
     }
     count.pairs = nbhd_axis_pairs(a);
     return count;
+}
+
+struct nbhd_tile_count nbhd_tiles_count(struct nbhd_axis a, int q_tile, int k_tile, enum nbhd_tiling tiling)
+{
+    return count_tiles(a, q_tile, k_tile, tiling, QUERIES_STAY);
+}
+
+struct nbhd_tile_count nbhd_tiles_count_inverse(struct nbhd_axis a, int k_tile, int q_tile, enum nbhd_tiling tiling)
+{
+    return count_tiles(a, k_tile, q_tile, tiling, KEYS_STAY);
+}
+
+static double split_tiles(struct nbhd_axis a, int stay, int visit, enum nbhd_tiling tiling, int parts, enum roles roles)
+{
+    double touched = 0;
+    const int part = stay / parts;
+    for (int g = 0; g < a.dilation; g++) {
+        int n = nbhd_group_size(a, g), end = stay_count(a, g, roles);
+        for (int x = 0; x < end; x += stay) {
+            struct nbhd_tile t = tile_at(a, n, end, x, stay, visit, tiling, roles);
+            int origin = tiling == NBHD_TILING_STATIC ? 0 : t.any.begin;
+            for (int p = t.q.begin; p < t.q.end; p += part)
+                touched += tiles_over(union_of(a, n, nbhd_range_of(p, nbhd_min(p + part, t.q.end)), roles), visit, origin);
+        }
+    }
+    return touched;
+}
+
+double nbhd_tiles_split(struct nbhd_axis a, int q_tile, int k_tile, enum nbhd_tiling tiling, int parts)
+{
+    return split_tiles(a, q_tile, k_tile, tiling, parts, QUERIES_STAY);
+}
+
+double nbhd_tiles_split_inverse(struct nbhd_axis a, int k_tile, int q_tile, enum nbhd_tiling tiling, int parts)
+{
+    return split_tiles(a, k_tile, q_tile, tiling, parts, KEYS_STAY);
+}
+
+double nbhd_axis_tiles(struct nbhd_axis a, int tile)
+{
+    double tiles = 0;
+    for (int g = 0; g < a.dilation; g++)
+        tiles += (nbhd_group_size(a, g) + tile - 1) / tile;
+    return tiles;
 }
 
 double nbhd_axis_pairs(struct nbhd_axis a)
