@@ -1,0 +1,29 @@
+/* A user's first program, built against the installed library: blocked attention over 8 tokens of one head. */
+#include <math.h>
+#include <nbhd.h>
+#include <stdio.h>
+
+int main(void)
+{
+    float tokens[8 * 4], out[8 * 4];
+    double workspace[4096];
+    nbhd_desc desc = NBHD_DESC_INIT;
+    nbhd_args args = NBHD_ARGS_INIT;
+    nbhd_plan *plan;
+    int i;
+    for (i = 0; i < 32; i++)
+        tokens[i] = (float)(i % 4);
+    if (nbhd_desc_parse(&desc, "fwd f32 d4 8 w4 s4") || nbhd_plan_create(&plan, &desc, NBHD_DEVICE_CPU, 0) ||
+        nbhd_plan_workspace(plan) > sizeof workspace)
+        return fprintf(stderr, "%s\n", nbhd_last_error()), 1;
+    args.q.data = args.k.data = args.v.data = tokens;
+    args.o.data = out;
+    if (nbhd_execute(plan, &args, workspace, NULL))
+        return fprintf(stderr, "%s\n", nbhd_last_error()), 1;
+    for (i = 0; i < 32; i++) /* all values of a window are equal, so is their mean */
+        if (fabsf(out[i] - tokens[i]) > 1e-6f)
+            return fprintf(stderr, "out[%d] is %g\n", i, (double)out[i]), 1;
+    printf("nbhd %d: %s\n", nbhd_version(), nbhd_plan_kernel(plan));
+    nbhd_plan_destroy(&plan);
+    return 0;
+}
