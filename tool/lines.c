@@ -1,0 +1,78 @@
+/* Problem lines from operands and files. Operands without a space are fields of one line: quotes may be forgotten. */
+#include "lines.h"
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tool.h"
+
+typedef int each_fn(const nbhd_desc *desc, const char *line, void *context);
+
+/* where: "FILE:LINE: " or "" */
+static int one(const char *text, const char *where, int threads, each_fn *each, void *context)
+{
+    nbhd_desc desc;
+    char line[NBHD_TEXT];
+    nbhd_status status = nbhd_desc_parse(&desc, text);
+    if (status == NBHD_OK)
+        status = nbhd_desc_format(&desc, line, sizeof line);
+    if (status != NBHD_OK)
+        return tool_fail(status == NBHD_ERROR_INVALID ? TOOL_USAGE : TOOL_FAILED, "%s%s", where, nbhd_last_error());
+    if (threads)
+        desc.threads = threads;
+    return each(&desc, line, context);
+}
+
+static int from_file(const char *path, int threads, each_fn *each, void *context)
+{
+    FILE *file = strcmp(path, "-") ? fopen(path, "r") : stdin;
+    if (!file)
+        return tool_fail(TOOL_USAGE, "%s: %s", path, strerror(errno));
+    char text[NBHD_TEXT], where[NBHD_TEXT];
+    int status = TOOL_DONE, found = 0;
+    for (int number = 1; status != TOOL_USAGE && fgets(text, sizeof text, file); number++) {
+        snprintf(where, sizeof where, "%.400s:%d: ", path, number);
+        if (!strchr(text, '\n') && !feof(file)) {
+            status = tool_fail(TOOL_USAGE, "%sthe line is longer than %d characters", where, NBHD_TEXT - 2);
+            break;
+        }
+        text[strcspn(text, "#\n")] = 0;
+        if (!text[strspn(text, " \t\r")])
+            continue;
+        found++;
+        int result = one(text, where, threads, each, context);
+        status = result ? result : status;
+    }
+    if (ferror(file))
+        status = tool_fail(TOOL_USAGE, "%s: cannot be read: %s", path, strerror(errno));
+    if (file != stdin)
+        fclose(file);
+    if (!found && status == TOOL_DONE)
+        return tool_fail(TOOL_USAGE, "%s: no problem line in it", path);
+    return status;
+}
+
+int lines_each(char **operands, int count, int threads, each_fn *each, void *context)
+{
+    int status = TOOL_DONE;
+    for (int i = 0; i < count && status != TOOL_USAGE;) {
+        int result;
+        char text[NBHD_TEXT] = "";
+        if (operands[i][0] == '@') {
+            result = from_file(operands[i++] + 1, threads, each, context);
+        } else {
+            bool fragments = !strchr(operands[i], ' ');
+            size_t n = 0;
+            do
+                n += (size_t)snprintf(text + n, sizeof text - n, "%s%s", n ? " " : "", operands[i++]);
+            while (n < sizeof text && fragments && i < count && !strchr(operands[i], ' ') && operands[i][0] != '@');
+            result = n < sizeof text ? one(text, "", threads, each, context)
+                                     : tool_fail(TOOL_USAGE, "a problem line is longer than %d characters", NBHD_TEXT - 1);
+        }
+        status = result ? result : status;
+    }
+    return status;
+}

@@ -1,0 +1,12 @@
+/* Problem lines from the command line: "LINE", or "@FILE" with one a line and comments after '#'. */
+#ifndef NBHD_TOOL_LINES_H
+#define NBHD_TOOL_LINES_H
+
+#include "nbhd.h"
+
+/* Calls each() for every problem until one returns something other than TOOL_DONE or TOOL_FAILED; a failure is
+ * remembered and the others still run. threads > 0 overrides. desc is what was parsed, line its canonical form. */
+int lines_each(char **operands, int count, int threads,
+               int (*each)(const nbhd_desc *desc, const char *line, void *context), void *context);
+
+#endif

@@ -1,0 +1,80 @@
+/* Runs a plan on host tensors, on either device. */
+#include "runner.h"
+
+#include <string.h>
+
+#include "device.h"
+#include "timing.h"
+#include "tool.h"
+
+int runner_open(struct runner *r, const nbhd_desc *desc, nbhd_device device, const char *kernel)
+{
+    memset(r, 0, sizeof *r);
+    r->desc = *desc;
+    r->device = device;
+    int status = device_open(device);
+    if (status)
+        return status;
+    double begun = now_ms();
+    nbhd_status result = nbhd_plan_create_with(&r->plan, desc, device, 0, kernel);
+    r->plan_ms = now_ms() - begun;
+    if (result != NBHD_OK)
+        return tool_fail_library(result);
+    status = device_alloc(device, nbhd_plan_workspace(r->plan), &r->workspace);
+    if (status)
+        runner_close(r);
+    return status;
+}
+
+int runner_send(struct runner *r, nbhd_args *args)
+{
+    int status = TOOL_DONE;
+    for (int slot = 0; r->device != NBHD_DEVICE_CPU && !status && slot < SLOT_COUNT; slot++) {
+        nbhd_tensor *tensor = slot_tensor(args, slot);
+        enum slot_use use = slot_use(&r->desc, slot);
+        if (!tensor->data || use == SLOT_UNUSED)
+            continue;
+        size_t bytes = slot_bytes(&r->desc, slot);
+        if (!r->copy[slot])
+            status = device_alloc(r->device, bytes, &r->copy[slot]);
+        if (!status && use == SLOT_READ)
+            status = device_upload(r->device, r->copy[slot], tensor->data, bytes);
+        tensor->data = r->copy[slot];
+    }
+    return status;
+}
+
+int runner_execute(struct runner *r, const nbhd_args *args)
+{
+    nbhd_status status = nbhd_execute(r->plan, args, r->workspace, NULL);
+    return status == NBHD_OK ? TOOL_DONE : tool_fail_library(status);
+}
+
+int runner_fetch(struct runner *r, const nbhd_args *host)
+{
+    nbhd_args args = *host;
+    int status = device_wait(r->device);
+    for (int slot = 0; r->device != NBHD_DEVICE_CPU && !status && slot < SLOT_COUNT; slot++)
+        if (r->copy[slot] && slot_tensor(&args, slot)->data && slot_use(&r->desc, slot) == SLOT_WRITTEN)
+            status = device_download(r->device, slot_tensor(&args, slot)->data, r->copy[slot],
+                                     slot_bytes(&r->desc, slot));
+    return status;
+}
+
+int runner_run(struct runner *r, const nbhd_args *host)
+{
+    nbhd_args args = *host;
+    int status = runner_send(r, &args);
+    if (!status)
+        status = runner_execute(r, &args);
+    return status ? status : runner_fetch(r, host);
+}
+
+void runner_close(struct runner *r)
+{
+    for (int slot = 0; slot < SLOT_COUNT; slot++)
+        device_free(r->device, r->copy[slot]);
+    device_free(r->device, r->workspace);
+    nbhd_plan_destroy(&r->plan);
+    memset(r, 0, sizeof *r);
+}

@@ -1,0 +1,28 @@
+/* A plan with all that it takes to run it on tensors in host memory: workspace, and on a GPU the copies. */
+#ifndef NBHD_TOOL_RUNNER_H
+#define NBHD_TOOL_RUNNER_H
+
+#include "nbhd.h"
+#include "slots.h"
+
+struct runner {
+    nbhd_desc desc;
+    nbhd_device device;
+    nbhd_plan *plan;
+    double plan_ms; /* what planning took, run-time compilation included */
+    void *workspace;
+    void *copy[SLOT_COUNT]; /* on a GPU */
+};
+
+/* Exit status; the sentence of a failure has been told. kernel NULL: the planner chooses. */
+int runner_open(struct runner *runner, const nbhd_desc *desc, nbhd_device device, const char *kernel);
+/* Brings what the pass reads to the device; args then has device pointers. On the CPU nothing moves. */
+int runner_send(struct runner *runner, nbhd_args *args);
+int runner_execute(struct runner *runner, const nbhd_args *args);
+/* Waits, and brings what the pass wrote back to where host points. */
+int runner_fetch(struct runner *runner, const nbhd_args *host);
+/* The three in one, args in host memory, contiguous. */
+int runner_run(struct runner *runner, const nbhd_args *args);
+void runner_close(struct runner *runner);
+
+#endif
