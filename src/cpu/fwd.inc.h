@@ -1,0 +1,40 @@
+/* The vector forward, written once over a vocabulary: a kernel file includes simd_<isa>.h, then this, and gets
+ * nbhd_fwd_run. Lanes are queries throughout; how a key reaches them is the difference of the two algorithms. */
+#include <float.h>
+#include <math.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "core/kernel.h"
+#include "cpu/fwd_plan.h"
+#include "cpu/threads.h"
+
+#define LOG2E 1.44269504088896340736f
+#define LN2   0.69314718055994530942f
+#define V_ALL ((1u << VF) - 1u)
+
+#include "cpu/fwd_common.inc.h"
+#include "cpu/fwd_broadcast.inc.h"
+
+struct fwd_call {
+    const struct nbhd_params *params;
+    const struct nbhd_fwd *fwd;
+    char *workspace;
+};
+
+static void fwd_task(void *context, long long task, int thread)
+{
+    const struct fwd_call *call = context;
+    char *scratch = call->workspace + (size_t)thread * call->fwd->scratch;
+    broadcast_task(call->params, call->fwd, task, scratch);
+}
+
+static nbhd_status fwd_run(const struct nbhd_plan *plan, const struct nbhd_params *params, void *workspace, void *stream)
+{
+    const struct nbhd_fwd *fwd = plan->state;
+    struct fwd_call call = {params, fwd, workspace};
+    (void)stream;
+    nbhd_parallel(fwd->threads, fwd->tasks, fwd_task, &call);
+    return NBHD_OK;
+}
