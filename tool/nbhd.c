@@ -13,6 +13,7 @@
     ROW(cmd_run) \
     ROW(cmd_plan) \
     ROW(cmd_check) \
+    ROW(cmd_bench) \
     ROW(cmd_list) \
     ROW(cmd_info)
 

@@ -1,0 +1,11 @@
+/* What the machine could do at most. */
+#ifndef NBHD_TOOL_RATES_H
+#define NBHD_TOOL_RATES_H
+
+#include "nbhd.h"
+
+/* GFLOP/s of so many threads in a loop of multiply-adds on registers, with the instructions that the kernel is named
+ * after; measured once for each. 0: not known. */
+double peak_gflops(nbhd_device device, const char *kernel, int dtype, int threads);
+
+#endif
