@@ -1,0 +1,71 @@
+/* See peak.h. */
+#define _POSIX_C_SOURCE 200809L /* clock_gettime */
+#include <stddef.h>
+#include <time.h>
+#include "cpu/isa.h"
+#include "cpu/peak.h"
+#include "cpu/simd_scalar.h"
+#include "cpu/peak.inc.h"
+#include "cpu/threads.h"
+
+double nbhd_peak_loop_scalar(long rounds) { return peak_loop(rounds); }
+
+static const struct {
+    unsigned isa;
+    double (*loop)(long rounds);
+} loops[] = {
+#if defined(__x86_64__)
+    {NBHD_ISA_AVX512, nbhd_peak_loop_avx512},
+    {NBHD_ISA_AVX2, nbhd_peak_loop_avx2},
+#endif
+    {NBHD_ISA_SCALAR, nbhd_peak_loop_scalar},
+};
+
+static double seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+struct peak_call {
+    double (*loop)(long rounds);
+    long rounds;
+};
+
+static void peak_task(void *context, long long task, int thread)
+{
+    const struct peak_call *call = context;
+    (void)task;
+    (void)thread;
+    call->loop(call->rounds);
+}
+
+/* The best of some runs, each of many short tasks, so that an interruption of one thread costs little. */
+static double best_rate(double (*loop)(long), int threads)
+{
+    enum { TASKS = 16, RUNS = 8 };
+    struct peak_call call = {loop, 1000};
+    double start = seconds();
+    double work = loop(call.rounds) * 0.0 + loop(10 * call.rounds);
+    call.rounds = (long)(11.0 * (double)call.rounds * 0.0008 / (seconds() - start)) + 1;
+    work *= (double)call.rounds / 10000.0 * TASKS * threads;
+    double best = 0;
+    threads = nbhd_threads_prepare(threads);
+    for (int run = 0; run < RUNS; run++) {
+        start = seconds();
+        nbhd_parallel(threads, (long long)TASKS * threads, peak_task, &call);
+        double rate = work / (seconds() - start) * 1e-9;
+        best = rate > best ? rate : best;
+    }
+    return best;
+}
+
+double nbhd_cpu_peak_gflops(unsigned isa, int threads)
+{
+    isa &= nbhd_isa_available();
+    for (size_t i = 0; i < sizeof loops / sizeof *loops; i++)
+        if (loops[i].isa & isa)
+            return best_rate(loops[i].loop, threads);
+    return 0;
+}

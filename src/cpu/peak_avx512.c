@@ -1,0 +1,5 @@
+/* The loop of peak.h over simd_avx512.h. */
+#include "cpu/simd_avx512.h"
+#include "cpu/peak.inc.h"
+
+double nbhd_peak_loop_avx512(long rounds) { return peak_loop(rounds); }
