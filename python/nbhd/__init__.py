@@ -1,0 +1,36 @@
+"""Neighborhood attention: each token of a sequence, image or video attends to a window of its nearest neighbours.
+
+    import nbhd
+    out = nbhd.attention(q, k, v, window=(13, 13))          # NumPy arrays, or PyTorch tensors (differentiable)
+
+Tensors are [batch, axis0(, axis1(, axis2)), heads, head_dim]. What a token sees is defined in docs/mask.md.
+"""
+
+from . import _lib
+from ._lib import InvalidError, NbhdError
+
+__all__ = ["attention", "InvalidError", "NbhdError", "version"]
+
+
+def version():
+    return _lib.library().nbhd_version()
+
+
+def attention(q, k, v, window=None, *, stride=1, dilation=1, edge="nearest", scale=None, extra_kv=None, bias=None,
+              return_lse=False, kernel=None):
+    """o[i] = sum over the neighbours j of i of softmax_j(scale q_i.k_j + bias) v_j.
+
+    q: [batch, axes..., heads, head_dim]; k, v: the same axes (or others: cross attention), heads may be fewer (a divisor).
+    window, stride, dilation: an int or one per axis. window None: the whole axis.
+    edge: "nearest", "causal" or "truncated", one for all axes or one per axis.
+    extra_kv: (k, v) of shape [batch, extra, kv_heads, dim], seen by every query.
+    bias: float32 [heads, 2 w0 - 1, ...], added to the scores by relative position.
+    Returns o, or (o, lse) with lse float32 [batch, axes..., heads], natural logarithm.
+    """
+    options = dict(window=window, stride=stride, dilation=dilation, edge=edge, scale=scale, kernel=kernel)
+    if type(q).__module__.startswith("torch"):
+        from . import torch as backend
+    else:
+        from . import numpy as backend
+    o, lse = backend.attention(q, k, v, extra_kv, bias, options)
+    return (o, lse) if return_lse else o

@@ -1,0 +1,145 @@
+"""The C interface by ctypes: the structs of include/nbhd.h, and its functions. Validates nothing: the C sentence is raised."""
+
+import ctypes as c
+import os
+from functools import lru_cache
+from pathlib import Path
+
+FORWARD, BACKWARD = 0, 1
+DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "float64": 3}
+EDGES = {"nearest": 0, "causal": 1, "truncated": 2, "periodic": 3}
+CPU, CUDA = 0, 1
+DETERMINISTIC = 4
+
+
+class Desc(c.Structure):
+    _fields_ = [("size", c.c_size_t)] + [(name, c.c_int) for name in (
+        "pass_", "dtype", "rank", "batch", "heads", "kv_heads", "head_dim", "head_dim_v")] + [
+        (name, c.c_int * 3) for name in ("length", "window", "stride", "dilation", "edge", "kv_length")] + [
+        ("extra", c.c_int), ("scale", c.c_float), ("bias", c.c_int), ("threads", c.c_int)]
+
+
+class Tensor(c.Structure):
+    _fields_ = [("data", c.c_void_p), ("stride", c.c_longlong * 5)]
+
+
+class Args(c.Structure):
+    _fields_ = [("size", c.c_size_t)] + [(name, Tensor) for name in (
+        "q", "k", "v", "o", "lse", "extra_k", "extra_v", "dout", "dlse", "dq", "dk", "dv", "dextra_k", "dextra_v",
+        "bias", "dbias", "scores", "dscores")]
+
+
+class NbhdError(RuntimeError):
+    """A status of the C library; the message is its sentence."""
+
+    def __init__(self, status, sentence):
+        super().__init__(sentence)
+        self.status = status
+
+
+class InvalidError(NbhdError, ValueError):
+    """NBHD_ERROR_INVALID: a field or an argument is out of its range."""
+
+
+def _find():
+    named = os.environ.get("NBHD_LIBRARY")
+    here = Path(__file__).resolve().parent
+    places = [named] if named else [*here.glob("**/libnbhd.so*"), here.parents[1] / "build" / "libnbhd.so", "libnbhd.so"]
+    for place in places:
+        try:
+            return c.CDLL(str(place))
+        except OSError as error:
+            last = error
+    raise ImportError(f"libnbhd.so was not found (set NBHD_LIBRARY to it): {last}")
+
+
+@lru_cache(maxsize=None)
+def library():
+    lib = _find()
+    signatures = {
+        "nbhd_version": (c.c_int, []),
+        "nbhd_last_error": (c.c_char_p, []),
+        "nbhd_desc_parse": (c.c_int, [c.POINTER(Desc), c.c_char_p]),
+        "nbhd_desc_format": (c.c_int, [c.POINTER(Desc), c.c_char_p, c.c_size_t]),
+        "nbhd_desc_keys": (c.c_int, [c.POINTER(Desc), c.c_int, c.c_int, c.POINTER(c.c_int), c.POINTER(c.c_int)]),
+        "nbhd_desc_flops": (c.c_double, [c.POINTER(Desc)]),
+        "nbhd_plan_create_with": (c.c_int, [c.POINTER(c.c_void_p), c.POINTER(Desc), c.c_int, c.c_uint, c.c_char_p]),
+        "nbhd_plan_workspace": (c.c_size_t, [c.c_void_p]),
+        "nbhd_plan_kernel": (c.c_char_p, [c.c_void_p]),
+        "nbhd_plan_destroy": (None, [c.POINTER(c.c_void_p)]),
+        "nbhd_execute": (c.c_int, [c.c_void_p, c.POINTER(Args), c.c_void_p, c.c_void_p]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    return lib
+
+
+def check(status):
+    if status:
+        sentence = library().nbhd_last_error().decode()
+        raise (InvalidError if status == 1 else NbhdError)(status, sentence)
+
+
+class Plan:
+    """A planned problem. Plans are kept per (problem, device, flags, kernel): `plan()`."""
+
+    def __init__(self, desc, device, flags, kernel):
+        lib = library()
+        self.handle = c.c_void_p()
+        check(lib.nbhd_plan_create_with(c.byref(self.handle), c.byref(desc), device, flags, kernel))
+        self.workspace = lib.nbhd_plan_workspace(self.handle)
+        self.kernel = lib.nbhd_plan_kernel(self.handle).decode()
+
+    def execute(self, args, workspace=None, stream=None):
+        check(library().nbhd_execute(self.handle, c.byref(args), workspace, stream))
+
+    def __del__(self):
+        if getattr(self, "handle", None):
+            library().nbhd_plan_destroy(c.byref(self.handle))
+
+
+@lru_cache(maxsize=4096)
+def _cached_plan(desc_bytes, device, flags, kernel, context):
+    return Plan(Desc.from_buffer_copy(desc_bytes), device, flags, kernel)
+
+
+def plan(desc, device=CPU, flags=0, kernel=None, context=0):
+    """context: what else the plan is bound to, the CUDA device's ordinal."""
+    return _cached_plan(bytes(desc), device, flags, kernel and kernel.encode(), context)
+
+
+def _triple(value, rank, name):
+    values = [value] * rank if isinstance(value, int) else list(value)
+    if len(values) != rank:
+        raise InvalidError(1, f"{name} has {len(values)} numbers where the problem has {rank} axes")
+    return values
+
+
+def describe(q_shape, k_shape, v_shape, dtype, *, pass_=FORWARD, window=None, stride=1, dilation=1, edge="nearest",
+             scale=None, extra=0, bias=False, threads=0):
+    """The Desc of tensors [batch, axes..., heads, head_dim]. window None: the whole axis."""
+    rank = len(q_shape) - 3
+    if not 1 <= rank <= 3 or len(k_shape) != len(q_shape) or len(v_shape) != len(q_shape):
+        raise InvalidError(1, f"q, k and v have {len(q_shape)}, {len(k_shape)} and {len(v_shape)} extents; "
+                              "they must be [batch, 1 to 3 axes, heads, head_dim]")
+    if tuple(k_shape[:-1]) != tuple(v_shape[:-1]) or q_shape[0] != k_shape[0] or q_shape[-1] != k_shape[-1]:
+        raise InvalidError(1, f"q, k and v have the shapes {tuple(q_shape)}, {tuple(k_shape)}, {tuple(v_shape)}, which do not fit")
+    if dtype not in DTYPES:
+        raise InvalidError(1, f"dtype is {dtype}; it must be one of {', '.join(DTYPES)}")
+    desc = Desc(size=c.sizeof(Desc), pass_=pass_, dtype=DTYPES[dtype], rank=rank, batch=q_shape[0], heads=q_shape[-2],
+                kv_heads=k_shape[-2], head_dim=q_shape[-1], head_dim_v=v_shape[-1], extra=extra,
+                scale=scale or 0.0, bias=int(bias), threads=threads)
+    edges = [edge] * rank if isinstance(edge, str) else list(edge)
+    desc.length[:rank] = q_shape[1:-2]
+    desc.kv_length[:rank] = k_shape[1:-2]
+    desc.window[:rank] = [0] * rank if window is None else _triple(window, rank, "window")
+    desc.stride[:rank] = _triple(stride, rank, "stride")
+    desc.dilation[:rank] = _triple(dilation, rank, "dilation")
+    desc.edge[:rank] = [EDGES[e] if e in EDGES else -1 for e in edges]
+    return desc
+
+
+def tensor(pointer, strides):
+    """strides: in elements, of [batch, axes..., heads] (the last extent is unit stride)."""
+    return Tensor(pointer, (c.c_longlong * 5)(*strides))

@@ -1,0 +1,117 @@
+"""attention() on PyTorch tensors: a custom operator with gradient, on the CPU or the tensors' GPU, on the current stream.
+
+The operators are nbhd::forward and nbhd::backward; torch.compile sees through them by their fake versions. The workspace is
+PyTorch's memory. Tensors are passed as they lie: views of a packed projection are not copied."""
+
+import ctypes as c
+from contextlib import nullcontext
+from typing import List, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from . import _lib
+
+_NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float64: "float64"}
+_EDGES = ["nearest", "causal", "truncated", "periodic"]
+
+
+def _unit(tensor):
+    """The tensor itself, or a copy where its last extent is no unit stride."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def _set(args, **tensors):
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        strides = list(tensor.stride())
+        contiguous = name in ("bias", "dbias")
+        strides = [] if contiguous else strides if name in ("lse", "dlse") else strides[:-1]
+        setattr(args, name, _lib.tensor(tensor.data_ptr(), strides))
+
+
+def _run(desc, kernel, **tensors):
+    device = tensors["q"].device
+    cuda = device.type == "cuda"
+    flags = _lib.DETERMINISTIC if torch.are_deterministic_algorithms_enabled() else 0
+    with torch.cuda.device(device) if cuda else nullcontext():
+        plan = _lib.plan(desc, _lib.CUDA if cuda else _lib.CPU, flags, kernel, device.index or 0)
+        workspace = torch.empty(plan.workspace + 64, dtype=torch.uint8, device=device)
+        args = _lib.Args(size=c.sizeof(_lib.Args))
+        _set(args, **tensors)
+        stream = torch.cuda.current_stream(device).cuda_stream if cuda else None
+        plan.execute(args, (workspace.data_ptr() + 63) // 64 * 64, stream)
+
+
+def _desc(pass_, q, k, v, extra_k, bias, window, stride, dilation, edge, scale):
+    return _lib.describe(q.shape, k.shape, v.shape, _NAMES.get(q.dtype, str(q.dtype)), pass_=pass_, window=window or None,
+                         stride=stride, dilation=dilation, edge=[_EDGES[e] for e in edge], scale=scale,
+                         extra=0 if extra_k is None else extra_k.shape[1], bias=bias is not None)
+
+
+@torch.library.custom_op("nbhd::forward", mutates_args=())
+def _forward(q: Tensor, k: Tensor, v: Tensor, extra_k: Optional[Tensor], extra_v: Optional[Tensor], bias: Optional[Tensor],
+             window: List[int], stride: List[int], dilation: List[int], edge: List[int], scale: float,
+             kernel: Optional[str]) -> Tuple[Tensor, Tensor]:
+    q, k, v = _unit(q), _unit(k), _unit(v)
+    desc = _desc(_lib.FORWARD, q, k, v, extra_k, bias, window, stride, dilation, edge, scale)
+    o = q.new_empty(q.shape[:-1] + v.shape[-1:])
+    lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
+    _run(desc, kernel, q=q, k=k, v=v, extra_k=extra_k, extra_v=extra_v, bias=bias, o=o, lse=lse)
+    return o, lse
+
+
+@_forward.register_fake
+def _(q, k, v, extra_k, extra_v, bias, window, stride, dilation, edge, scale, kernel):
+    return q.new_empty(q.shape[:-1] + v.shape[-1:]), torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
+
+
+@torch.library.custom_op("nbhd::backward", mutates_args=())
+def _backward(q: Tensor, k: Tensor, v: Tensor, extra_k: Optional[Tensor], extra_v: Optional[Tensor],
+              bias: Optional[Tensor], o: Tensor, lse: Tensor, dout: Tensor, dlse: Optional[Tensor], window: List[int],
+              stride: List[int], dilation: List[int], edge: List[int], scale: float) -> List[Tensor]:
+    q, k, v, dout = _unit(q), _unit(k), _unit(v), _unit(dout)
+    desc = _desc(_lib.BACKWARD, q, k, v, extra_k, bias, window, stride, dilation, edge, scale)
+    inputs = dict(q=q, k=k, v=v, extra_k=extra_k, extra_v=extra_v, bias=bias)
+    grads = {f"d{name}": torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+             for name, tensor in inputs.items() if tensor is not None}
+    _run(desc, None, **inputs, o=o, lse=lse, dout=dout, dlse=dlse, **grads)
+    return list(grads.values())
+
+
+@_backward.register_fake
+def _(q, k, v, extra_k, extra_v, bias, o, lse, dout, dlse, window, stride, dilation, edge, scale):
+    return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v, extra_k, extra_v, bias) if t is not None]
+
+
+def _setup(ctx, inputs, output):
+    *tensors, window, stride, dilation, edge, scale, _ = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.options = (window, stride, dilation, edge, scale)
+
+
+def _differentiate(ctx, dout, dlse):
+    *tensors, o, lse = ctx.saved_tensors
+    dlse = None if dlse is None else dlse.contiguous()
+    grads = iter(torch.ops.nbhd.backward(*tensors, o, lse, dout, dlse, *ctx.options))
+    return (*[None if tensor is None else next(grads) for tensor in tensors], *[None] * 6)
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup)
+
+
+def attention(q, k, v, extra_kv, bias, options):
+    rank = q.dim() - 3
+    per_axis = {name: [options[name]] * rank if isinstance(options[name], int) else list(options[name] or [])
+                for name in ("window", "stride", "dilation")}
+    edge = [options["edge"]] * rank if isinstance(options["edge"], str) else list(options["edge"])
+    unknown = [e for e in edge if e not in _EDGES]
+    if unknown:
+        raise _lib.InvalidError(1, f"edge is {unknown[0]!r}; it must be one of {', '.join(_EDGES)}")
+    extra_k, extra_v = extra_kv if extra_kv is not None else (None, None)
+    if bias is not None:
+        bias = bias.float().contiguous()
+    return torch.ops.nbhd.forward(q, k, v, extra_k, extra_v, bias, per_axis["window"], per_axis["stride"],
+                                  per_axis["dilation"], [_EDGES.index(e) for e in edge], float(options["scale"] or 0),
+                                  options["kernel"])
