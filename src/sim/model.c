@@ -1,0 +1,244 @@
+/* The model of time. One worker takes one outer tile at a time; a visited tile costs its products, its softmax, its mask if
+ * it needs one, and a fixed price; an outer tile costs a fixed price; memory and L2 bound the whole from below. Products and
+ * softmax add up: kernels overlap them in part, and the two rates are those that are left (docs/simulator.md). */
+#include <math.h>
+#include <string.h>
+#include "sim/sim.h"
+
+enum { MATRIX, SOFTMAX, MASK, STEP, TILE, PRICES };
+
+static const struct {
+    const char *name;
+    nbhd_sim_device device;
+} known[] = {
+    /* Hopper, 16-bit, head_dim 128, burst clocks. L2 and memory were measured alone; the rest is `nbhd sim --fit` of
+     * bench/results/h200-*-prototype.csv. */
+    {"h200", {sizeof(nbhd_sim_device), 132, 1093, 4.75, 9.24, 0.0229, 2.67, 4, 9.5, 4.0}},
+    {"h200-bwd", {sizeof(nbhd_sim_device), 132, 808, 4.51, 3.51, 0.0558, 3.74, 4, 9.5, 4.0}},
+};
+
+nbhd_status nbhd_sim_device_get(nbhd_sim_device *device, const char *name)
+{
+    char names[NBHD_TEXT] = "";
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (!strcmp(name, known[i].name))
+            return nbhd_return_sized(device, &known[i].device, sizeof known[i].device, "nbhd_sim_device");
+        strcat(strcat(names, i ? ", " : ""), known[i].name);
+    }
+    return nbhd_fail(NBHD_ERROR_INVALID, "device is '%s'; there are %s", name, names);
+}
+
+static nbhd_status check_device(nbhd_sim_device *to, const nbhd_sim_device *from)
+{
+    nbhd_status status = nbhd_copy_sized(to, sizeof *to, from, "nbhd_sim_device");
+    if (status)
+        return status;
+    if (to->processors < 1)
+        return nbhd_fail(NBHD_ERROR_INVALID, "device.processors is %d; it must be at least 1", to->processors);
+    if (!(to->matrix > 0 && to->softmax > 0 && to->mask > 0 && to->l2 > 0 && to->memory > 0))
+        return nbhd_fail(NBHD_ERROR_INVALID,
+                         "device.matrix, softmax, mask, l2, memory are %g, %g, %g, %g, %g; rates must be more than 0",
+                         to->matrix, to->softmax, to->mask, to->l2, to->memory);
+    if (!(to->step >= 0 && to->tile >= 0 && to->launch >= 0))
+        return nbhd_fail(NBHD_ERROR_INVALID, "device.step, tile, launch are %g, %g, %g; times must not be negative",
+                         to->step, to->tile, to->launch);
+    return NBHD_OK;
+}
+
+/* Multiply-adds of one pair, counted two each. */
+static double flops_of_pair(const nbhd_desc *d)
+{
+    const double qk = 2.0 * d->head_dim, av = 2.0 * d->head_dim_v;
+    return d->pass == NBHD_BACKWARD ? 3 * qk + 2 * av : qk + av;
+}
+
+/* us of an outer tile that computes `steps` tiles, as amounts by price: their scalar product with the prices. */
+static void amounts(const struct nbhd_sim_case *c, double steps, double masked_fraction, int processors,
+                    double amount[PRICES])
+{
+    const double pairs = steps * nbhd_sim_volume(c->q_tile) * nbhd_sim_volume(c->kv_tile) * processors * 1e-6;
+    amount[MATRIX] = pairs * flops_of_pair(&c->problem.desc);
+    amount[SOFTMAX] = pairs;
+    amount[MASK] = pairs * masked_fraction;
+    amount[STEP] = steps;
+    amount[TILE] = 1;
+}
+
+/* Of the whole call, in us, without its launch. Workers run dry one by one: whole rounds of mean tiles, and never less than
+ * the longest tile. */
+static void call_amounts(const struct nbhd_sim_case *c, const nbhd_sim_counts *counts, int processors,
+                         double amount[PRICES])
+{
+    const double tiles = counts->tiles_outer * c->problem.desc.batch * c->problem.desc.heads;
+    const double rounds = ceil(tiles / processors), skip = counts->computed_mean / counts->visited_mean;
+    const bool one = rounds * counts->visited_mean <= counts->visited_max;
+    amounts(c, (one ? counts->visited_max : counts->visited_mean) * skip, counts->masked_fraction, processors, amount);
+    for (int i = 0; i < PRICES && !one; i++)
+        amount[i] *= rounds;
+}
+
+static void prices_of(const nbhd_sim_device *d, double price[PRICES])
+{
+    const double prices[PRICES] = {1 / d->matrix, 1 / d->softmax, 1 / d->mask, d->step, d->tile};
+    memcpy(price, prices, sizeof prices);
+}
+
+/* Bytes of q, k, v, o, each once. */
+static double tensor_bytes(const struct nbhd_sim_case *c)
+{
+    const nbhd_desc *d = &c->problem.desc;
+    double queries = d->batch, keys = d->batch;
+    for (int i = 0; i < 3; i++) {
+        queries *= c->problem.axis[i].length;
+        keys *= c->problem.axis[i].keys;
+    }
+    keys += (double)d->batch * d->extra;
+    return (queries * d->heads + keys * d->kv_heads) * (d->head_dim + d->head_dim_v) * (double)nbhd_dtype_size(d->dtype);
+}
+
+/* us of what stands around the main launch. Permuted: q, k, v, o are copied. Backward: o and its gradient are read for
+ * their products, and dQ is cleared, summed in float32 and converted, each by a launch of its own. */
+static double around(const nbhd_sim_device *device, const struct nbhd_sim_case *c)
+{
+    double us = c->tiling == NBHD_SIM_PERMUTED ? 2e-6 * tensor_bytes(c) / device->memory : 0;
+    if (c->problem.desc.pass != NBHD_BACKWARD)
+        return us;
+    const nbhd_desc *d = &c->problem.desc;
+    const double size = (double)nbhd_dtype_size(d->dtype);
+    double rows = (double)d->batch * d->heads;
+    for (int i = 0; i < 3; i++)
+        rows *= c->problem.axis[i].length;
+    return us + rows * (2 * d->head_dim_v * size + d->head_dim * (8 + size)) / device->memory * 1e-6 + 2 * device->launch;
+}
+
+double nbhd_sim_model_ms(const nbhd_sim_device *device, const struct nbhd_sim_case *c, const nbhd_sim_counts *counts)
+{
+    const nbhd_desc *d = &c->problem.desc;
+    double amount[PRICES], price[PRICES], compute = 0;
+    call_amounts(c, counts, device->processors, amount);
+    prices_of(device, price);
+    for (int i = 0; i < PRICES; i++)
+        compute += amount[i] * price[i];
+    const bool backward = d->pass == NBHD_BACKWARD;
+    const double inner = nbhd_sim_volume(backward ? c->q_tile : c->kv_tile);
+    const double loads = counts->tiles_outer * counts->visited_mean * d->batch * d->heads * inner *
+                         (d->head_dim + d->head_dim_v) * (double)nbhd_dtype_size(d->dtype);
+    const double us = fmax(compute, fmax(loads / device->l2, tensor_bytes(c) / device->memory) * 1e-6);
+    return (us + around(device, c) + device->launch) * 1e-3;
+}
+
+nbhd_status nbhd_sim_predict(const nbhd_sim_device *device, const nbhd_desc *desc, const nbhd_sim_tiles *tiles, double *ms)
+{
+    nbhd_sim_device d;
+    struct nbhd_sim_case c;
+    nbhd_sim_counts counts;
+    nbhd_status status = check_device(&d, device);
+    if (status || (status = nbhd_sim_case_init(&c, desc, tiles)) || (status = nbhd_sim_case_count(&c, &counts)))
+        return status;
+    if (c.problem.desc.pass > NBHD_BACKWARD)
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "pass is %s; the model of time knows fwd and bwd",
+                         nbhd_pass_name(c.problem.desc.pass));
+    *ms = nbhd_sim_model_ms(&d, &c, &counts);
+    return NBHD_OK;
+}
+
+/* ---- fitting ---- */
+
+#define HOLD 0.003      /* weight of staying near the given prices, against one squared relative error */
+#define LEAST 0.05      /* a price may fall to this share of the given one, so that no rate becomes infinite */
+#define MAX_SAMPLES 4096
+
+struct normal { /* of the least squares over factors on the given prices */
+    double matrix[PRICES][PRICES], right[PRICES];
+};
+
+static void add_sample(struct normal *n, const double row[PRICES])
+{
+    for (int i = 0; i < PRICES; i++) {
+        n->right[i] += row[i];
+        for (int j = 0; j < PRICES; j++)
+            n->matrix[i][j] += row[i] * row[j];
+    }
+}
+
+/* Coordinate descent: the problem is convex and small, and the bound on each factor costs nothing. */
+static void solve(const struct normal *n, double factor[PRICES])
+{
+    for (int i = 0; i < PRICES; i++)
+        factor[i] = 1;
+    for (int sweep = 0; sweep < 20000; sweep++)
+        for (int i = 0; i < PRICES; i++) {
+            double rest = n->right[i] + HOLD;
+            for (int j = 0; j < PRICES; j++)
+                rest -= j == i ? 0 : n->matrix[i][j] * factor[j];
+            factor[i] = fmax(rest / (n->matrix[i][i] + HOLD), LEAST);
+        }
+}
+
+static nbhd_status fit_rows(const nbhd_sim_device *device, const nbhd_sim_sample *samples, int count, struct normal *n)
+{
+    double price[PRICES];
+    prices_of(device, price);
+    for (int s = 0; s < count; s++) {
+        struct nbhd_sim_case c;
+        nbhd_sim_counts counts;
+        nbhd_status status = nbhd_sim_case_init(&c, &samples[s].desc, &samples[s].tiles);
+        if (status || (status = nbhd_sim_case_count(&c, &counts)))
+            return nbhd_fail(status, "sample %d: %s", s, nbhd_last_error());
+        const double fixed = around(device, &c) + device->launch, us = samples[s].ms * 1e3 - fixed;
+        if (!(us > 0) || !isfinite(us))
+            return nbhd_fail(NBHD_ERROR_INVALID, "sample %d took %g ms; launches and copies alone take %g", s,
+                             samples[s].ms, fixed * 1e-3);
+        double row[PRICES];
+        call_amounts(&c, &counts, device->processors, row);
+        for (int i = 0; i < PRICES; i++)
+            row[i] *= price[i] / us;
+        add_sample(n, row);
+    }
+    return NBHD_OK;
+}
+
+static nbhd_status errors_of(const nbhd_sim_device *device, const nbhd_sim_sample *samples, int count,
+                             double *error_median, double *error_max)
+{
+    double errors[MAX_SAMPLES];
+    for (int s = 0; s < count; s++) {
+        double ms;
+        nbhd_status status = nbhd_sim_predict(device, &samples[s].desc, &samples[s].tiles, &ms);
+        if (status)
+            return nbhd_fail(status, "sample %d: %s", s, nbhd_last_error());
+        const double error = fabs(ms / samples[s].ms - 1);
+        int at = s; /* insertion sort */
+        for (; at > 0 && errors[at - 1] > error; at--)
+            errors[at] = errors[at - 1];
+        errors[at] = error;
+    }
+    *error_median = count % 2 ? errors[count / 2] : (errors[count / 2 - 1] + errors[count / 2]) / 2;
+    *error_max = errors[count - 1];
+    return NBHD_OK;
+}
+
+nbhd_status nbhd_sim_fit(nbhd_sim_device *device, const nbhd_sim_sample *samples, int count, double *error_median,
+                         double *error_max)
+{
+    nbhd_sim_device d;
+    nbhd_status status = check_device(&d, device);
+    if (status)
+        return status;
+    if (count < 1 || count > MAX_SAMPLES)
+        return nbhd_fail(NBHD_ERROR_INVALID, "count is %d; a fit takes 1 to %d samples", count, MAX_SAMPLES);
+    struct normal n;
+    memset(&n, 0, sizeof n);
+    if ((status = fit_rows(&d, samples, count, &n)))
+        return status;
+    double factor[PRICES];
+    solve(&n, factor);
+    d.matrix /= factor[MATRIX];
+    d.softmax /= factor[SOFTMAX];
+    d.mask /= factor[MASK];
+    d.step *= factor[STEP];
+    d.tile *= factor[TILE];
+    if ((status = errors_of(&d, samples, count, error_median, error_max)))
+        return status;
+    return nbhd_return_sized(device, &d, sizeof d, "nbhd_sim_device");
+}

@@ -1,0 +1,649 @@
+/* The simulator: the published bounds of Generalized Neighborhood Attention (arXiv 2504.16922), counts against brute force
+ * over every pair of tokens, the search, the model of time, and bad input. */
+#include <math.h>
+#include <time.h>
+#include "nbhd_geom.h"
+#include "nbhd_sim.h"
+#include "oracle.h"
+#include "test.h"
+
+static nbhd_desc parse(const char *line)
+{
+    nbhd_desc desc = NBHD_DESC_INIT;
+    CHECK(!nbhd_desc_parse(&desc, line), "%s: %s", line, nbhd_last_error());
+    return desc;
+}
+
+/* ---- published ---- */
+
+/* bound: "NASim" of the operator, 0 where only end-to-end values are published. end, end_dense: "NASim" end to end, without
+ * and with dense steps. flop, flop_dense: the FLOP-wise ones. Published with two decimals; 0: not published. */
+struct published {
+    int stride[3];
+    double bound, end, end_dense;
+};
+
+struct use_case {
+    const char *line;
+    int q_tile[3], kv_tile[3];
+    double share; /* of attention in the model's time */
+    int steps, dense;
+    double flop, flop_dense; /* end to end, by FLOPs alone */
+    struct published rows[8];
+};
+
+static const struct use_case use_cases[] = {
+    {"fwd bf16 h24 d128 30x48x80 w18x24x24", {4, 8, 8}, {2, 8, 8}, 0.607, 50, 15, 2.23, 1.63,
+     {{{1, 1, 1}, 3.27, 1.73, 1.42}, {{2, 1, 1}, 3.60, 1.78, 1.44}, {{1, 1, 8}, 5.45, 1.99, 1.53},
+      {{2, 1, 8}, 6.00, 2.02, 1.55}, {{1, 8, 8}, 9.09, 2.17, 1.61}, {{2, 8, 8}, 10.00, 2.20, 1.62},
+      {{16, 8, 8}, 11.11, 2.23, 1.63}}},
+    {"fwd bf16 h24 d128 30x48x80 w30x40x40", {2, 16, 8}, {2, 8, 8}, 0.607, 50, 15, 1.55, 1.33,
+     {{{1, 1, 1}, 0, 1.21, 1.14}, {{1, 1, 8}, 0, 1.44, 1.27}, {{1, 32, 8}, 0, 1.55, 1.33}}},
+    {"fwd bf16 h24 d128 256x256 w80x80", {16, 16}, {16, 8}, 0.518, 28, 9, 1.88, 1.46,
+     {{{1, 1}, 6.10, 1.76, 1.42}, {{16, 1}, 8.53, 1.84, 1.45}, {{16, 16}, 10.24, 1.88, 1.46}}},
+    {"fwd bf16 h32 d128 16x44x80 w16x32x48", {8, 4, 8}, {4, 4, 8}, 0.587, 35, 12, 1.50, 1.28,
+     {{{1, 1, 1}, 0, 1.35, 1.21}, {{1, 8, 1}, 0, 1.42, 1.24}, {{1, 1, 16}, 0, 1.42, 1.24}, {{1, 8, 16}, 0, 1.50, 1.28}}},
+    /* the strides of these four rows are not in our copy of the table: those of the other window reproduce them */
+    {"fwd bf16 h32 d128 16x44x80 w16x24x16", {8, 4, 8}, {4, 4, 8}, 0.587, 35, 12, 2.10, 1.52,
+     {{{1, 1, 1}, 5.24, 1.90, 1.45}, {{1, 8, 1}, 0, 1.96, 1.48}, {{1, 1, 16}, 0, 2.05, 1.51}, {{1, 8, 16}, 0, 2.10, 1.52}}},
+};
+
+static void near(double got, double wanted, double allowed, const char *line, const int stride[3], const char *what)
+{
+    CHECK(fabs(got - wanted) <= allowed, "%s s%dx%dx%d: %s is %.4f, published %.2f", line, stride[0], stride[1], stride[2],
+          what, got, wanted);
+}
+
+static void check_use_case(const struct use_case *u)
+{
+    nbhd_sim_tiles tiles = NBHD_SIM_TILES_INIT;
+    memcpy(tiles.q_tile, u->q_tile, sizeof tiles.q_tile);
+    memcpy(tiles.kv_tile, u->kv_tile, sizeof tiles.kv_tile);
+    nbhd_sim_counts c = NBHD_SIM_COUNTS_INIT;
+    for (const struct published *p = u->rows; p->stride[0]; p++) {
+        nbhd_desc desc = parse(u->line);
+        memcpy(desc.stride, p->stride, sizeof desc.stride);
+        if (!CHECK(!nbhd_sim_count(&desc, &tiles, &c), "%s: %s", u->line, nbhd_last_error()))
+            continue;
+        if (p->bound > 0)
+            near(c.bound_tile, p->bound, 0.02, u->line, p->stride, "the bound");
+        near(nbhd_sim_end_to_end(u->share, u->steps, 0, c.bound_tile), p->end, 0.02, u->line, p->stride, "end to end");
+        near(nbhd_sim_end_to_end(u->share, u->steps, u->dense, c.bound_tile), p->end_dense, 0.02, u->line, p->stride,
+             "end to end with dense steps");
+        near(nbhd_sim_end_to_end(u->share, u->steps, 0, c.bound_flop), u->flop, 0.02, u->line, p->stride, "by FLOPs");
+        near(nbhd_sim_end_to_end(u->share, u->steps, u->dense, c.bound_flop), u->flop_dense, 0.02, u->line, p->stride,
+             "by FLOPs with dense steps");
+    }
+    /* The last row of each reaches what its FLOPs promise: perfectly block-sparse. */
+    CHECK(c.block_sparse && fabs(c.bound_tile / c.bound_flop - 1) < 1e-9, "%s: bounds %g, %g, masked %g", u->line,
+          c.bound_tile, c.bound_flop, c.masked_fraction);
+}
+
+/* Visited over useful, as measured Hopper kernels of these boxes counted it, and the share that needs no mask. */
+static void check_areas(void)
+{
+    static const struct {
+        const char *line;
+        int q[3], kv[3], warpgroups;
+        double area, computed, full; /* -1: was not recorded */
+    } cases[] = {
+        {"fwd bf16 h24 d128 30x48x80 w18x24x24", {2, 8, 8}, {2, 8, 8}, 1, 1.617, 1.617, 0.34},
+        {"fwd bf16 h24 d128 30x48x80 w18x24x24", {2, 8, 8}, {1, 4, 32}, 1, 1.590, 1.590, 0},
+        {"fwd bf16 h24 d128 30x48x80 w18x24x24", {2, 8, 8}, {20, 1, 8}, 1, 1.613, 1.613, 0},
+        {"fwd bf16 h24 d128 30x48x80 w18x24x24", {1, 16, 8}, {18, 1, 8}, 2, 1.654, 1.45, 0.31},
+        {"fwd bf16 h24 d128 30x48x80 w18x24x24 s16x8x8", {2, 8, 8}, {18, 1, 8}, 1, 1, 1, 1},
+        {"fwd bf16 h24 d128 256x256 w80x80", {16, 8}, {20, 8}, 1, 1.27, 1.27, 0.60},
+        {"fwd bf16 h24 d128 256x256 w80x80", {16, 8}, {16, 8}, 1, 1.229, 1.229, 0.64},
+        {"fwd bf16 h24 d128 32768 w2048", {128}, {128}, 1, 1.059, 1.059, 0.89},
+        {"bwd bf16 h24 d128 32768 w2048", {64}, {128}, 1, 1.06, 1.06, 0.90},
+        {"bwd bf16 h24 d128 30x48x80 w18x24x24", {2, 4, 8}, {2, 8, 8}, 1, 1.625, 1.625, -1},
+        {"bwd bf16 h24 d128 16x64x64 w7x15x15", {1, 8, 8}, {2, 8, 8}, 1, 2.46, 2.46, -1},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        nbhd_desc desc = parse(cases[i].line);
+        nbhd_sim_tiles tiles = NBHD_SIM_TILES_INIT;
+        nbhd_sim_counts c = NBHD_SIM_COUNTS_INIT;
+        tiles.tiling = NBHD_SIM_DYNAMIC;
+        tiles.warpgroups = cases[i].warpgroups;
+        memcpy(tiles.q_tile, cases[i].q, sizeof tiles.q_tile);
+        memcpy(tiles.kv_tile, cases[i].kv, sizeof tiles.kv_tile);
+        CHECK(!nbhd_sim_count(&desc, &tiles, &c), "%s", nbhd_last_error());
+        CHECK(fabs(c.work_ratio - cases[i].area) < 0.01, "%s: area %g of %g", cases[i].line, c.work_ratio, cases[i].area);
+        CHECK(fabs(c.computed_ratio - cases[i].computed) < 0.01, "%s: computed %g of %g", cases[i].line, c.computed_ratio,
+              cases[i].computed);
+        CHECK(cases[i].full < 0 || fabs(1 - c.masked_fraction - cases[i].full) < 0.015, "%s: full %g of %g", cases[i].line,
+              1 - c.masked_fraction, cases[i].full);
+    }
+}
+
+/* ---- brute force ---- */
+
+struct brute {
+    int rank, tokens, keys;
+    struct oracle_axis axis[3];
+    bool *sees; /* [tokens][keys] */
+};
+
+static void split(const struct brute *b, int token, bool key, int at[3])
+{
+    for (int i = 2; i >= 0; i--) {
+        const int length = key ? b->axis[i].keys : b->axis[i].length;
+        at[i] = token % length;
+        token /= length;
+    }
+}
+
+static void brute_init(struct brute *b, const nbhd_desc *d)
+{
+    b->rank = d->rank;
+    b->tokens = b->keys = 1;
+    for (int i = 0; i < 3; i++) {
+        const int from = i - (3 - d->rank);
+        b->axis[i] = (struct oracle_axis){1, 1, 1, 1, 1, ORACLE_NEAREST};
+        if (from >= 0)
+            b->axis[i] = (struct oracle_axis){d->length[from],
+                                              d->kv_length[from] ? d->kv_length[from] : d->length[from],
+                                              d->window[from] ? d->window[from] : d->length[from],
+                                              d->stride[from] ? d->stride[from] : 1,
+                                              d->dilation[from] ? d->dilation[from] : 1,
+                                              (enum oracle_edge)d->edge[from]};
+        b->tokens *= b->axis[i].length;
+        b->keys *= b->axis[i].keys;
+    }
+    b->sees = malloc((size_t)b->tokens * (size_t)b->keys);
+    for (int q = 0; q < b->tokens; q++)
+        for (int k = 0; k < b->keys; k++) {
+            int x[3], y[3];
+            split(b, q, false, x);
+            split(b, k, true, y);
+            b->sees[q * b->keys + k] = oracle_sees(&b->axis[0], x[0], y[0]) && oracle_sees(&b->axis[1], x[1], y[1]) &&
+                                       oracle_sees(&b->axis[2], x[2], y[2]);
+        }
+}
+
+/* A box tile of a token: its dilation group and its place on the grid of that group. Two tokens share a tile if equal. */
+struct place {
+    int group[3], tile[3];
+};
+
+static struct place place_of(const struct brute *b, int token, bool key, const int extent[3], const int origin[3])
+{
+    struct place p;
+    int at[3];
+    split(b, token, key, at);
+    for (int i = 0; i < 3; i++) {
+        const int e = at[i] / b->axis[i].dilation - origin[i];
+        p.group[i] = at[i] % b->axis[i].dilation;
+        p.tile[i] = e < 0 ? -1 : e / extent[i];
+    }
+    return p;
+}
+
+struct sums {
+    double outer, visited, worst, full, pairs;
+};
+
+/* One query tile: the box of tiles from the first to the last that it needs, on every axis; full tiles among them. */
+static void brute_tile(const struct brute *b, const int *queries, int count, const int kv[3], bool dynamic, struct sums *s)
+{
+    int low[3] = {1 << 30, 1 << 30, 1 << 30}, high[3] = {-1, -1, -1}, origin[3] = {0, 0, 0}, boxes = 1;
+    for (int i = 0; i < count; i++)
+        for (int k = 0; k < b->keys; k++)
+            if (b->sees[queries[i] * b->keys + k]) {
+                int at[3];
+                split(b, k, true, at);
+                s->pairs += 1;
+                for (int a = 0; a < 3; a++) {
+                    const int e = at[a] / b->axis[a].dilation;
+                    low[a] = e < low[a] ? e : low[a];
+                    high[a] = e > high[a] ? e : high[a];
+                }
+            }
+    for (int a = 0; a < 3; a++) {
+        origin[a] = dynamic ? low[a] : 0;
+        boxes *= (high[a] - origin[a]) / kv[a] - (low[a] - origin[a]) / kv[a] + 1;
+    }
+    s->outer += 1;
+    s->visited += boxes;
+    s->worst = fmax(s->worst, boxes);
+    /* full tiles: those all of whose places hold a key that every query sees */
+    int *hits = calloc((size_t)b->keys + 1, sizeof *hits);
+    const struct place mine = place_of(b, queries[0], false, kv, origin);
+    for (int k = 0; k < b->keys; k++) {
+        bool all = true;
+        for (int i = 0; i < count; i++)
+            all &= b->sees[queries[i] * b->keys + k];
+        const struct place p = place_of(b, k, true, kv, origin);
+        if (!all || (b->axis[2].keys == b->axis[2].length && memcmp(p.group, mine.group, sizeof p.group)))
+            continue;
+        const int id = (p.tile[0] * b->axis[1].keys + p.tile[1]) * b->axis[2].keys + p.tile[2];
+        s->full += ++hits[id] == kv[0] * kv[1] * kv[2];
+    }
+    free(hits);
+}
+
+static struct sums brute_boxes(const struct brute *b, const int q[3], const int kv[3], bool dynamic)
+{
+    struct sums s = {0, 0, 0, 0, 0};
+    static const int zero[3];
+    bool *done = calloc((size_t)b->tokens, sizeof *done);
+    int *queries = malloc((size_t)b->tokens * sizeof *queries);
+    for (int first = 0; first < b->tokens; first++) {
+        if (done[first])
+            continue;
+        const struct place p = place_of(b, first, false, q, zero);
+        int count = 0;
+        for (int t = first; t < b->tokens; t++) {
+            const struct place o = place_of(b, t, false, q, zero);
+            if (!memcmp(&o, &p, sizeof p)) {
+                done[t] = true;
+                queries[count++] = t;
+            }
+        }
+        brute_tile(b, queries, count, kv, dynamic, &s);
+    }
+    free(queries);
+    free(done);
+    return s;
+}
+
+static struct sums brute_flat(const struct brute *b, int q, int kv)
+{
+    struct sums s = {0, 0, 0, 0, 0};
+    for (int first = 0; first < b->tokens; first += q) {
+        int visited = 0;
+        for (int key = 0; key < b->keys; key += kv) {
+            int seen = 0, pairs = 0;
+            for (int t = first; t < first + q && t < b->tokens; t++)
+                for (int k = key; k < key + kv; k++, pairs++)
+                    seen += k < b->keys && b->sees[t * b->keys + k];
+            visited += seen > 0;
+            s.full += seen == pairs;
+            s.pairs += seen;
+        }
+        s.outer += 1;
+        s.visited += visited;
+        s.worst = fmax(s.worst, visited);
+    }
+    return s;
+}
+
+static void compare(const char *line, const nbhd_sim_tiles *t, const nbhd_sim_counts *c, const struct sums *s, double area)
+{
+    const bool same = c->tiles_outer == s->outer && fabs(c->visited_mean * s->outer - s->visited) < 1e-6 &&
+                      c->visited_max == s->worst && fabs(c->masked_fraction - (1 - s->full / s->visited)) < 1e-12 &&
+                      c->pairs == s->pairs && c->block_sparse == (s->full == s->visited) &&
+                      fabs(c->work_ratio - s->visited * area / s->pairs) < 1e-9 && c->bound_mean <= c->bound_flop + 1e-9;
+    CHECK(same, "%s, %s q %dx%dx%d kv %dx%dx%d: outer %g of %g, visited %g of %g, worst %g of %g, masked %g of %g, pairs "
+                "%g of %g, block-sparse %d",
+          line, nbhd_sim_tiling_name(t->tiling), t->q_tile[0], t->q_tile[1], t->q_tile[2], t->kv_tile[0], t->kv_tile[1],
+          t->kv_tile[2], c->tiles_outer, s->outer, c->visited_mean * s->outer, s->visited, c->visited_max, s->worst,
+          c->masked_fraction, 1 - s->full / s->visited, c->pairs, s->pairs, c->block_sparse);
+}
+
+static void check_brute(const char *line, const int (*boxes)[3], int count)
+{
+    const nbhd_desc desc = parse(line);
+    struct brute b;
+    brute_init(&b, &desc);
+    for (int i = 0; i < count; i++)
+        for (int j = 0; j < count; j++)
+            for (int tiling = 0; tiling < NBHD_SIM_TILINGS; tiling++) {
+                nbhd_sim_tiles t = NBHD_SIM_TILES_INIT;
+                nbhd_sim_counts c = NBHD_SIM_COUNTS_INIT;
+                int q[3] = {1, 1, 1}, kv[3] = {1, 1, 1};
+                t.tiling = tiling;
+                for (int a = 0; a < desc.rank; a++) {
+                    t.q_tile[a] = q[a + 3 - desc.rank] = boxes[i][a];
+                    t.kv_tile[a] = kv[a + 3 - desc.rank] = boxes[j][a];
+                }
+                if (tiling == NBHD_SIM_FLAT)
+                    t.q_tile[1] = t.q_tile[2] = t.kv_tile[1] = t.kv_tile[2] = 0;
+                if (!CHECK(!nbhd_sim_count(&desc, &t, &c), "%s: %s", line, nbhd_last_error()))
+                    continue;
+                const struct sums s = tiling == NBHD_SIM_FLAT ? brute_flat(&b, t.q_tile[0], t.kv_tile[0])
+                                                              : brute_boxes(&b, q, kv, tiling == NBHD_SIM_DYNAMIC);
+                const double area = tiling == NBHD_SIM_FLAT ? (double)t.q_tile[0] * t.kv_tile[0]
+                                                            : (double)q[0] * q[1] * q[2] * kv[0] * kv[1] * kv[2];
+                compare(line, &t, &c, &s, area);
+            }
+    free(b.sees);
+}
+
+static void check_counts(void)
+{
+    static const int one[][3] = {{1}, {4}, {7}, {16}}, two[][3] = {{1, 8}, {4, 4}, {3, 5}, {2, 1}},
+                     three[][3] = {{1, 2, 4}, {2, 2, 2}, {3, 1, 2}};
+    static const char *const lines1[] = {"d8 40 w13", "d8 41 w12 s5", "d8 37 w9 r4", "d8 33 w10 s3 r2 ec", "d8 29 w8 et",
+                                         "d8 24 w8 s8", "d8 30 w30", "d8 22 w1", "d8 20 kv=27", "d8 36 w2 r17"};
+    static const char *const lines2[] = {"d8 13x17 w5x7", "d8 12x16 w8x8 s4x4", "d8 14x15 w3x4 r3x2", "d8 11x12 w6x5 s2x3 ecn",
+                                         "d8 9x16 w4x4 s1x4 etc", "d8 8x8 w8x8", "d8 10x9 w3x9 s3x1 r2x1", "d8 8x21 w4x2 r1x9"};
+    static const char *const lines3[] = {"d8 5x7x9 w3x4x5", "d8 4x8x8 w2x4x4 s2x2x2", "d8 6x5x8 w2x3x2 r2x1x3 s1x2x2",
+                                         "d8 5x6x7 w4x3x5 ecnt s2x1x3"};
+    for (size_t i = 0; i < sizeof lines1 / sizeof *lines1; i++)
+        check_brute(lines1[i], one, 4);
+    for (size_t i = 0; i < sizeof lines2 / sizeof *lines2; i++)
+        check_brute(lines2[i], two, 4);
+    for (size_t i = 0; i < sizeof lines3 / sizeof *lines3; i++)
+        check_brute(lines3[i], three, 3);
+}
+
+/* Batch and heads multiply; extra keys are counted with their own tiles. */
+static void check_extra(void)
+{
+    const nbhd_desc plain = parse("d8 64x64 w16x16 s16x16"), extra = parse("d8 b3 h5 64x64 w16x16 s16x16 extra=100");
+    nbhd_sim_tiles t = {sizeof t, NBHD_SIM_STATIC, {8, 16, 0}, {8, 8, 0}, 1};
+    nbhd_sim_counts a = NBHD_SIM_COUNTS_INIT, b = NBHD_SIM_COUNTS_INIT;
+    CHECK(!nbhd_sim_count(&plain, &t, &a) && !nbhd_sim_count(&extra, &t, &b), "%s", nbhd_last_error());
+    CHECK(a.block_sparse && a.visited_mean == 4 && a.bound_tile == 16 && a.work_ratio == 1, "%g", a.visited_mean);
+    CHECK(b.visited_mean == 6 && b.visited_max == 6 && b.tiles_total == 66 && !b.block_sparse, "%g", b.visited_mean);
+    CHECK(fabs(b.masked_fraction - 1.0 / 6) < 1e-12, "%g", b.masked_fraction);
+    CHECK(b.pairs == 4096.0 * (256 + 100), "%g", b.pairs);
+    CHECK(fabs(b.pairs * 15 - nbhd_desc_pairs(&extra)) < 1, "%g", nbhd_desc_pairs(&extra));
+}
+
+/* ---- pictures' geometry ---- */
+
+static void check_tile_of(void)
+{
+    const nbhd_desc desc = parse("d8 20x31 w5x4 s1x2 r2x3");
+    for (int tiling = 0; tiling < 2; tiling++)
+        for (int query = 0; query < 31; query++) {
+            nbhd_sim_tiles t = {sizeof t, tiling, {2, 4, 0}, {2, 3, 0}, 1};
+            nbhd_sim_tile tile = NBHD_SIM_TILE_INIT;
+            int first, count;
+            CHECK(!nbhd_sim_tile_of(&desc, &t, 1, query, &tile), "%s", nbhd_last_error());
+            CHECK(!nbhd_desc_keys(&desc, 1, query, &first, &count), "%s", nbhd_last_error());
+            const int e = query / 3, begin = first / 3;
+            CHECK(tile.group == query % 3 && tile.dilation == 3 && tile.q_begin <= e && e < tile.q_end, "%d", query);
+            CHECK(tile.any_begin <= begin && begin + count <= tile.any_end, "query %d", query);
+            CHECK(begin <= tile.all_begin && (tile.all_end <= begin + count), "query %d", query);
+            CHECK(tile.grid_begin <= tile.any_begin && tile.grid_begin + tile.visited * 3 >= tile.any_end &&
+                      tile.grid_begin + (tile.visited - 1) * 3 < tile.any_end && tile.any_begin < tile.grid_begin + 3,
+                  "query %d: the grid from %d of %d tiles does not cover [%d, %d) tightly", query, tile.grid_begin,
+                  tile.visited, tile.any_begin, tile.any_end);
+        }
+}
+
+/* ---- ranking and search ---- */
+
+enum { ROOM = 5000 };
+static nbhd_sim_setting settings[ROOM];
+
+static double seconds(void)
+{
+    struct timespec t;
+    timespec_get(&t, TIME_UTC);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void check_rank(void)
+{
+    const nbhd_desc desc = parse("bf16 h24 d128 30x48x80 w18x24x24");
+    const nbhd_sim_tiles any = NBHD_SIM_TILES_INIT;
+    int count = 0;
+    CHECK(!nbhd_sim_rank(&desc, &any, 3, 128, 128, NULL, settings, ROOM, &count), "%s", nbhd_last_error());
+    CHECK(count > 1000, "%d tilings", count);
+    for (int i = 0; i < count; i++) {
+        nbhd_sim_counts again = NBHD_SIM_COUNTS_INIT;
+        CHECK(!nbhd_sim_count(&desc, &settings[i].tiles, &again), "%s", nbhd_last_error());
+        CHECK(again.visited_mean == settings[i].counts.visited_mean, "%g", again.visited_mean);
+        CHECK(!i || settings[i - 1].counts.bound_mean >= settings[i].counts.bound_mean, "setting %d is out of order", i);
+    }
+    nbhd_sim_device h200 = NBHD_SIM_DEVICE_INIT;
+    CHECK(!nbhd_sim_device_get(&h200, "h200"), "%s", nbhd_last_error());
+    CHECK(!nbhd_sim_rank(&desc, &any, 15, 128, 128, &h200, settings, ROOM, &count), "%s", nbhd_last_error());
+    for (int i = 1; i < count; i++)
+        CHECK(settings[i - 1].ms <= settings[i].ms && settings[i].ms > 0, "setting %d is out of order", i);
+    const nbhd_desc small = parse("d32 7x7 w3x3"); /* fewer tokens than a tile */
+    CHECK(!nbhd_sim_rank(&small, &any, 15, 0, 0, NULL, settings, ROOM, &count) && count > 0, "%s", nbhd_last_error());
+}
+
+static bool holds(int count, const char *line, int *index)
+{
+    const nbhd_desc wanted = parse(line);
+    for (*index = 0; *index < count; ++*index)
+        if (!memcmp(settings[*index].desc.window, wanted.window, sizeof wanted.window) &&
+            !memcmp(settings[*index].desc.stride, wanted.stride, sizeof wanted.stride))
+            return true;
+    return false;
+}
+
+static void check_find(void)
+{
+    const nbhd_desc desc = parse("bf16 h24 d128 30x48x80");
+    nbhd_sim_tiles tiles = {sizeof tiles, 0, {4, 8, 8}, {2, 8, 8}, 1};
+    nbhd_sim_search search = NBHD_SIM_SEARCH_INIT;
+    int count = 0, at;
+    double considered = 0;
+    search.sparsity = 0.91;
+    search.efficiency = 1;
+    CHECK(!nbhd_sim_find(&desc, &tiles, 1, &search, settings, ROOM, &count, &considered), "%s", nbhd_last_error());
+    /* The published block-sparse setting is found, in its smallest stride. */
+    CHECK(holds(count, "bf16 h24 d128 30x48x80 w18x24x24 s16x8x8", &at), "%d settings, 18x24x24 s16x8x8 not among them", count);
+    for (int i = 0; i < count; i++) {
+        CHECK(settings[i].counts.block_sparse, "setting %d", i);
+        CHECK(fabs(1 - 1 / settings[i].counts.bound_flop - 0.91) <= 0.02 + 1e-9, "setting %d: %g", i,
+              settings[i].counts.bound_flop);
+        CHECK(!i || settings[i - 1].counts.bound_mean >= settings[i].counts.bound_mean - 1e-9, "setting %d is out of order", i);
+    }
+    search = (nbhd_sim_search)NBHD_SIM_SEARCH_INIT;
+    const nbhd_sim_tiles any = NBHD_SIM_TILES_INIT;
+    const double start = seconds();
+    CHECK(!nbhd_sim_find(&desc, &any, 3, &search, settings, ROOM, &count, &considered), "%s", nbhd_last_error());
+    const double took = seconds() - start;
+    printf("search of all tiles: %d settings of %.0f looked at, %.0f ms\n", count, considered, 1e3 * took);
+    CHECK(considered > 10000 && count > 1000, "only %g looked at, %d found", considered, count);
+    CHECK(took < 5, "the search took %g s", took); /* well under a second on an idle machine; generous under sanitizers */
+    for (int i = 0; i < count; i++)
+        CHECK(settings[i].counts.computed_mean > 0 && settings[i].counts.bound_mean > 0, "setting %d", i);
+}
+
+/* What the search says of its best settings, nothing beats: every stride of every window in range, one by one. */
+static void check_find_exhaustively(void)
+{
+    const nbhd_desc desc = parse("d64 24x32");
+    const nbhd_sim_tiles tiles = {sizeof tiles, 1, {4, 4, 0}, {4, 8, 0}, 1};
+    nbhd_sim_search search = NBHD_SIM_SEARCH_INIT;
+    int count = 0;
+    search.window_min[0] = search.window_max[0] = 12;
+    search.window_min[1] = 8, search.window_max[1] = 20;
+    search.efficiency = 0.5;
+    CHECK(!nbhd_sim_find(&desc, &tiles, 2, &search, settings, ROOM, &count, NULL) && count, "%s", nbhd_last_error());
+    double best = 0;
+    for (int w = 8; w <= 20; w++)
+        for (int s0 = 1; s0 <= 12; s0++)
+            for (int s1 = 1; s1 <= w; s1++) {
+                nbhd_desc d = desc;
+                d.window[0] = 12, d.window[1] = w, d.stride[0] = s0, d.stride[1] = s1;
+                nbhd_sim_counts c = NBHD_SIM_COUNTS_INIT;
+                CHECK(!nbhd_sim_count(&d, &tiles, &c), "%s", nbhd_last_error());
+                best = fmax(best, c.bound_mean);
+            }
+    CHECK(fabs(settings[0].counts.bound_mean - best) < 1e-9, "found %g, the best is %g", settings[0].counts.bound_mean, best);
+}
+
+/* ---- the model of time ---- */
+
+static char *read_text(const char *name)
+{
+    char path[1024];
+    snprintf(path, sizeof path, "%s", __FILE__);
+    char *slash = strrchr(path, '/');
+    snprintf(slash ? slash + 1 : path, sizeof path - (size_t)(slash ? slash + 1 - path : 0), "../bench/results/%s", name);
+    FILE *file = fopen(path, "rb");
+    char *text = calloc(1, 1 << 16);
+    if (file && text) {
+        size_t length = fread(text, 1, (1 << 16) - 1, file);
+        text[length] = '\0';
+    }
+    CHECK(file != NULL, "cannot read %s", path);
+    if (file)
+        fclose(file);
+    return text;
+}
+
+enum { MOST_SAMPLES = 64 };
+
+/* The committed prices against the committed measurements; and a fit that starts elsewhere comes to the same times. */
+static void check_model(const char *file, const char *name)
+{
+    static nbhd_sim_sample samples[MOST_SAMPLES];
+    int count = 0;
+    char *text = read_text(file);
+    CHECK(!nbhd_sim_samples_parse(text, samples, MOST_SAMPLES, &count) && count > 10, "%s: %s", file, nbhd_last_error());
+    free(text);
+    nbhd_sim_device device = NBHD_SIM_DEVICE_INIT;
+    CHECK(!nbhd_sim_device_get(&device, name), "%s", nbhd_last_error());
+    double known[MOST_SAMPLES], errors[MOST_SAMPLES], median = 1, worst = 1;
+    for (int i = 0; i < count; i++) {
+        CHECK(!nbhd_sim_predict(&device, &samples[i].desc, &samples[i].tiles, &known[i]), "%s", nbhd_last_error());
+        errors[i] = fabs(known[i] / samples[i].ms - 1);
+        CHECK(errors[i] < 0.15, "%s, sample %d: predicted %g ms, measured %g", file, i, known[i], samples[i].ms);
+    }
+    nbhd_sim_device other = device;
+    other.matrix *= 0.8, other.softmax *= 1.2, other.mask *= 1.3;
+    CHECK(!nbhd_sim_fit(&other, samples, count, &median, &worst), "%s", nbhd_last_error());
+    CHECK(median < 0.06 && worst < 0.15, "%s: median error %g, worst %g", file, median, worst);
+    printf("%s: median error %.1f %%, worst %.1f %%\n", file, 100 * median, 100 * worst);
+    /* Times made by the model itself are found again. */
+    for (int i = 0; i < count; i++)
+        samples[i].ms = known[i];
+    other = device;
+    other.matrix *= 0.8, other.softmax *= 1.2, other.mask *= 1.3, other.tile *= 0.5;
+    CHECK(!nbhd_sim_fit(&other, samples, count, &median, &worst), "%s", nbhd_last_error());
+    CHECK(worst < 0.03, "%s: made times are missed by %g", file, worst);
+}
+
+/* What must follow from the prices: more work never costs less. */
+static void check_model_order(void)
+{
+    nbhd_sim_device device = NBHD_SIM_DEVICE_INIT;
+    const nbhd_sim_tiles t = {sizeof t, NBHD_SIM_DYNAMIC, {16, 8, 0}, {16, 8, 0}, 1};
+    nbhd_sim_tiles permuted = t, fixed = t;
+    permuted.tiling = NBHD_SIM_PERMUTED;
+    fixed.tiling = NBHD_SIM_STATIC;
+    CHECK(!nbhd_sim_device_get(&device, "h200"), "%s", nbhd_last_error());
+    static const char *const lines[] = {"bf16 h4 d128 128x128 w16x16 s16x16", "bf16 h4 d128 128x128 w16x16",
+                                        "bf16 h4 d128 128x128 w48x48", "bf16 h8 d128 128x128 w48x48",
+                                        "bf16 h8 d128 128x128 w48x48 extra=512", "bf16 b2 h8 d128 128x128 w48x48 extra=512"};
+    double last = 0, ms = 0, a = 0, b = 0;
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        const nbhd_desc desc = parse(lines[i]);
+        CHECK(!nbhd_sim_predict(&device, &desc, &t, &ms) && ms > last, "%s: %g ms, before %g", lines[i], ms, last);
+        CHECK(!nbhd_sim_predict(&device, &desc, &permuted, &a) && !nbhd_sim_predict(&device, &desc, &fixed, &b) && a > b,
+              "%s: permuted %g, static %g", lines[i], a, b);
+        last = ms;
+    }
+    nbhd_desc bad = parse("bf16 d128 128x128 w16x16");
+    bad.pass = NBHD_QK;
+    CHECK(nbhd_sim_predict(&device, &bad, &t, &ms) == NBHD_ERROR_UNSUPPORTED, "qk has no model");
+}
+
+/* ---- bad input ---- */
+
+static void refused(nbhd_status status, nbhd_status wanted, const char *mentions)
+{
+    CHECK(status == wanted && strstr(nbhd_last_error(), mentions), "status %d of %d, \"%s\" without %s", status, wanted,
+          nbhd_last_error(), mentions);
+}
+
+static void check_bad_tiles(void)
+{
+    const nbhd_desc desc = parse("d64 30x48x80 w18x24x24"), back = parse("bwd d64 48x80 w24x24");
+    const nbhd_sim_tiles good = {sizeof good, 0, {4, 8, 8}, {2, 8, 8}, 1};
+    nbhd_sim_counts c = NBHD_SIM_COUNTS_INIT;
+    nbhd_sim_tiles t = good;
+    t.q_tile[1] = 0;
+    refused(nbhd_sim_count(&desc, &t, &c), NBHD_ERROR_INVALID, "q_tile[1] is 0");
+    t.q_tile[1] = -8;
+    refused(nbhd_sim_count(&desc, &t, &c), NBHD_ERROR_INVALID, "q_tile[1] is -8");
+    t = good, t.kv_tile[2] = 81;
+    refused(nbhd_sim_count(&desc, &t, &c), NBHD_ERROR_INVALID, "kv_tile[2] is 81");
+    t = good, t.q_tile[0] = 30, t.q_tile[1] = 48, t.q_tile[2] = 80;
+    refused(nbhd_sim_count(&desc, &t, &c), NBHD_ERROR_INVALID, "115200 tokens");
+    t = good, t.tiling = 4;
+    refused(nbhd_sim_count(&desc, &t, &c), NBHD_ERROR_INVALID, "tiling is 4");
+    t = good, t.warpgroups = 3;
+    refused(nbhd_sim_count(&desc, &t, &c), NBHD_ERROR_INVALID, "warpgroups is 3");
+    t = good, t.size = 0;
+    refused(nbhd_sim_count(&desc, &t, &c), NBHD_ERROR_INVALID, "nbhd_sim_tiles.size");
+    refused(nbhd_sim_count(&back, &good, &c), NBHD_ERROR_INVALID, "q_tile[2] is 8");
+    t = good, t.tiling = NBHD_SIM_FLAT, t.q_tile[1] = t.q_tile[2] = t.kv_tile[1] = t.kv_tile[2] = 0;
+    refused(nbhd_sim_count(&back, &t, &c), NBHD_ERROR_UNSUPPORTED, "flat");
+    const nbhd_desc wide = parse("d64 300x300x300 w200x200x200");
+    refused(nbhd_sim_count(&wide, &t, &c), NBHD_ERROR_UNSUPPORTED, "steps");
+    c.size = 0;
+    refused(nbhd_sim_count(&desc, &good, &c), NBHD_ERROR_INVALID, "nbhd_sim_counts.size");
+    nbhd_sim_tile tile = NBHD_SIM_TILE_INIT;
+    refused(nbhd_sim_tile_of(&desc, &good, 3, 0, &tile), NBHD_ERROR_INVALID, "axis is 3");
+    refused(nbhd_sim_tile_of(&desc, &good, 1, 48, &tile), NBHD_ERROR_INVALID, "query[1] is 48");
+}
+
+static void check_bad_requests(void)
+{
+    const nbhd_desc desc = parse("d64 48x80");
+    nbhd_sim_tiles any = NBHD_SIM_TILES_INIT;
+    nbhd_sim_search s = NBHD_SIM_SEARCH_INIT;
+    int count = 7;
+    s.window_min[0] = 49;
+    refused(nbhd_sim_find(&desc, &any, 3, &s, settings, ROOM, &count, NULL), NBHD_ERROR_INVALID, "window_min[0]");
+    s.window_min[0] = 20, s.window_max[0] = 10;
+    refused(nbhd_sim_find(&desc, &any, 3, &s, settings, ROOM, &count, NULL), NBHD_ERROR_INVALID, "window_min[0]");
+    s = (nbhd_sim_search)NBHD_SIM_SEARCH_INIT, s.sparsity = 1.5;
+    refused(nbhd_sim_find(&desc, &any, 3, &s, settings, ROOM, &count, NULL), NBHD_ERROR_INVALID, "sparsity is 1.5");
+    s = (nbhd_sim_search)NBHD_SIM_SEARCH_INIT, s.efficiency = -1;
+    refused(nbhd_sim_find(&desc, &any, 3, &s, settings, ROOM, &count, NULL), NBHD_ERROR_INVALID, "efficiency is -1");
+    s = (nbhd_sim_search)NBHD_SIM_SEARCH_INIT, s.q_tokens = -3;
+    refused(nbhd_sim_find(&desc, &any, 3, &s, settings, ROOM, &count, NULL), NBHD_ERROR_INVALID, "q_tokens");
+    s.q_tokens = 0;
+    refused(nbhd_sim_find(&desc, &any, 8, &s, settings, ROOM, &count, NULL), NBHD_ERROR_INVALID, "box tilings");
+    any.q_tile[1] = 4;
+    refused(nbhd_sim_find(&desc, &any, 3, &s, settings, ROOM, &count, NULL), NBHD_ERROR_INVALID, "q_tile[0] is 0");
+    CHECK(count == 0, "%d settings after a failure", count);
+    CHECK(nbhd_sim_end_to_end(1.2, 10, 0, 2) == 0 && nbhd_sim_end_to_end(0.5, 0, 0, 2) == 0 &&
+              nbhd_sim_end_to_end(0.5, 10, 11, 2) == 0 && nbhd_sim_end_to_end(0.5, 10, 0, -1) == 0,
+          "out of range");
+    CHECK(fabs(nbhd_sim_end_to_end(0.5, 10, 0, 2) - 4.0 / 3) < 1e-12, "half of the time, twice as fast");
+    nbhd_sim_device d = NBHD_SIM_DEVICE_INIT;
+    double ms;
+    refused(nbhd_sim_device_get(&d, "abacus"), NBHD_ERROR_INVALID, "h200");
+    refused(nbhd_sim_predict(&d, &desc, &any, &ms), NBHD_ERROR_INVALID, "device.processors is 0");
+}
+
+static void check_bad_tables(void)
+{
+    nbhd_sim_sample s[2];
+    int count;
+    refused(nbhd_sim_samples_parse("", s, 2, &count), NBHD_ERROR_INVALID, "no row");
+    refused(nbhd_sim_samples_parse("line,ms\n", s, 2, &count), NBHD_ERROR_INVALID, "no row");
+    refused(nbhd_sim_samples_parse("line,ms\nd64 9x9 w3x3,fast\n", s, 2, &count), NBHD_ERROR_INVALID, "row 2: 'fast'");
+    refused(nbhd_sim_samples_parse("line,ms\n\nd64 9x9 w3x3,-1\n", s, 2, &count), NBHD_ERROR_INVALID, "row 3");
+    refused(nbhd_sim_samples_parse("line,ms\nd64 9x9 w30x3,1\n", s, 2, &count), NBHD_ERROR_INVALID, "window[0]");
+    refused(nbhd_sim_samples_parse("line,ms,q_tile\nd64 9 w3,1,4y\n", s, 2, &count), NBHD_ERROR_INVALID, "q_tile");
+    refused(nbhd_sim_samples_parse("line,ms,tiling\nd64 9 w3,1,odd\n", s, 2, &count), NBHD_ERROR_INVALID, "tiling");
+    refused(nbhd_sim_samples_parse("line,ms\nd8 9,1\nd8 9,1\nd8 9,1\n", s, 2, &count), NBHD_ERROR_INVALID, "more than 2");
+    CHECK(!nbhd_sim_samples_parse("# c\nx, ms_min ,\"line\"\r\n1, 2.5 ,\"d8 9 w3\"\r\n", s, 2, &count) && count == 1 &&
+              s[0].ms > 2.4 && s[0].ms < 2.6 && s[0].desc.window[0] == 3 && s[0].tiles.q_tile[0] == 0,
+          "%s", nbhd_last_error());
+}
+
+int main(void)
+{
+    for (size_t i = 0; i < sizeof use_cases / sizeof *use_cases; i++)
+        check_use_case(&use_cases[i]);
+    check_areas();
+    check_counts();
+    check_extra();
+    check_tile_of();
+    check_rank();
+    check_find();
+    check_find_exhaustively();
+    check_model("h200-forward-prototype.csv", "h200");
+    check_model("h200-backward-prototype.csv", "h200-bwd");
+    check_model_order();
+    check_bad_tiles();
+    check_bad_requests();
+    check_bad_tables();
+    return test_done();
+}
