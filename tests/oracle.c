@@ -163,8 +163,9 @@ static double dot(const struct oracle *c, const double *a, const double *b, int 
     return sum;
 }
 
-/* Fills weights with the probabilities of one query; returns its logsumexp. */
-static double softmax(struct oracle *c, int batch, long long query, int head)
+/* Fills weights with the probabilities of one query; returns its logsumexp. With a logsumexp given (float32, as it is stored),
+ * they are relative to that one, rounding and all. */
+static double softmax(struct oracle *c, int batch, long long query, int head, const double *given)
 {
     const struct oracle_problem *p = c->p;
     const int kv_head = head / (p->heads / p->kv_heads);
@@ -181,6 +182,11 @@ static double softmax(struct oracle *c, int batch, long long query, int head)
         c->weights[j] = score;
         max = score > max || isnan(score) ? score : max;
     }
+    for (long long j = 0; given && j < all; j++)
+        if (c->visible[j])
+            c->weights[j] = sum_up(p, exp(sum_up(p, c->weights[j] - (double)(float)*given)));
+    if (given)
+        return *given;
     for (long long j = 0; j < all; j++)
         if (c->visible[j])
             sum = sum_up(p, sum + (c->weights[j] = sum_up(p, exp(c->weights[j] - max))));
@@ -215,7 +221,7 @@ bool oracle_forward(const struct oracle_problem *problem, const struct oracle_te
         find_visible(&c, query);
         for (int batch = 0; batch < problem->batch; batch++)
             for (int head = 0; head < problem->heads; head++) {
-                *query_row(&c, tensors->lse, batch, query, head, 1) = softmax(&c, batch, query, head);
+                *query_row(&c, tensors->lse, batch, query, head, 1) = softmax(&c, batch, query, head, NULL);
                 double *o = query_row(&c, tensors->o, batch, query, head, problem->head_dim_v);
                 weigh_values(&c, batch, head, o);
                 for (int d = 0; d < problem->head_dim_v; d++)
@@ -241,7 +247,7 @@ static void differentiate(struct oracle *c, int batch, long long query, int head
     double *q = query_row(c, t->q, batch, query, head, p->head_dim);
     double *dq = query_row(c, t->dq, batch, query, head, p->head_dim);
     double *dout = query_row(c, t->dout, batch, query, head, p->head_dim_v);
-    softmax(c, batch, query, head);
+    softmax(c, batch, query, head, p->precision == ORACLE_EXACT ? NULL : query_row(c, t->lse, batch, query, head, 1));
     weigh_values(c, batch, head, o);
     for (int d = 0; d < p->head_dim_v; d++)
         o[d] = oracle_round(p->precision, o[d]);

@@ -35,7 +35,8 @@ struct oracle_tensors {
 bool oracle_sees(const struct oracle_axis *axis, int query, int key);
 /* Writes o and lse. false: out of memory. */
 bool oracle_forward(const struct oracle_problem *problem, const struct oracle_tensors *tensors);
-/* From q, k, v (extra, bias), dout and dlse (may be NULL): writes all gradients whose arrays are there. */
+/* From q, k, v (extra, bias), dout and dlse (may be NULL): writes all gradients whose arrays are there. Probabilities are
+ * computed afresh where exact; a plain computation takes them from lse as a kernel is given it, rounded to float. */
 bool oracle_backward(const struct oracle_problem *problem, const struct oracle_tensors *tensors);
 
 /* Rounds to the precision's storage type. */

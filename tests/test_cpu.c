@@ -68,7 +68,7 @@ static void check_rows(void)
     CHECK(rows > 0, "no CPU row ran");
 }
 
-/* With the machine capped to each instruction set, the planner still finds a row for every forward problem. */
+/* With the machine capped to each instruction set, the planner still finds a row for every fused problem. */
 static void check_planned(void)
 {
     for (unsigned cap = NBHD_ISA_SCALAR; cap <= NBHD_ISA_NEON; cap <<= 1) {
@@ -78,6 +78,7 @@ static void check_planned(void)
             struct case_result result;
             const struct case_options options = {.seed = (unsigned)i, .threads = 2};
             nbhd_desc_parse(&desc, case_lines[i]);
+            desc.pass = i % 2 ? NBHD_FORWARD : NBHD_BACKWARD;
             const nbhd_status status = case_run(&desc, &options, &result);
             CHECK(!status && result.ok, "'%s' under cap %s: %s", case_lines[i], nbhd_isa_name(cap), result.why);
         }
@@ -90,8 +91,9 @@ static void check_thread_counts(void)
     for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++) {
         if (!runs_here(k) || k->pass > NBHD_BACKWARD)
             continue;
-        static const char *const lines[] = {"b2 h4/2 d32 19x23 w7x5", "h2 d64 300 w100 s10", "h3 d16 5x9x20 w3x3x5 ecnn"};
-        for (int i = 0; i < 3; i++) {
+        static const char *const lines[] = {"b2 h4/2 d32 19x23 w7x5", "h2 d64 300 w100 s10", "h3 d16 5x9x20 w3x3x5 ecnn",
+                                            "b2 h4/2 d24/40 11x13 w5x4 s1x2 extra=3 bias"};
+        for (int i = 0; i < 4; i++) {
             unsigned long long bits = 0;
             for (int threads = 1; threads <= 7; threads += 2) {
                 nbhd_desc desc;

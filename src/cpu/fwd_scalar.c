@@ -1,10 +1,9 @@
 /* The forward that refuses nothing legal, on any CPU: one query at a time, in double, with online softmax.
  * It is the fallback and the clearest statement of the operation; the other rows are for speed.
  * A task is one row of queries along axis 2, of one head of one batch entry. Scratch per thread: one row of q and of o. */
-#include <math.h>
 #include <stdio.h>
 #include "core/kernel.h"
-#include "cpu/cpu.h"
+#include "cpu/scalar.h"
 #include "cpu/threads.h"
 
 static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
@@ -39,68 +38,44 @@ static nbhd_status build(struct nbhd_plan *plan)
     return NBHD_OK;
 }
 
-/* The softmax of one query so far: o is unnormalised, relative to the maximum. */
-struct softmax {
-    double max, sum;
-    double *o;
-};
-
 struct call {
     const struct nbhd_plan *plan;
     const struct nbhd_params *params;
     char *workspace;
 };
 
-static void see_key(const struct call *call, const double *q, const char *k, const char *v, double bias, struct softmax *s)
+/* One query: o is unnormalised, relative to the softmax's maximum. */
+struct query {
+    double *q, *o;
+    struct nbhd_softmax softmax;
+};
+
+static void see_key(const struct call *call, struct query *query, const char *k, const char *v, double bias)
 {
     const struct nbhd_params *p = call->params;
     const int dtype = call->plan->problem.desc.dtype;
-    double score = 0;
-    for (int d = 0; d < p->head_dim; d++)
-        score += q[d] * nbhd_load(k, dtype, d);
-    score += bias;
-    const double max = score > s->max ? score : s->max;
-    const double keep = s->sum > 0 ? exp(s->max - max) : 0, weight = exp(score - max);
+    double keep;
+    const double score = nbhd_dot(query->q, k, dtype, p->head_dim) + bias;
+    const double weight = nbhd_softmax_add(&query->softmax, score, &keep);
     for (int d = 0; d < p->head_dim_v; d++)
-        s->o[d] = s->o[d] * keep + weight * nbhd_load(v, dtype, d);
-    s->sum = s->sum * keep + weight;
-    s->max = max;
+        query->o[d] = query->o[d] * keep + weight * nbhd_load(v, dtype, d);
 }
 
-/* Bias of the head's table at the relative position of key element k to query element q. */
-static double bias_at(const struct nbhd_params *p, int head, const int q[3], const int k[3])
-{
-    if (!p->bias)
-        return 0;
-    long long at = head;
-    for (int i = 0; i < 3; i++)
-        at = at * (2 * p->axis[i].window - 1) + k[i] - q[i] + p->axis[i].window - 1;
-    return (double)p->bias[at];
-}
-
-static void see_window(const struct call *call, int batch, int head, const int x[3], const double *q, struct softmax *s)
+static void see_window(const struct call *call, int batch, int head, const int x[3], struct query *query)
 {
     const struct nbhd_params *p = call->params;
     const int kv_head = head / (p->heads / p->kv_heads);
-    int group[3], element[3], key[3], at[3];
-    struct nbhd_range keys[3];
-    for (int i = 0; i < 3; i++) {
-        group[i] = x[i] % p->axis[i].dilation;
-        element[i] = x[i] / p->axis[i].dilation;
-        keys[i] = nbhd_keys(p->axis[i], nbhd_group_size(p->axis[i], group[i]), element[i]);
+    const struct nbhd_box keys = nbhd_box_at(p, NBHD_KEYS_OF_QUERY, x);
+    int key[3], token[3];
+    for (bool more = nbhd_box_first(&keys, key); more; more = nbhd_box_next(&keys, key)) {
+        nbhd_box_token(p, &keys, key, token);
+        see_key(call, query, nbhd_view_at(&p->k, batch, token, kv_head), nbhd_view_at(&p->v, batch, token, kv_head),
+                nbhd_bias_at(p, head, keys.from, key));
     }
-    for (key[0] = keys[0].begin; key[0] < keys[0].end; key[0]++)
-        for (key[1] = keys[1].begin; key[1] < keys[1].end; key[1]++)
-            for (key[2] = keys[2].begin; key[2] < keys[2].end; key[2]++) {
-                for (int i = 0; i < 3; i++)
-                    at[i] = key[i] * p->axis[i].dilation + group[i];
-                see_key(call, q, nbhd_view_at(&p->k, batch, at, kv_head), nbhd_view_at(&p->v, batch, at, kv_head),
-                        bias_at(p, head, element, key), s);
-            }
     for (int e = 0; e < p->extra; e++) {
-        const int token[3] = {0, 0, e};
-        see_key(call, q, nbhd_view_at(&p->extra_k, batch, token, kv_head),
-                nbhd_view_at(&p->extra_v, batch, token, kv_head), 0, s);
+        const int extra[3] = {0, 0, e};
+        see_key(call, query, nbhd_view_at(&p->extra_k, batch, extra, kv_head),
+                nbhd_view_at(&p->extra_v, batch, extra, kv_head), 0);
     }
 }
 
@@ -108,18 +83,17 @@ static void attend(const struct call *call, int batch, int head, const int x[3],
 {
     const struct nbhd_params *p = call->params;
     const int dtype = call->plan->problem.desc.dtype;
-    double *q = scratch_row;
-    struct softmax s = {-INFINITY, 0, scratch_row + p->head_dim};
-    const char *from = nbhd_view_at(&p->q, batch, x, head);
+    struct query query = {scratch_row, scratch_row + p->head_dim, NBHD_SOFTMAX_INIT};
+    nbhd_load_row(query.q, nbhd_view_at(&p->q, batch, x, head), dtype, p->head_dim);
     for (int d = 0; d < p->head_dim; d++)
-        q[d] = nbhd_load(from, dtype, d) * (double)p->scale;
-    memset(s.o, 0, sizeof(double) * (size_t)p->head_dim_v);
-    see_window(call, batch, head, x, q, &s);
+        query.q[d] *= (double)p->scale;
+    memset(query.o, 0, sizeof(double) * (size_t)p->head_dim_v);
+    see_window(call, batch, head, x, &query);
     char *to = nbhd_view_at(&p->o, batch, x, head);
     for (int d = 0; d < p->head_dim_v; d++)
-        nbhd_store(to, dtype, d, s.o[d] / s.sum);
+        nbhd_store(to, dtype, d, query.o[d] / query.softmax.sum);
     if (p->lse.data)
-        nbhd_store(nbhd_view_at(&p->lse, batch, x, head), NBHD_F32, 0, s.max + log(s.sum));
+        nbhd_store(nbhd_view_at(&p->lse, batch, x, head), NBHD_F32, 0, nbhd_softmax_lse(&query.softmax));
 }
 
 static void work(void *context, long long task, int thread)
