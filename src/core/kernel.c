@@ -2,15 +2,26 @@
 #include "core/kernel.h"
 #include "core/plan.h"
 #include "cpu/isa.h"
+#ifdef NBHD_HAVE_CUDA
+#include "cuda/cuda.h"
+#endif
 
 #define NBHD_CPU(name, needs, pass) extern const struct nbhd_kernel_ops nbhd_cpu_##name;
+#ifdef NBHD_HAVE_CUDA
 #define NBHD_CUDA(name, needs, pass) extern const struct nbhd_kernel_ops nbhd_cuda_##name;
+#else
+#define NBHD_CUDA(name, needs, pass)
+#endif
 #include "kernels.def"
 #undef NBHD_CPU
 #undef NBHD_CUDA
 
 #define NBHD_CPU(name, needs, pass) {"cpu." #name, NBHD_DEVICE_CPU, needs, pass, &nbhd_cpu_##name},
+#ifdef NBHD_HAVE_CUDA
 #define NBHD_CUDA(name, needs, pass) {"cuda." #name, NBHD_DEVICE_CUDA, needs, pass, &nbhd_cuda_##name},
+#else
+#define NBHD_CUDA(name, needs, pass)
+#endif
 const struct nbhd_kernel nbhd_kernels[] = {
 #include "kernels.def"
     {NULL, NBHD_DEVICE_CPU, 0, 0, NULL},
@@ -27,5 +38,9 @@ bool nbhd_kernel_refuses(const struct nbhd_kernel *kernel, const struct nbhd_pro
                            nbhd_pass_name(problem->desc.pass));
     if (kernel->device == NBHD_DEVICE_CPU && nbhd_isa_refuses(kernel->needs, why))
         return true;
+#ifdef NBHD_HAVE_CUDA
+    if (kernel->device == NBHD_DEVICE_CUDA && nbhd_cuda_refuses(kernel->needs, why))
+        return true;
+#endif
     return kernel->ops->refuse(problem, why);
 }
