@@ -96,7 +96,7 @@ NBHD_FN void attend(struct simt_shared &s, const struct nbhd_params &p, const st
     finish(s, p, t, m, o);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) nbhd_fwd_simt(const __grid_constant__ struct nbhd_params p)
+extern "C" __global__ void __launch_bounds__(THREADS, 1) nbhd_fwd_simt(const __grid_constant__ struct nbhd_params p)
 {
     __shared__ struct simt_shared s;
     const long long count = simt_tile_count(p, 0) * p.heads * p.batch;

@@ -2,7 +2,7 @@
 #include <limits.h>
 #include "cuda/simt.h"
 
-enum { THREADS = 256, REGISTERS = 128 }; /* REGISTERS: 32-bit ones that accumulators may take */
+enum { THREADS = 256, REGISTERS = 96 }; /* REGISTERS: 32-bit ones that accumulators may take */
 
 int nbhd_simt_rows(const struct nbhd_problem *problem, int width)
 {

@@ -1,0 +1,190 @@
+/* Every CUDA row, for every generation of GPU, over a spread of problems, compiled by NVRTC without a GPU: it compiles, without
+ * warnings, without spills, within the shared memory of the chip; the expected instructions are in the machine code where
+ * a disassembler is at hand. Skipped where NVRTC is absent, unless NBHD_REQUIRE=nvrtc. */
+#define _GNU_SOURCE
+#include <unistd.h>
+#include "case.h"
+#include "core/kernel.h"
+#include "cuda/cuda.h"
+#include "test.h"
+
+static const int chips[] = {80, 89, 90, 100, 120};
+
+/* What stands in the machine code of a row, by the end of its name. */
+static const struct {
+    const char *suffix, *instruction;
+} expected[] = {
+    {"_simt", "FFMA"},
+    {"_sm80", "HMMA"},
+    {"_sm90", "HGMMA"},
+};
+
+static const char *const lines[] = {
+    "bf16 h4 d64 56x56 w7x7",
+    "bf16 h8/2 d128 30x48x80 w18x24x24 s16x8x8",
+    "f16 h2 d128 256x256 w80x80",
+    "f32 h4 d32 56x56 w13x13 r2x2 ect extra=5",
+    "bf16 d128 32768 w2048 s256",
+    "f16 b2 h3 d80/48 9x40 w5x9 bias",
+    "bf16 d256 64x64 w15x15",
+    "f32 d512/512 100 w30",
+    "f32 d7/100 100 w30",
+    "f64 d64 40x40 w7x7",
+    "f64 d256/512 40x40 w7x7 bias",
+    "bf16 h4 d96 20x20x20 w5x5x5 extra=100",
+    "bf16 h4 d128 1000 kv=777",
+    "bf16 h4 d16 12x20x20 w5x5x5 r1x2x2 eccc",
+};
+
+struct seen {
+    const char *kernel, *line;
+    int chip, count;
+    const struct nbhd_jit *last;
+    const struct nbhd_cuda_machine *machine;
+};
+
+static void judge(const struct nbhd_jit *code, void *context)
+{
+    struct seen *s = context;
+    struct nbhd_jit_entry entries[16];
+    const int count = nbhd_jit_entries(code->log, entries, 16);
+    const char *complaint = nbhd_jit_complaint(code->log);
+    CHECK(count > 0 && count <= 16, "%s '%s' sm_%d: %d kernels in the log", s->kernel, s->line, s->chip, count);
+    CHECK(!complaint, "%s '%s' sm_%d: %.200s", s->kernel, s->line, s->chip, complaint ? complaint : "");
+    for (int i = 0; i < count && i < 16; i++) {
+        CHECK(entries[i].spills == 0 && entries[i].stack == 0, "%s '%s' sm_%d: %s spills %d bytes, stack %d", s->kernel,
+              s->line, s->chip, entries[i].name, entries[i].spills, entries[i].stack);
+        CHECK(entries[i].registers > 0 && entries[i].shared <= 48 * 1024, "%s '%s' sm_%d: %s has %d registers, %d bytes",
+              s->kernel, s->line, s->chip, entries[i].name, entries[i].registers, entries[i].shared);
+        if (getenv("NBHD_TEST_VERBOSE"))
+            printf("%-12s sm_%-4d %-20s %3d registers %6d shared  %5.0f ms  %s\n", s->kernel, s->chip, entries[i].name,
+                   entries[i].registers, entries[i].shared, code->compile_ms, s->line);
+    }
+    s->last = code;
+    s->count++;
+}
+
+/* The machine code as text; false where there is no disassembler. */
+static bool disassemble(const struct nbhd_jit *code, const char *instruction, bool *there)
+{
+    char path[] = "/tmp/nbhd-cubin-XXXXXX", command[2048], line[1024];
+    const char *tool = getenv("NBHD_NVDISASM");
+    const int file = mkstemp(path);
+    if (file < 0)
+        return false;
+    const bool written = write(file, code->cubin, code->cubin_bytes) == (ssize_t)code->cubin_bytes;
+    close(file);
+    snprintf(command, sizeof command, "%s -c %s 2>/dev/null", tool ? tool : "nvdisasm", path);
+    FILE *pipe = written ? popen(command, "r") : NULL;
+    long size = 0;
+    *there = false;
+    while (pipe && fgets(line, sizeof line, pipe)) {
+        size += (long)strlen(line);
+        *there |= strstr(line, instruction) != NULL;
+    }
+    if (pipe)
+        pclose(pipe);
+    unlink(path);
+    return size > 1000;
+}
+
+static void check_instructions(const struct nbhd_kernel *kernel, const struct seen *seen)
+{
+    static bool told;
+    for (size_t i = 0; i < sizeof expected / sizeof *expected; i++) {
+        const size_t length = strlen(expected[i].suffix), name = strlen(kernel->name);
+        bool there;
+        if (name < length || strcmp(kernel->name + name - length, expected[i].suffix))
+            continue;
+        if (disassemble(seen->last, expected[i].instruction, &there))
+            CHECK(there, "%s '%s' sm_%d has no %s", kernel->name, seen->line, seen->chip, expected[i].instruction);
+        else if (!told) {
+            test_skip("machine code is not looked at: nvdisasm is neither on PATH nor at $NBHD_NVDISASM");
+            told = true;
+        }
+    }
+}
+
+/* True if the row takes the problem. */
+static bool check_build(const struct nbhd_kernel *kernel, const char *line, int chip, bool look)
+{
+    nbhd_desc desc;
+    nbhd_plan *plan;
+    struct seen seen = {.kernel = kernel->name, .line = line, .chip = chip};
+    if (!CHECK(!nbhd_desc_parse(&desc, line), "%s: %s", line, nbhd_last_error()))
+        return false;
+    desc.pass = kernel->pass;
+    nbhd_jit_observe(judge, &seen);
+    const nbhd_status status = nbhd_plan_create_with(&plan, &desc, NBHD_DEVICE_CUDA, 0, kernel->name);
+    nbhd_jit_observe(NULL, NULL);
+    if (status == NBHD_ERROR_UNSUPPORTED)
+        return false;
+    CHECK(!status && seen.count > 0, "%s '%s' sm_%d: %s", kernel->name, line, chip, status ? nbhd_last_error() : "no code");
+    if (!status && look && desc.dtype != NBHD_F64)
+        check_instructions(kernel, &seen);
+    nbhd_plan_destroy(&plan);
+    return !status;
+}
+
+static void check_row(const struct nbhd_kernel *kernel)
+{
+    char why[NBHD_TEXT];
+    const struct nbhd_nvrtc *nvrtc = nbhd_nvrtc(why);
+    int taken = 0;
+    for (size_t c = 0; c < sizeof chips / sizeof *chips; c++) {
+        bool known = false;
+        for (int i = 0; i < nvrtc->arch_count; i++)
+            known |= nvrtc->archs[i] == chips[c];
+        if (!known) {
+            printf("note: NVRTC %d.%d does not compile for sm_%d\n", nvrtc->version / 100, nvrtc->version % 100, chips[c]);
+            continue;
+        }
+        CHECK(!nbhd_cuda_set_target(chips[c]), "%s", nbhd_last_error());
+        bool look = true; /* one problem per chip */
+        for (size_t i = 0; i < sizeof lines / sizeof *lines; i++)
+            if (test_full() || (i + c) % 5 < 2 || c == 2)
+                if (check_build(kernel, lines[i], chips[c], look)) {
+                    look = false;
+                    taken++;
+                }
+    }
+    CHECK(taken > 0, "%s took none of the problems", kernel->name);
+    nbhd_cuda_set_target(0);
+}
+
+/* A plan for another machine can be made and must not run. */
+static void check_no_device(void)
+{
+    nbhd_desc desc;
+    nbhd_plan *plan;
+    nbhd_args args = NBHD_ARGS_INIT;
+    float data[1024] = {0};
+    nbhd_desc_parse(&desc, "fwd f32 d8 16 w3");
+    nbhd_cuda_set_target(90);
+    if (CHECK(!nbhd_plan_create(&plan, &desc, NBHD_DEVICE_CUDA, 0), "%s", nbhd_last_error())) {
+        args.q.data = args.k.data = args.v.data = args.o.data = data;
+        CHECK(nbhd_execute(plan, &args, data, NULL) == NBHD_ERROR_DEVICE && strstr(nbhd_last_error(), "sm_90a"), "%s",
+              nbhd_last_error());
+        nbhd_plan_destroy(&plan);
+    }
+    CHECK(nbhd_cuda_set_target(42) == NBHD_ERROR_INVALID, "sm_42 was taken");
+    nbhd_cuda_set_target(0);
+}
+
+int main(void)
+{
+    char why[NBHD_TEXT];
+    const char *required = getenv("NBHD_REQUIRE");
+    if (!nbhd_nvrtc(why)) {
+        if (required && strstr(required, "nvrtc"))
+            CHECK(false, "NBHD_REQUIRE=nvrtc: %s", why);
+        else
+            test_skip(why);
+        return test_done();
+    }
+    for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
+        if (k->device == NBHD_DEVICE_CUDA)
+            check_row(k);
+    check_no_device();
+    return test_done();
+}
