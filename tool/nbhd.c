@@ -14,6 +14,7 @@
     ROW(cmd_plan) \
     ROW(cmd_check) \
     ROW(cmd_bench) \
+    ROW(cmd_mask) \
     ROW(cmd_list) \
     ROW(cmd_info)
 

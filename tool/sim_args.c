@@ -1,0 +1,36 @@
+/* A tiling from options: see sim_args.h. */
+#include "sim_args.h"
+
+#include <string.h>
+
+#include "tool.h"
+
+static int copy(const char *name, const struct extents *from, int rank, int to[3])
+{
+    if (from->count && from->count != rank)
+        return tool_fail(TOOL_USAGE, "--%s has %d numbers where %s", name, from->count,
+                         rank == 1 ? "the tiling has one axis" : "the problem has more or fewer axes");
+    for (int i = 0; i < from->count; i++)
+        to[i] = from->at[i];
+    return TOOL_DONE;
+}
+
+unsigned sim_args_tilings(const struct sim_args *a, unsigned otherwise)
+{
+    unsigned bits = 0;
+    for (int i = 0; i < NBHD_SIM_TILINGS; i++)
+        bits |= a->tilings[i] ? 1u << i : 0;
+    return bits ? bits : otherwise;
+}
+
+int sim_args_tiles(const struct sim_args *a, const nbhd_desc *desc, nbhd_sim_tiles *tiles)
+{
+    *tiles = (nbhd_sim_tiles)NBHD_SIM_TILES_INIT;
+    const unsigned bits = sim_args_tilings(a, 1u << NBHD_SIM_STATIC);
+    while (!(bits & 1u << tiles->tiling))
+        tiles->tiling++;
+    tiles->warpgroups = a->warpgroups;
+    const int rank = bits == 1u << NBHD_SIM_FLAT ? 1 : desc->rank;
+    int status = copy("q-tile", &a->q_tile, rank, tiles->q_tile);
+    return status ? status : copy("kv-tile", &a->kv_tile, rank, tiles->kv_tile);
+}
