@@ -83,7 +83,8 @@ struct tensor {
     bool output, owner; /* owner: host and device are this tensor's own */
 };
 
-enum { Q, K, V, EXTRA_K, EXTRA_V, BIAS, DOUT, DLSE, O, LSE, DQ, DK, DV, DEXTRA_K, DEXTRA_V, DBIAS, TENSORS };
+enum { Q, K, V, EXTRA_K, EXTRA_V, BIAS, DOUT, DLSE, O, LSE, DQ, DK, DV, DEXTRA_K, DEXTRA_V, DBIAS, SCORES,
+       DSCORES, TENSORS };
 
 struct run {
     nbhd_desc desc;
@@ -197,7 +198,7 @@ static void pack(struct run *r)
 {
     const nbhd_desc *d = &r->desc;
     struct tensor *q = &r->tensors[Q], *k = &r->tensors[K], *v = &r->tensors[V];
-    if (memcmp(q->shape, k->shape, 4 * sizeof(int)) || d->head_dim != d->head_dim_v)
+    if (!q->name || !k->name || !v->name || memcmp(q->shape, k->shape, 4 * sizeof(int)) || d->head_dim != d->head_dim_v)
         return;
     const long long width = (long long)(d->heads + 2 * d->kv_heads) * d->head_dim;
     struct tensor *all[] = {q, k, v};
@@ -220,20 +221,52 @@ static void fill_random(struct run *r, struct tensor *t, double spread)
         t->exact[i] = oracle_round(precision_of(t->dtype), normal(&r->random) * spread);
 }
 
+/* The tensors of an unfused pass. */
+static bool describe_unfused(struct run *r, const int q[6], const int k[6], const int v[6], const int o[6],
+                             const int bias[6], const int scores[6])
+{
+    const nbhd_desc *d = &r->desc;
+    nbhd_args *a = &r->args;
+    const int type = d->dtype;
+    switch (d->pass) {
+    case NBHD_QK:
+        return describe(r, Q, "q", &a->q, q, type, false) && describe(r, K, "k", &a->k, k, type, false) &&
+               (!d->bias || describe(r, BIAS, "bias", &a->bias, bias, NBHD_F32, false)) &&
+               describe(r, SCORES, "scores", &a->scores, scores, type, true);
+    case NBHD_AV:
+        return describe(r, V, "v", &a->v, v, type, false) && describe(r, SCORES, "scores", &a->scores, scores, type, false) &&
+               describe(r, O, "o", &a->o, o, type, true);
+    case NBHD_QK_BACKWARD:
+        return describe(r, Q, "q", &a->q, q, type, false) && describe(r, K, "k", &a->k, k, type, false) &&
+               describe(r, DSCORES, "dscores", &a->dscores, scores, type, false) &&
+               describe(r, DQ, "dq", &a->dq, q, type, true) && describe(r, DK, "dk", &a->dk, k, type, true) &&
+               (!d->bias || describe(r, DBIAS, "dbias", &a->dbias, bias, NBHD_F32, true));
+    default:
+        return describe(r, V, "v", &a->v, v, type, false) && describe(r, SCORES, "scores", &a->scores, scores, type, false) &&
+               describe(r, DOUT, "dout", &a->dout, o, type, false) &&
+               describe(r, DSCORES, "dscores", &a->dscores, scores, type, true) &&
+               describe(r, DV, "dv", &a->dv, v, type, true);
+    }
+}
+
 static bool describe_all(struct run *r)
 {
     const nbhd_desc *d = &r->desc;
     int q[6] = {d->batch, 1, 1, 1, d->heads, d->head_dim}, k[6] = {d->batch, 1, 1, 1, d->kv_heads, d->head_dim};
     int v[6] = {d->batch, 1, 1, 1, d->kv_heads, d->head_dim_v}, o[6] = {d->batch, 1, 1, 1, d->heads, d->head_dim_v};
     int lse[6] = {d->batch, 1, 1, 1, d->heads, 1}, bias[6] = {1, d->heads, 1, 1, 1, 1};
+    int scores[6] = {d->batch, 1, 1, 1, d->heads, 1};
     const int ek[6] = {d->batch, 1, 1, d->extra, d->kv_heads, d->head_dim};
     const int ev[6] = {d->batch, 1, 1, d->extra, d->kv_heads, d->head_dim_v};
     for (int i = 0; i < d->rank; i++) {
         const int at = 4 - d->rank + i;
-        q[at] = o[at] = lse[at] = d->length[i];
+        q[at] = o[at] = lse[at] = scores[at] = d->length[i];
+        scores[5] *= d->window[i];
         k[at] = v[at] = d->kv_length[i];
         bias[at + 1] = 2 * d->window[i] - 1;
     }
+    if (d->pass > NBHD_BACKWARD)
+        return describe_unfused(r, q, k, v, o, bias, scores);
     nbhd_args *a = &r->args;
     const bool backward = d->pass == NBHD_BACKWARD;
     bool ok = describe(r, Q, "q", &a->q, q, d->dtype, false) && describe(r, K, "k", &a->k, k, d->dtype, false) &&
@@ -258,21 +291,34 @@ static bool describe_all(struct run *r)
     return ok;
 }
 
+static void poison_row(struct run *r, struct tensor *t)
+{
+    const int width = t->shape[5];
+    const long long row = (long long)(next_random(&r->random) % (uint64_t)(t->count / width));
+    for (int i = 0; i < width; i++)
+        t->exact[row * width + i] = NAN;
+}
+
 static void fill_inputs(struct run *r)
 {
-    static const int inputs[] = {Q, K, V, EXTRA_K, EXTRA_V, BIAS, DOUT, DLSE};
+    static const int inputs[] = {Q, K, V, EXTRA_K, EXTRA_V, BIAS, DOUT, DLSE, SCORES, DSCORES};
     for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++)
-        if (r->tensors[inputs[i]].name)
+        if (r->tensors[inputs[i]].name && !r->tensors[inputs[i]].output)
             fill_random(r, &r->tensors[inputs[i]], inputs[i] == Q && r->options->large_values ? 100 : 1);
     if (!r->options->poison_key)
         return;
-    const nbhd_desc *d = &r->desc;
     struct tensor *k = &r->tensors[K], *v = &r->tensors[V];
-    const long long rows = k->count / d->head_dim, row = (long long)(next_random(&r->random) % (uint64_t)rows);
-    for (int i = 0; i < d->head_dim; i++)
-        k->exact[row * d->head_dim + i] = NAN;
-    for (int i = 0; i < d->head_dim_v; i++)
-        v->exact[row * d->head_dim_v + i] = NAN;
+    if (r->desc.pass > NBHD_BACKWARD) { /* any row of an input: who does not see it must not notice */
+        static const int rows[] = {Q, K, V, DOUT};
+        for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+            if (r->tensors[rows[i]].name)
+                poison_row(r, &r->tensors[rows[i]]);
+        return;
+    }
+    const uint64_t same_row = r->random;
+    poison_row(r, k);
+    r->random = same_row;
+    poison_row(r, v);
 }
 
 /* ---- the oracle's side ---- */
@@ -294,6 +340,20 @@ static struct oracle_problem oracle_problem_of(const struct run *r, enum oracle_
     return p;
 }
 
+/* Entries of scores that no key has must not be read: they are NaN. */
+static bool poison_unused(const struct oracle_problem *p, struct tensor *t)
+{
+    const int window = t->shape[5], heads = t->shape[4];
+    const long long tokens = t->count / window / heads / t->shape[0];
+    bool *used = malloc((size_t)(tokens * window));
+    const bool ok = used && oracle_entries(p, used);
+    for (long long i = 0; ok && i < t->count; i++)
+        if (!used[i / window / heads % tokens * window + i % window])
+            t->exact[i] = NAN;
+    free(used);
+    return ok;
+}
+
 static double *outputs_of(const struct run *r, int which, bool plain)
 {
     const struct tensor *t = &r->tensors[which];
@@ -309,7 +369,15 @@ static bool consult_oracle(struct run *r, bool plain)
         .bias = t[BIAS].exact, .o = outputs_of(r, O, plain), .lse = outputs_of(r, LSE, plain), .dout = t[DOUT].exact,
         .dlse = t[DLSE].exact, .dq = outputs_of(r, DQ, plain), .dk = outputs_of(r, DK, plain),
         .dv = outputs_of(r, DV, plain), .dextra_k = outputs_of(r, DEXTRA_K, plain),
-        .dextra_v = outputs_of(r, DEXTRA_V, plain), .dbias = outputs_of(r, DBIAS, plain)};
+        .dextra_v = outputs_of(r, DEXTRA_V, plain), .dbias = outputs_of(r, DBIAS, plain),
+        .scores = outputs_of(r, SCORES, plain), .dscores = outputs_of(r, DSCORES, plain)};
+    switch (r->desc.pass) {
+    case NBHD_QK: return oracle_qk(&p, &tensors);
+    case NBHD_AV: return poison_unused(&p, &r->tensors[SCORES]) && oracle_av(&p, &tensors);
+    case NBHD_QK_BACKWARD: return poison_unused(&p, &r->tensors[DSCORES]) && oracle_qk_backward(&p, &tensors);
+    case NBHD_AV_BACKWARD: return poison_unused(&p, &r->tensors[SCORES]) && oracle_av_backward(&p, &tensors);
+    default: break;
+    }
     if (r->desc.pass == NBHD_BACKWARD)
         return (plain || oracle_forward(&p, &tensors)) && oracle_backward(&p, &tensors);
     return oracle_forward(&p, &tensors);
@@ -416,20 +484,20 @@ static bool compare(const struct run *r, const struct tensor *t, const char *got
     double largest = 0, plain_error = 0, error = 0;
     const double unit = r->desc.dtype == NBHD_F64 && t->dtype == NBHD_F64 ? 1e-12 : 1e-6;
     for (long long i = 0; i < t->count; i++) {
-        if (isnan(t->exact[i]))
+        if (!isfinite(t->exact[i]))
             continue;
         largest = fmax(largest, fabs(t->exact[i]));
         plain_error = fmax(plain_error, fabs(t->plain[i] - t->exact[i]));
     }
     for (long long i = 0; i < t->count; i++) {
         const double value = get_element(got + (size_t)place(t, i) * size_of(t->dtype), t->dtype);
-        if (isnan(value) != isnan(t->exact[i])) {
+        if (isnan(value) != isnan(t->exact[i]) || (isinf(t->exact[i]) && value != t->exact[i])) {
             snprintf(result->why, sizeof result->why, "%s[%lld] is %g where %g is right", t->name, i, value, t->exact[i]);
             result->worst = t->name;
             result->max_abs_error = INFINITY;
             return false;
         }
-        if (!isnan(value))
+        if (isfinite(t->exact[i]))
             error = fmax(error, fabs(value - t->exact[i]));
     }
     const double factor = r->options->large_values ? 4 : 2;

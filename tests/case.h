@@ -31,7 +31,8 @@ struct case_options {
     int granularity;      /* strides of CASE_STRIDED are multiples of so many elements; 0 means 1 */
     bool no_lse;          /* forward: do not ask for the logsumexp */
     bool dlse;            /* backward: give a gradient of it */
-    bool poison_key;      /* one key and its value are NaN: just the queries that see it may become NaN */
+    bool poison_key;      /* one key and its value are NaN: just the queries that see it may become NaN;
+                             unfused passes: one row of each input */
     bool large_values;    /* scores of some hundreds */
     int repeats;          /* further executions, each of which must give the same bits */
     struct case_memory memory;
@@ -46,7 +47,7 @@ struct case_result {
     unsigned long long bits; /* a hash of every output's bits */
 };
 
-/* Runs desc (forward or backward). ok is false where the plan failed too; status says so (a refusal is no wrong result). */
+/* Runs desc, of any pass. ok is false where the plan failed too; status says so (a refusal is no wrong result). */
 nbhd_status case_run(const nbhd_desc *desc, const struct case_options *options, struct case_result *result);
 
 /* A random legal problem, of at most so many (query, key) pairs for the oracle; same seed, same problem. */

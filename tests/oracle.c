@@ -317,3 +317,167 @@ bool oracle_backward(const struct oracle_problem *p, const struct oracle_tensors
     close_oracle(&c);
     return true;
 }
+
+/* ---- unfused products ---- */
+
+/* Entry of a visible key in a row of scores: per axis its rank among the keys that the query sees. */
+static long long entry_of(const struct oracle *c, long long query, long long key)
+{
+    int x[3], y[3];
+    coordinates(c->p, false, query, x);
+    coordinates(c->p, true, key, y);
+    long long entry = 0;
+    for (int i = 0; i < 3; i++) {
+        const struct oracle_axis *a = &c->p->axis[i];
+        int rank = 0;
+        for (int j = 0; j < y[i]; j++)
+            rank += c->sees[i][(size_t)x[i] * (size_t)a->keys + (size_t)j];
+        entry = entry * a->window + rank;
+    }
+    return entry;
+}
+
+static int window_of(const struct oracle_problem *p) { return p->axis[0].window * p->axis[1].window * p->axis[2].window; }
+
+/* Calls visit for every visible (query, key) pair of every batch entry and head, with the pair's score entry. */
+struct pair {
+    int batch, head, kv_head;
+    long long query, key, entry; /* entry: index into scores */
+};
+
+static bool each_pair(const struct oracle_problem *p, const struct oracle_tensors *t,
+                      void (*visit)(const struct oracle *c, const struct pair *at))
+{
+    struct oracle c;
+    if (!open_oracle(&c, p, t))
+        return false;
+    for (long long query = 0; query < c.tokens; query++) {
+        find_visible(&c, query);
+        for (long long key = 0; key < c.keys; key++) {
+            if (!c.visible[key])
+                continue;
+            const long long entry = entry_of(&c, query, key);
+            for (int batch = 0; batch < p->batch; batch++)
+                for (int head = 0; head < p->heads; head++) {
+                    const long long row = ((long long)batch * c.tokens + query) * p->heads + head;
+                    const struct pair at = {batch, head, head / (p->heads / p->kv_heads), query, key,
+                                            row * window_of(p) + entry};
+                    visit(&c, &at);
+                }
+        }
+    }
+    close_oracle(&c);
+    return true;
+}
+
+static long long count_of(const struct oracle_problem *p, bool of_key, int heads, int width)
+{
+    long long count = (long long)p->batch * heads * width;
+    for (int i = 0; i < 3; i++)
+        count *= of_key ? p->axis[i].keys : p->axis[i].length;
+    return count;
+}
+
+static void fill_with(double *array, double value, long long count)
+{
+    for (long long i = 0; i < count; i++)
+        array[i] = value;
+}
+
+static void mark_entry(const struct oracle *c, const struct pair *at)
+{
+    if (!at->batch && !at->head) /* scores of the first batch entry and head: [query][heads][window] */
+        c->t->scores[at->query * window_of(c->p) + at->entry % window_of(c->p)] = 1;
+}
+
+bool oracle_entries(const struct oracle_problem *p, bool *used)
+{
+    long long count = count_of(p, false, 1, window_of(p)) / p->batch;
+    struct oracle_tensors t = {.scores = calloc((size_t)count, sizeof(double))};
+    const bool ok = t.scores && each_pair(p, &t, mark_entry);
+    for (long long i = 0; ok && i < count; i++)
+        used[i] = t.scores[i] != 0;
+    free(t.scores);
+    return ok;
+}
+
+static void qk_pair(const struct oracle *c, const struct pair *at)
+{
+    const int d = c->p->head_dim;
+    double score = dot(c, query_row(c, c->t->q, at->batch, at->query, at->head, d),
+                       key_row(c, c->t->k, NULL, at->batch, at->key, at->kv_head, d), d);
+    score = sum_up(c->p, score * c->p->scale);
+    if (c->t->bias)
+        score = sum_up(c->p, score + c->t->bias[bias_index(c, at->head, at->query, at->key)]);
+    c->t->scores[at->entry] = oracle_round(c->p->precision, score);
+}
+
+bool oracle_qk(const struct oracle_problem *p, const struct oracle_tensors *t)
+{
+    fill_with(t->scores, -INFINITY, count_of(p, false, p->heads, window_of(p)));
+    return each_pair(p, t, qk_pair);
+}
+
+static void av_pair(const struct oracle *c, const struct pair *at)
+{
+    const int d = c->p->head_dim_v;
+    add_scaled(c, query_row(c, c->t->o, at->batch, at->query, at->head, d), c->t->scores[at->entry],
+               key_row(c, c->t->v, NULL, at->batch, at->key, at->kv_head, d), d);
+}
+
+bool oracle_av(const struct oracle_problem *p, const struct oracle_tensors *t)
+{
+    const long long count = count_of(p, false, p->heads, p->head_dim_v);
+    clear(t->o, count);
+    const bool ok = each_pair(p, t, av_pair);
+    finish(p, t->o, 1, count);
+    return ok;
+}
+
+static void qk_backward_pair(const struct oracle *c, const struct pair *at)
+{
+    const int d = c->p->head_dim;
+    const double ds = c->t->dscores[at->entry];
+    add_scaled(c, query_row(c, c->t->dq, at->batch, at->query, at->head, d), ds,
+               key_row(c, c->t->k, NULL, at->batch, at->key, at->kv_head, d), d);
+    add_scaled(c, key_row(c, c->t->dk, NULL, at->batch, at->key, at->kv_head, d), ds,
+               query_row(c, c->t->q, at->batch, at->query, at->head, d), d);
+    if (c->t->dbias) {
+        double *db = &c->t->dbias[bias_index(c, at->head, at->query, at->key)];
+        *db = sum_up(c->p, *db + ds);
+    }
+}
+
+bool oracle_qk_backward(const struct oracle_problem *p, const struct oracle_tensors *t)
+{
+    const long long queries = count_of(p, false, p->heads, p->head_dim), keys = count_of(p, true, p->kv_heads, p->head_dim);
+    long long table = p->heads;
+    for (int i = 0; i < 3; i++)
+        table *= 2 * p->axis[i].window - 1;
+    clear(t->dq, queries);
+    clear(t->dk, keys);
+    clear(t->dbias, table);
+    const bool ok = each_pair(p, t, qk_backward_pair);
+    finish(p, t->dq, p->scale, queries);
+    finish(p, t->dk, p->scale, keys);
+    return ok;
+}
+
+static void av_backward_pair(const struct oracle *c, const struct pair *at)
+{
+    const int d = c->p->head_dim_v;
+    const double *dout = query_row(c, c->t->dout, at->batch, at->query, at->head, d);
+    const double ds = dot(c, dout, key_row(c, c->t->v, NULL, at->batch, at->key, at->kv_head, d), d);
+    c->t->dscores[at->entry] = oracle_round(c->p->precision, ds);
+    add_scaled(c, key_row(c, c->t->dv, NULL, at->batch, at->key, at->kv_head, d), c->t->scores[at->entry], dout, d);
+}
+
+bool oracle_av_backward(const struct oracle_problem *p, const struct oracle_tensors *t)
+{
+    const long long keys = count_of(p, true, p->kv_heads, p->head_dim_v);
+    clear(t->dscores, count_of(p, false, p->heads, window_of(p)));
+    clear(t->dv, keys);
+    const bool ok = each_pair(p, t, av_backward_pair);
+    finish(p, t->dv, 1, keys);
+    return ok;
+}

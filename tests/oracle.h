@@ -25,10 +25,12 @@ struct oracle_problem {
 
 /* All arrays are contiguous doubles: q, dq [batch, tokens, heads, head_dim]; k, dk [batch, keys, kv_heads, head_dim];
  * v, dv [.., head_dim_v]; o, dout [batch, tokens, heads, head_dim_v]; lse, dlse [batch, tokens, heads];
- * extra_k.. [batch, extra, kv_heads, dim]; bias, dbias [heads, 2 w0 - 1, 2 w1 - 1, 2 w2 - 1] or NULL. */
+ * extra_k.. [batch, extra, kv_heads, dim]; bias, dbias [heads, 2 w0 - 1, 2 w1 - 1, 2 w2 - 1] or NULL;
+ * scores, dscores [batch, tokens, heads, w0 w1 w2]: the entry of a key is, per axis, how many visible keys precede it. */
 struct oracle_tensors {
     double *q, *k, *v, *o, *lse, *extra_k, *extra_v, *bias;
     double *dout, *dlse, *dq, *dk, *dv, *dextra_k, *dextra_v, *dbias;
+    double *scores, *dscores;
 };
 
 /* Is token `key` in the window of token `query`? */
@@ -38,6 +40,16 @@ bool oracle_forward(const struct oracle_problem *problem, const struct oracle_te
 /* From q, k, v (extra, bias), dout and dlse (may be NULL): writes all gradients whose arrays are there. Probabilities are
  * computed afresh where exact; a plain computation takes them from lse as a kernel is given it, rounded to float. */
 bool oracle_backward(const struct oracle_problem *problem, const struct oracle_tensors *tensors);
+
+/* The unfused products, without a softmax. Entries of scores that no key has (a causal or truncated window may hold fewer
+ * than its product) are -inf from qk, 0 in a gradient, and not read. scores are an input of av and av_backward, dscores
+ * of qk_backward, which writes dq, dk and dbias; av_backward writes dscores and dv. */
+bool oracle_qk(const struct oracle_problem *problem, const struct oracle_tensors *tensors);
+bool oracle_av(const struct oracle_problem *problem, const struct oracle_tensors *tensors);
+bool oracle_qk_backward(const struct oracle_problem *problem, const struct oracle_tensors *tensors);
+bool oracle_av_backward(const struct oracle_problem *problem, const struct oracle_tensors *tensors);
+/* Which entries of scores [tokens, w0 w1 w2] have a key, for filling the others of an input. false: out of memory. */
+bool oracle_entries(const struct oracle_problem *problem, bool *used);
 
 /* Rounds to the precision's storage type. */
 double oracle_round(enum oracle_precision precision, double value);
