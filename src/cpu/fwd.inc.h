@@ -1,5 +1,5 @@
 /* The vector forward, written once over a vocabulary: a kernel file includes simd_<isa>.h, then this, and gets
- * nbhd_fwd_run. Lanes are queries throughout; how a key reaches them is the difference of the two algorithms. */
+ * fwd_configs, fwd_build and fwd_run. Lanes are queries throughout; how a key reaches them is the difference of the two algorithms. */
 #include <float.h>
 #include <math.h>
 #include <stdbool.h>
@@ -16,6 +16,7 @@
 
 #include "cpu/fwd_common.inc.h"
 #include "cpu/fwd_broadcast.inc.h"
+#include "cpu/fwd_permute.inc.h"
 
 struct fwd_call {
     const struct nbhd_params *params;
@@ -27,7 +28,10 @@ static void fwd_task(void *context, long long task, int thread)
 {
     const struct fwd_call *call = context;
     char *scratch = call->workspace + (size_t)thread * call->fwd->scratch;
-    broadcast_task(call->params, call->fwd, task, scratch);
+    if (call->fwd->variant == NBHD_FWD_PERMUTE)
+        permute_task(call->params, call->fwd, task, scratch);
+    else
+        broadcast_task(call->params, call->fwd, task, scratch);
 }
 
 static nbhd_status fwd_run(const struct nbhd_plan *plan, const struct nbhd_params *params, void *workspace, void *stream)
@@ -38,3 +42,12 @@ static nbhd_status fwd_run(const struct nbhd_plan *plan, const struct nbhd_param
     nbhd_parallel(fwd->threads, fwd->tasks, fwd_task, &call);
     return NBHD_OK;
 }
+
+static const struct nbhd_fwd_machine fwd_machine = {VF, V_COLUMNS, sizeof(struct lane_block)};
+
+static int fwd_configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room)
+{
+    return nbhd_fwd_configs(problem, configs, room, &fwd_machine);
+}
+
+static nbhd_status fwd_build(struct nbhd_plan *plan) { return nbhd_fwd_build(plan, &fwd_machine); }

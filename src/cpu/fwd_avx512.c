@@ -1,12 +1,5 @@
-/* Float32 forward with AVX-512. The algorithm is fwd.inc.h over simd_avx512.h. */
+/* Float32 forward with AVX-512: the algorithms of fwd.inc.h over simd_avx512.h. */
 #include "cpu/simd_avx512.h"
 #include "cpu/fwd.inc.h"
 
-static int configs(const struct nbhd_problem *problem, struct nbhd_config *list, int room)
-{
-    return nbhd_fwd_configs(problem, list, room, VF);
-}
-
-static nbhd_status build(struct nbhd_plan *plan) { return nbhd_fwd_build(plan, VF); }
-
-const struct nbhd_kernel_ops nbhd_cpu_fwd_avx512 = {nbhd_fwd_refuse, configs, build, fwd_run, nbhd_fwd_drop};
+const struct nbhd_kernel_ops nbhd_cpu_fwd_avx512 = {nbhd_fwd_refuse, fwd_configs, fwd_build, fwd_run, nbhd_fwd_drop};

@@ -42,8 +42,9 @@ struct key_walk {
 
 /* ---- products ---- */
 
-/* s[n keys][nv vectors] = sum over i < d of qt[i][nv vectors] * k[key][i] */
-V_FN void qk_micro(const float *qt, int d, const float *const *k, float *s, const int n, const int nv)
+/* s[n keys][nv vectors] = sum over i < d of qt[i][nv vectors] * k[key][i]; rows of s and qt are `width` floats apart. */
+V_FN void qk_micro(const float *qt, int d, const float *const *k, float *s, const int width, const int n,
+                   const int nv)
 {
     vf acc[V_ROWS][V_STRIP];
 #pragma GCC unroll 8
@@ -55,7 +56,7 @@ V_FN void qk_micro(const float *qt, int d, const float *const *k, float *s, cons
         vf q[V_STRIP];
 #pragma GCC unroll 4
         for (int v = 0; v < nv; v++)
-            q[v] = v_load(qt + i * FWD_LANES + v * VF);
+            q[v] = v_load(qt + i * width + v * VF);
 #pragma GCC unroll 8
         for (int r = 0; r < n; r++) {
             vf key = v_set1(k[r][i]);
@@ -68,20 +69,21 @@ V_FN void qk_micro(const float *qt, int d, const float *const *k, float *s, cons
     for (int r = 0; r < n; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < nv; v++)
-            v_store(s + r * FWD_LANES + v * VF, acc[r][v]);
+            v_store(s + r * width + v * VF, acc[r][v]);
 }
 
-V_FN void qk_panel(const float *qt, int d, const float *const *k, int keys, float *s, const int nv)
+V_FN void qk_panel(const float *qt, int d, const float *const *k, int keys, float *s, const int width,
+                   const int nv)
 {
     int i = 0;
     for (; i + V_ROWS <= keys; i += V_ROWS)
-        qk_micro(qt, d, k + i, s + i * FWD_LANES, V_ROWS, nv);
+        qk_micro(qt, d, k + i, s + i * width, width, V_ROWS, nv);
     if (i + 4 <= keys) {
-        qk_micro(qt, d, k + i, s + i * FWD_LANES, 4, nv);
+        qk_micro(qt, d, k + i, s + i * width, width, 4, nv);
         i += 4;
     }
     for (; i < keys; i++)
-        qk_micro(qt, d, k + i, s + i * FWD_LANES, 1, nv);
+        qk_micro(qt, d, k + i, s + i * width, width, 1, nv);
 }
 
 /* ot[n columns][nv vectors] = alpha * ot + sum over keys of p[key][nv vectors] * v[key][column] */
@@ -140,15 +142,15 @@ static void block_scores(const float *qt, int d, const struct key_block *b, int 
 {
     int v = 0;
     for (; v + V_STRIP <= vectors; v += V_STRIP)
-        qk_panel(qt + v * VF, d, b->k, b->count, s + v * VF, V_STRIP);
+        qk_panel(qt + v * VF, d, b->k, b->count, s + v * VF, FWD_LANES, V_STRIP);
 #if V_STRIP > 2
     if (v + 3 == vectors)
-        qk_panel(qt + v * VF, d, b->k, b->count, s + v * VF, 3);
+        qk_panel(qt + v * VF, d, b->k, b->count, s + v * VF, FWD_LANES, 3);
     if (v + 2 == vectors)
-        qk_panel(qt + v * VF, d, b->k, b->count, s + v * VF, 2);
+        qk_panel(qt + v * VF, d, b->k, b->count, s + v * VF, FWD_LANES, 2);
 #endif
     if (v + 1 == vectors)
-        qk_panel(qt + v * VF, d, b->k, b->count, s + v * VF, 1);
+        qk_panel(qt + v * VF, d, b->k, b->count, s + v * VF, FWD_LANES, 1);
 }
 
 static void block_output(const float *p, const struct key_block *b, int columns, int vectors, const float *alpha,

@@ -2,10 +2,12 @@
  * fitted to measurements (docs/notes/cpu-forward.md) and need to be right only in ratio. */
 #include <limits.h>
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include "cpu/cpu.h"
 #include "cpu/fwd_plan.h"
+#include "cpu/threads.h"
 
 bool nbhd_fwd_refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
 {
@@ -98,26 +100,154 @@ static struct broadcast_choice choose_broadcast(const struct nbhd_problem *probl
     return best;
 }
 
-/* ---- the planner's three questions ---- */
+/* ---- permute ---- */
 
-int nbhd_fwd_configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room, int vf)
+struct permute_choice {
+    int extent[3]; /* of a task, in query elements; axis 2: positions */
+    double cycles; /* a batch entry and kv head; HUGE_VAL: impossible */
+};
+
+enum {
+    MOST_COLUMNS = 64,           /* window on axis 2 */
+    MOST_RUNS = 16384,           /* key rows of a tile */
+    CACHED_BYTES = 768 << 10,    /* of lines, that stay in a second-level cache beside what streams through */
+    MOST_BYTES = 64 << 20        /* of lines a thread */
+};
+
+/* Columns that a table of two vectors can serve: the lanes' first keys are up to vf - 1 + spread apart. */
+static int permute_columns(struct nbhd_axis a, const struct nbhd_fwd_machine *m)
 {
-    (void)room;
-    const struct broadcast_choice b = choose_broadcast(problem, vf);
-    configs[0] = (struct nbhd_config){.variant = NBHD_FWD_BROADCAST};
+    const int spread = m->vf - 1 + a.stride - 1 + (a.dilation > 1 ? a.window - 1 : 0);
+    return nbhd_min(m->columns, 2 * m->vf - spread);
+}
+
+/* Key elements that t neighbouring queries of one group see at most. */
+static int most_keys(struct nbhd_axis a, int t) { return nbhd_min(nbhd_group_size(a, 0), t + a.window + a.stride - 2); }
+
+/* Axis 2 of a permuted problem: positions instead of tokens. */
+static struct nbhd_axis position_axis(struct nbhd_axis a)
+{
+    a.dilation = 1;
+    return a;
+}
+
+static int most_positions(struct nbhd_axis a, int t) { return nbhd_min(a.length, t + 2 * (a.window + a.stride)); }
+
+static int whole_vectors(int n, int vf) { return (n + vf - 1) / vf * vf; }
+
+/* Lines of a multiple of a large power of two fall into few cache sets. */
+static int line_step(int positions, int vf)
+{
+    const int step = whole_vectors(positions, vf);
+    return step % (8 * vf) ? step : step + vf;
+}
+
+static size_t line_bytes(const nbhd_desc *d, int positions, int vf)
+{
+    size_t floats = (size_t)d->head_dim * (size_t)line_step(positions, vf);
+    if (d->head_dim_v % vf)
+        floats += (size_t)positions * (size_t)whole_vectors(d->head_dim_v, vf);
+    return floats * sizeof(float);
+}
+
+/* Cycles of all that does not depend on how tasks are cut. */
+static double permute_work(const struct nbhd_problem *problem, const struct nbhd_fwd_machine *m)
+{
+    const nbhd_desc *d = &problem->desc;
+    const struct nbhd_axis *a = problem->axis;
+    const double vectors = (a[2].length + m->vf - 1) / m->vf, rows = (double)a[0].length * a[1].length;
+    const double width = d->head_dim + whole_vectors(d->head_dim_v, m->vf);
+    const double keys = (double)a[0].window * a[1].window * a[2].window;
+    const double shared = nbhd_min(nbhd_group_size(a[1], 0), FWD_ROWS);
+    const double per_key = width * (1.15 + 0.5 / shared) + 14.0 + (d->bias ? 4.0 : 0.0);
+    const double per_tile = 300.0 / shared + 8.0 * width;
+    return d->heads / d->kv_heads * rows * vectors * (keys * per_key + d->extra * (width * 1.2 + 14.0) + per_tile);
+}
+
+static struct permute_choice choose_permute(const struct nbhd_problem *problem, const struct nbhd_fwd_machine *m, int threads)
+{
+    const nbhd_desc *d = &problem->desc;
+    const struct nbhd_axis *a = problem->axis;
+    struct permute_choice best = {{1, 1, 1}, HUGE_VAL};
+    for (int i = 0; i < 3; i++)
+        if (a[i].keys != a[i].length)
+            return best;
+    const double runs = (double)a[0].window * most_keys(a[1], FWD_ROWS) + d->extra;
+    if (permute_columns(a[2], m) < 1 || a[2].window > MOST_COLUMNS || runs > MOST_RUNS)
+        return best;
+    const double work = permute_work(problem, m);
+    const int size[2] = {nbhd_group_size(a[0], 0), nbhd_group_size(a[1], 0)};
+    const int x = nbhd_min(a[2].length, 512);
+    for (int z = size[0];; z = (z + 1) / 2) {
+        for (int y = size[1];; y = whole_vectors((y + 1) / 2, FWD_ROWS)) {
+            const int extent[3] = {z, y, x};
+            const double lines = (double)most_keys(a[0], z) * most_keys(a[1], y);
+            const double bytes = lines * (double)line_bytes(d, most_positions(a[2], x), m->vf);
+            double tasks = nbhd_grid_make(position_axis(a[2]), x).count;
+            for (int i = 0; i < 2; i++)
+                tasks *= nbhd_grid_make(a[i], extent[i]).count;
+            const double all = tasks * d->batch * d->kv_heads, turns = ceil(all / threads) * threads / all;
+            const double pack = tasks * lines * most_positions(a[2], x) * d->head_dim / m->vf * 6.0;
+            const double cycles = (work * (bytes > CACHED_BYTES ? 1.1 : 1.0) + pack) * turns;
+            if (cycles < best.cycles && bytes < MOST_BYTES)
+                best = (struct permute_choice){{z, y, x}, cycles};
+            if (y <= FWD_ROWS)
+                break;
+        }
+        if (z == 1)
+            break;
+    }
+    return best;
+}
+
+/* ---- the planner's questions ---- */
+
+#define CYCLES_PER_MS 3.6e6
+
+static struct nbhd_config config_of(const struct nbhd_problem *problem, int variant, const int extent[3], int heads,
+                                    double cycles)
+{
+    struct nbhd_config c = {.variant = variant, .stages = heads};
     for (int a = 0; a < 3; a++)
-        configs[0].q_tile[a] = b.extent[a];
-    configs[0].stages = b.heads;
-    const double cycles = b.cycles * problem->desc.batch * problem->desc.kv_heads;
-    configs[0].predicted_ms = cycles / 3.5e6;
-    configs[0].threads = nbhd_plan_threads(problem, (long long)(cycles / 20e3) + 1);
-    return 1;
+        c.q_tile[a] = extent[a];
+    c.predicted_ms = cycles * problem->desc.batch * problem->desc.kv_heads / CYCLES_PER_MS;
+    return c;
+}
+
+static atomic_int forced_variant = -1;
+
+void nbhd_fwd_force(int variant) { atomic_store(&forced_variant, variant); }
+
+int nbhd_fwd_configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room,
+                     const struct nbhd_fwd_machine *machine)
+{
+    const int threads = problem->desc.threads ? problem->desc.threads : nbhd_threads_available();
+    const struct broadcast_choice b = choose_broadcast(problem, machine->vf);
+    const struct permute_choice p = choose_permute(problem, machine, threads);
+    const int forced = atomic_load(&forced_variant);
+    const bool permute_first = p.cycles < HUGE_VAL && (forced < 0 ? p.cycles < b.cycles : forced == NBHD_FWD_PERMUTE);
+    int n = 0;
+    if (permute_first)
+        configs[n++] = config_of(problem, NBHD_FWD_PERMUTE, p.extent, 1, p.cycles);
+    if (n < room)
+        configs[n++] = config_of(problem, NBHD_FWD_BROADCAST, b.extent, b.heads, b.cycles);
+    if (!permute_first && p.cycles < HUGE_VAL && n < room)
+        configs[n++] = config_of(problem, NBHD_FWD_PERMUTE, p.extent, 1, p.cycles);
+    return n;
 }
 
 /* A task is worth handing out from some ten microseconds on. */
 enum { TASK_CYCLES = 100000 };
 
 static size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+/* Places the next part of the scratch at *end. */
+static size_t place(size_t *end, size_t bytes)
+{
+    const size_t at = *end;
+    *end += rounded(bytes);
+    return at;
+}
 
 static void build_broadcast(const struct nbhd_problem *problem, const struct nbhd_config *config, struct nbhd_fwd *f)
 {
@@ -130,33 +260,69 @@ static void build_broadcast(const struct nbhd_problem *problem, const struct nbh
         f->grid[a] = nbhd_grid_make(problem->axis[a], config->q_tile[a]);
         f->tiles *= f->grid[a].count;
     }
-    const double tile_cycles = config->predicted_ms * 3.5e6 / (double)f->tiles;
+    const double tile_cycles = config->predicted_ms * CYCLES_PER_MS / (double)f->tiles;
     f->run = nbhd_max(1, (int)(TASK_CYCLES / tile_cycles));
     f->tasks = (f->tiles + f->run - 1) / f->run;
     const size_t row = FWD_LANES * sizeof(float);
-    f->at_q = 0;
-    f->at_o = f->at_q + (size_t)d->head_dim * row;
-    f->at_s = f->at_o + (size_t)d->head_dim_v * row;
-    f->at_lanes = f->at_s + FWD_BLOCK * row;
-    f->at_block = f->at_lanes + 3 * row;
-    f->at_zeros = f->at_block + rounded(sizeof(struct key_block));
-    f->scratch = f->at_zeros + rounded((size_t)d->head_dim_v * sizeof(float));
+    f->at_q = place(&f->scratch, (size_t)d->head_dim * row);
+    f->at_o = place(&f->scratch, (size_t)d->head_dim_v * row);
+    f->at_s = place(&f->scratch, FWD_BLOCK * row);
+    f->at_lanes = place(&f->scratch, 3 * row);
+    f->at_block = place(&f->scratch, sizeof(struct key_block));
+    f->at_zeros = place(&f->scratch, (size_t)d->head_dim_v * sizeof(float));
 }
 
-nbhd_status nbhd_fwd_build(struct nbhd_plan *plan, int vf)
+static void build_permute(const struct nbhd_problem *problem, const struct nbhd_config *config, struct nbhd_fwd *f,
+                          const struct nbhd_fwd_machine *m)
 {
-    const struct nbhd_config *c = &plan->config;
+    const nbhd_desc *d = &problem->desc;
+    const struct nbhd_axis *a = problem->axis;
+    const int *extent = config->q_tile, positions = most_positions(a[2], extent[2]);
+    f->tasks = (long long)d->batch * d->kv_heads;
+    for (int i = 0; i < 3; i++) {
+        f->grid[i] = nbhd_grid_make(i == 2 ? position_axis(a[2]) : a[i], extent[i]);
+        f->tasks *= f->grid[i].count;
+    }
+    f->columns = permute_columns(a[2], m);
+    f->entries = FWD_BLOCK;
+    f->line_step = line_step(positions, m->vf);
+    f->line_size = (size_t)d->head_dim * (size_t)f->line_step;
+    f->value_width = whole_vectors(d->head_dim_v, m->vf);
+    f->pack_values = f->value_width != d->head_dim_v;
+    f->values_size = f->pack_values ? (size_t)positions * (size_t)f->value_width : 0;
+    const size_t row = (size_t)(FWD_ROWS * m->vf) * sizeof(float);
+    const size_t lines = (size_t)most_keys(a[0], extent[0]) * (size_t)most_keys(a[1], extent[1]);
+    const size_t runs = (size_t)a[0].window * (size_t)most_keys(a[1], FWD_ROWS) + (size_t)d->extra / FWD_BLOCK + 1;
+    f->at_q = place(&f->scratch, (size_t)d->head_dim * row);
+    f->at_o = place(&f->scratch, (size_t)f->value_width * row);
+    f->at_s = place(&f->scratch, (size_t)f->entries * row);
+    f->at_lanes = place(&f->scratch, 3 * row);
+    f->at_block = place(&f->scratch, (size_t)((extent[2] + m->vf - 1) / m->vf) * m->lane_block);
+    f->at_token = place(&f->scratch, (size_t)positions * sizeof(int));
+    f->at_runs = place(&f->scratch, runs * sizeof(struct key_run));
+    f->at_values = place(&f->scratch, lines * f->values_size * sizeof(float));
+    f->at_extra = place(&f->scratch, f->pack_values ? (size_t)d->extra * (size_t)f->value_width * sizeof(float) : 0);
+    f->at_lines = place(&f->scratch, (lines * f->line_size + (size_t)(3 * m->vf)) * sizeof(float));
+}
+
+nbhd_status nbhd_fwd_build(struct nbhd_plan *plan, const struct nbhd_fwd_machine *machine)
+{
+    struct nbhd_config *c = &plan->config;
     struct nbhd_fwd *f = calloc(1, sizeof *f);
     if (!f)
         return nbhd_fail(NBHD_ERROR_MEMORY, "a plan's tiling of %zu bytes could not be allocated", sizeof *f);
-    (void)vf;
     plan->state = f;
     f->variant = c->variant;
-    f->threads = c->threads;
-    build_broadcast(&plan->problem, c, f);
+    if (f->variant == NBHD_FWD_PERMUTE)
+        build_permute(&plan->problem, c, f, machine);
+    else
+        build_broadcast(&plan->problem, c, f);
+    f->threads = c->threads = nbhd_plan_threads(&plan->problem, f->tasks);
+    c->predicted_ms /= f->threads;
     plan->workspace = f->scratch * (size_t)f->threads;
-    snprintf(plan->describe, sizeof plan->describe, "broadcast, tile %dx%dx%d x %d heads, %d threads", c->q_tile[0],
-             c->q_tile[1], c->q_tile[2], f->head_tile, f->threads);
+    snprintf(plan->describe, sizeof plan->describe, "%s %dx%dx%d, %lld tasks, %d threads",
+             f->variant == NBHD_FWD_PERMUTE ? "permute" : "broadcast", c->q_tile[0], c->q_tile[1], c->q_tile[2], f->tasks,
+             f->threads);
     return NBHD_OK;
 }
 

@@ -20,6 +20,15 @@ struct key_block {
     uint64_t bits[FWD_BLOCK];     /* lanes that see the key */
 };
 
+/* A run of keys that rows [begin, end) of a tile see: one key row, or some of the extra keys. */
+struct key_run {
+    const float *line; /* NULL: extra keys */
+    const char *k, *v; /* extra keys' first; v: what lies at lane_block.key 0 */
+    const float *bias; /* table row for query row 0 */
+    int begin, end;
+    int columns, entry; /* keys; index of the first one's scores */
+};
+
 enum { NBHD_FWD_BROADCAST = 0, NBHD_FWD_PERMUTE = 1 };
 
 struct nbhd_fwd {
@@ -28,14 +37,30 @@ struct nbhd_fwd {
     int head_tile, head_tiles; /* query heads of one kv head that share a tile; such tiles per kv head */
     long long tiles, tasks;    /* tasks are runs of tiles */
     int run;                   /* tiles in a task */
-    /* Broadcast: offsets into a thread's scratch. */
-    size_t at_q, at_o, at_s, at_lanes, at_block, at_zeros;
+    /* Permute. */
+    int columns;      /* window columns that a microkernel takes at once */
+    int entries;      /* scores held per query at once */
+    int line_step;    /* floats from one d of a line to the next */
+    int value_width;  /* floats of a row of V and O, padded to vectors */
+    bool pack_values; /* V's rows are copied, for its width is no multiple of a vector */
+    size_t line_size, values_size; /* floats of a row's keys and values */
+    /* Offsets into a thread's scratch. */
+    size_t at_q, at_o, at_s, at_lanes, at_block, at_zeros, at_token, at_runs, at_lines, at_values, at_extra;
     size_t scratch; /* bytes a thread */
 };
 
+/* What the planner must know of an instruction set. */
+struct nbhd_fwd_machine {
+    int vf, columns;   /* VF, V_COLUMNS */
+    size_t lane_block; /* sizeof(struct lane_block) */
+};
+
 bool nbhd_fwd_refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT]);
-int nbhd_fwd_configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room, int vf);
-nbhd_status nbhd_fwd_build(struct nbhd_plan *plan, int vf);
+int nbhd_fwd_configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room,
+                     const struct nbhd_fwd_machine *machine);
+nbhd_status nbhd_fwd_build(struct nbhd_plan *plan, const struct nbhd_fwd_machine *machine);
+/* For tests: the variant to prefer wherever it can run; -1: by cost. */
+void nbhd_fwd_force(int variant);
 void nbhd_fwd_drop(struct nbhd_plan *plan);
 
 #endif

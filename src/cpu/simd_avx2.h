@@ -11,6 +11,8 @@
 #define V_STRIP   2 /* 6 x 2 accumulators of 16 registers */
 #define V_ROWS    6
 #define V_COLUMNS 2 /* 4 x 2 accumulators */
+#define V_DIMS    2
+#define V_FAST_LOOKUP 0
 #define V_FN      static inline __attribute__((always_inline, unused))
 
 typedef __m256 vf;

@@ -10,6 +10,8 @@
 #define V_STRIP    4  /* vectors of queries that a microkernel holds at once: 6 x 4 accumulators of 32 registers */
 #define V_ROWS     6
 #define V_COLUMNS  6  /* most columns of a permuted product: 4 x 6 accumulators */
+#define V_DIMS     4  /* vectors of head dimensions: 4 x 4 accumulators */
+#define V_FAST_LOOKUP 1 /* v_lookup is as cheap as a load */
 #define V_FN       static inline __attribute__((always_inline, unused))
 
 typedef __m512 vf;

@@ -11,6 +11,8 @@
 #define V_STRIP   2
 #define V_ROWS    4
 #define V_COLUMNS 2
+#define V_DIMS    2
+#define V_FAST_LOOKUP 0
 #define V_FN      static inline __attribute__((always_inline, unused))
 #define V_EACH    for (int i = 0; i < VF; i++)
 
