@@ -109,6 +109,15 @@ def plan(desc, device=CPU, flags=0, kernel=None, context=0):
     return _cached_plan(bytes(desc), device, flags, kernel and kernel.encode(), context)
 
 
+def edges_of(edge, rank):
+    """nbhd_edge values per axis, of one name for all or a name per axis."""
+    names = _triple([edge] * rank if isinstance(edge, str) else edge, rank, "edge")
+    unknown = [name for name in names if name not in EDGES]
+    if unknown:
+        raise InvalidError(1, f"edge is {unknown[0]!r}; it must be one of {', '.join(EDGES)}")
+    return [EDGES[name] for name in names]
+
+
 def _triple(value, rank, name):
     values = [value] * rank if isinstance(value, int) else list(value)
     if len(values) != rank:
@@ -130,13 +139,12 @@ def describe(q_shape, k_shape, v_shape, dtype, *, pass_=FORWARD, window=None, st
     desc = Desc(size=c.sizeof(Desc), pass_=pass_, dtype=DTYPES[dtype], rank=rank, batch=q_shape[0], heads=q_shape[-2],
                 kv_heads=k_shape[-2], head_dim=q_shape[-1], head_dim_v=v_shape[-1], extra=extra,
                 scale=scale or 0.0, bias=int(bias), threads=threads)
-    edges = [edge] * rank if isinstance(edge, str) else list(edge)
     desc.length[:rank] = q_shape[1:-2]
     desc.kv_length[:rank] = k_shape[1:-2]
     desc.window[:rank] = [0] * rank if window is None else _triple(window, rank, "window")
     desc.stride[:rank] = _triple(stride, rank, "stride")
     desc.dilation[:rank] = _triple(dilation, rank, "dilation")
-    desc.edge[:rank] = [EDGES[e] if e in EDGES else -1 for e in edges]
+    desc.edge[:rank] = edges_of(edge, rank)
     return desc
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from . import _lib
 
 _NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float64: "float64"}
-_EDGES = ["nearest", "causal", "truncated", "periodic"]
+_EDGES = list(_lib.EDGES)
 
 
 def _unit(tensor):
@@ -105,13 +105,9 @@ def attention(q, k, v, extra_kv, bias, options):
     rank = q.dim() - 3
     per_axis = {name: [options[name]] * rank if isinstance(options[name], int) else list(options[name] or [])
                 for name in ("window", "stride", "dilation")}
-    edge = [options["edge"]] * rank if isinstance(options["edge"], str) else list(options["edge"])
-    unknown = [e for e in edge if e not in _EDGES]
-    if unknown:
-        raise _lib.InvalidError(1, f"edge is {unknown[0]!r}; it must be one of {', '.join(_EDGES)}")
     extra_k, extra_v = extra_kv if extra_kv is not None else (None, None)
     if bias is not None:
         bias = bias.float().contiguous()
     return torch.ops.nbhd.forward(q, k, v, extra_k, extra_v, bias, per_axis["window"], per_axis["stride"],
-                                  per_axis["dilation"], [_EDGES.index(e) for e in edge], float(options["scale"] or 0),
+                                  per_axis["dilation"], _lib.edges_of(options["edge"], rank), float(options["scale"] or 0),
                                   options["kernel"])

@@ -1,30 +1,15 @@
-"""The Python layer: the structs are C's, results are those of a dense softmax under the mask that the library reports."""
+"""The operator on PyTorch tensors: values and gradients are those of a dense softmax under the mask that the library reports."""
 
-import ctypes as c
 import math
 
 import numpy as np
 import pytest
 
 import nbhd
+from mask import mask_of
 from nbhd import _lib
 
 torch = pytest.importorskip("torch")
-
-
-def mask_of(desc):
-    """The dense mask [queries, keys], read off nbhd_desc_keys: no mask formula in Python."""
-    full = np.ones((1, 1), bool)
-    for axis in range(desc.rank):
-        length, keys = desc.length[axis], desc.kv_length[axis] or desc.length[axis]
-        sees = np.zeros((length, keys), bool)
-        for query in range(length):
-            first, count = c.c_int(), c.c_int()
-            _lib.check(_lib.library().nbhd_desc_keys(c.byref(desc), axis, query, c.byref(first), c.byref(count)))
-            step = desc.dilation[axis]
-            sees[query, first.value:first.value + count.value * step:step] = True
-        full = np.kron(full, sees)
-    return torch.from_numpy(full)
 
 
 def dense(q, k, v, scale, mask, extra_kv=None):
@@ -63,7 +48,7 @@ def options_of(case):
 
 def reference(case, q, k, v, extra_kv):
     desc = _lib.describe(q.shape, k.shape, v.shape, "float32", **options_of(case))
-    return dense(q, k, v, q.shape[-1] ** -0.5, mask_of(desc), extra_kv)
+    return dense(q, k, v, q.shape[-1] ** -0.5, torch.from_numpy(mask_of(desc)), extra_kv)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -101,29 +86,3 @@ def test_compile_without_graph_breaks():
     q, k, v, _ = tensors(axes=(8, 9))
     compiled = torch.compile(lambda q, k, v: nbhd.attention(q, k, v, window=3) * 2, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(q, k, v), nbhd.attention(q, k, v, window=3) * 2)
-
-
-@pytest.mark.parametrize("change, says", [
-    (dict(window=99), "window[0] is 99"), (dict(window=(3, 3, 3)), "window has 3 numbers"), (dict(edge="round"), "round"),
-    (dict(window=3, stride=5), "stride[0] is 5"), (dict(kernel="cpu.none"), "cpu.none")])
-def test_the_c_sentence_is_raised(change, says):
-    q, k, v, _ = tensors(axes=(8, 9))
-    with pytest.raises(nbhd.NbhdError, match=says.replace("[", r"\[")):
-        nbhd.attention(q, k, v, **change)
-
-
-def test_the_structs_are_those_of_c(tmp_path):
-    import subprocess
-    from pathlib import Path
-    fields = {"nbhd_desc": _lib.Desc, "nbhd_args": _lib.Args, "nbhd_tensor": _lib.Tensor}
-    lines = [f'printf("%zu\\n", sizeof({name}));' for name in fields]
-    want = [c.sizeof(struct) for struct in fields.values()]
-    for name, struct in fields.items():
-        for field, _ in struct._fields_:
-            lines.append(f'printf("%zu\\n", offsetof({name}, {field.rstrip("_")}));')
-            want.append(getattr(struct, field).offset)
-    source = tmp_path / "offsets.c"
-    source.write_text("#include <stdio.h>\n#include <nbhd.h>\nint main(void) {\n" + "\n".join(lines) + "\nreturn 0; }\n")
-    include = Path(__file__).resolve().parents[2] / "include"
-    subprocess.run(["cc", f"-I{include}", source, "-o", tmp_path / "offsets"], check=True)
-    assert [int(n) for n in subprocess.check_output([tmp_path / "offsets"]).split()] == want

@@ -1,0 +1,22 @@
+"""The dense mask of a problem, read off the library: no mask formula in Python."""
+
+import ctypes as c
+
+import numpy as np
+
+from nbhd import _lib
+
+
+def mask_of(desc):
+    """bool [queries, keys] over flattened tokens."""
+    full = np.ones((1, 1), bool)
+    for axis in range(desc.rank):
+        length, keys = desc.length[axis], desc.kv_length[axis] or desc.length[axis]
+        sees = np.zeros((length, keys), bool)
+        for query in range(length):
+            first, count = c.c_int(), c.c_int()
+            _lib.check(_lib.library().nbhd_desc_keys(c.byref(desc), axis, query, c.byref(first), c.byref(count)))
+            step = desc.dilation[axis]
+            sees[query, first.value:first.value + count.value * step:step] = True
+        full = np.kron(full, sees)
+    return full

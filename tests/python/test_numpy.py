@@ -1,0 +1,74 @@
+"""The Python layer without PyTorch: the structs are C's, the C sentences are raised, values on NumPy arrays are right."""
+
+import ctypes as c
+import subprocess
+from pathlib import Path
+
+import nbhd
+import numpy as np
+import pytest
+from mask import mask_of
+from nbhd import _lib
+
+
+def arrays(axes, batch=1, heads=2, head_dim=12, dtype=np.float32):
+    generator = np.random.default_rng(1)
+    return [generator.standard_normal((batch, *axes, heads, head_dim)).astype(dtype) for _ in range(3)]
+
+
+def dense(q, k, v, mask):
+    """Reference in float64 over flattened tokens."""
+    shape = q.shape
+    q, k, v = (np.swapaxes(t.reshape(shape[0], -1, *shape[-2:]).astype(float), 1, 2) for t in (q, k, v))
+    scores = np.where(mask, q @ np.swapaxes(k, -1, -2) * 0.25, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    lse = np.log(weights.sum(-1)) + scores.max(-1)
+    o = weights / weights.sum(-1, keepdims=True) @ v
+    return np.swapaxes(o, 1, 2).reshape(shape), np.swapaxes(lse, 1, 2).reshape(shape[:-1])
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-12), (np.float32, 2e-6), (np.float16, 2e-3)])
+@pytest.mark.parametrize("axes, options", [
+    ((30,), dict(window=7)), ((8, 11), dict(window=(3, 5), dilation=(1, 2))),
+    ((4, 5, 9), dict(window=(3, 4, 5), stride=(1, 2, 3), edge=("nearest", "causal", "truncated")))])
+def test_values(axes, options, dtype, tolerance):
+    q, k, v = arrays(axes, dtype=dtype)
+    o, lse = nbhd.attention(q, k, v, return_lse=True, scale=0.25, **options)
+    want, want_lse = dense(q, k, v, mask_of(_lib.describe(q.shape, k.shape, v.shape, "float32", **options)))
+    np.testing.assert_allclose(o, want, atol=tolerance)
+    np.testing.assert_allclose(lse, want_lse, atol=max(tolerance, 2e-6))
+
+
+def test_views_are_read_in_place():
+    packed = np.random.default_rng(2).standard_normal((2, 9, 11, 3, 4, 24)).astype(np.float32)
+    q, k, v = (packed[..., i, :, :] for i in range(3))
+    copies = [np.ascontiguousarray(t) for t in (q, k, v)]
+    assert np.array_equal(nbhd.attention(q, k, v, window=5), nbhd.attention(*copies, window=5))
+    flipped = nbhd.attention(q[:, ::-1], k[:, ::-1], v[:, ::-1], window=5)[:, ::-1]  # an odd window is its own mirror image
+    np.testing.assert_allclose(flipped, nbhd.attention(*copies, window=5), atol=1e-5)
+    with pytest.raises(nbhd.InvalidError, match="unit stride"):
+        nbhd.attention(q[..., ::2], k[..., ::2], v[..., ::2], window=5)
+
+
+@pytest.mark.parametrize("change, says", [
+    (dict(window=99), "window[0] is 99"), (dict(window=(3, 3, 3)), "window has 3 numbers"), (dict(edge="round"), "round"),
+    (dict(window=3, stride=5), "stride[0] is 5"), (dict(kernel="cpu.none"), "cpu.none")])
+def test_the_c_sentence_is_raised(change, says):
+    q, k, v = arrays(axes=(8, 9))
+    with pytest.raises(nbhd.NbhdError, match=says.replace("[", r"\[")):
+        nbhd.attention(q, k, v, **change)
+
+
+def test_the_structs_are_those_of_c(tmp_path):
+    fields = {"nbhd_desc": _lib.Desc, "nbhd_args": _lib.Args, "nbhd_tensor": _lib.Tensor}
+    lines = [f'printf("%zu\\n", sizeof({name}));' for name in fields]
+    want = [c.sizeof(struct) for struct in fields.values()]
+    for name, struct in fields.items():
+        for field, _ in struct._fields_:
+            lines.append(f'printf("%zu\\n", offsetof({name}, {field.rstrip("_")}));')
+            want.append(getattr(struct, field).offset)
+    source = tmp_path / "offsets.c"
+    source.write_text("#include <stdio.h>\n#include <nbhd.h>\nint main(void) {\n" + "\n".join(lines) + "\nreturn 0; }\n")
+    include = Path(__file__).resolve().parents[2] / "include"
+    subprocess.run(["cc", f"-I{include}", source, "-o", tmp_path / "offsets"], check=True)
+    assert [int(n) for n in subprocess.check_output([tmp_path / "offsets"]).split()] == want
