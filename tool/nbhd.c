@@ -11,6 +11,7 @@
 /* A new command is cmd_NAME.c and one row here. */
 #define COMMANDS(ROW) \
     ROW(cmd_run) \
+    ROW(cmd_denoise) \
     ROW(cmd_plan) \
     ROW(cmd_check) \
     ROW(cmd_bench) \

@@ -4,8 +4,8 @@
 
 #include "nbhd.h"
 
-/* GFLOP/s of so many threads in a loop of multiply-adds on registers, with the instructions that the kernel is named
- * after; measured once for each. 0: not known. */
+/* GFLOP/s of so many threads in a loop of float32 multiply-adds on registers, with the instructions that the kernel is
+ * named after (float64: half of it); measured once for each. 0: not known, as on a GPU. */
 double peak_gflops(nbhd_device device, const char *kernel, int dtype, int threads);
 
 #endif
