@@ -79,6 +79,36 @@ static void check_use_case(const struct use_case *u)
           c.bound_tile, c.bound_flop, c.masked_fraction);
 }
 
+/* Derived from the published definition for stride 1: bounds by the worst and by the mean tile, and the masked share. */
+static void check_stride_one(void)
+{
+    static const struct {
+        const char *line;
+        int tile[3];
+        double by_worst, by_mean, masked;
+    } cases[] = {
+        {"bf16 h24 d128 30x48x80 w18x24x24", {2, 8, 8}, 3.60, 5.44, 0.83},
+        {"bf16 h24 d128 30x48x80 w18x24x24", {4, 4, 8}, 4.57, 6.24, 0.78},
+        {"bf16 h24 d128 256x256 w80x80", {16, 8}, 6.65, 7.51, 0.50},
+        {"bf16 h32 d128 16x44x80 w16x24x16", {4, 4, 8}, 5.24, 6.09, 0.63},
+        {"bf16 d128 32768 w2048", {128}, 15.06, 15.12, 0.11},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const nbhd_desc desc = parse(cases[i].line);
+        nbhd_sim_tiles t = NBHD_SIM_TILES_INIT;
+        nbhd_sim_counts c = NBHD_SIM_COUNTS_INIT;
+        memcpy(t.q_tile, cases[i].tile, sizeof t.q_tile);
+        memcpy(t.kv_tile, cases[i].tile, sizeof t.kv_tile);
+        CHECK(!nbhd_sim_count(&desc, &t, &c), "%s", nbhd_last_error());
+        CHECK(fabs(c.bound_tile - cases[i].by_worst) < 0.01, "%s: %g of %g", cases[i].line, c.bound_tile, cases[i].by_worst);
+        CHECK(fabs(c.tiles_total / c.visited_mean - cases[i].by_mean) < 0.01, "%s: %g of %g", cases[i].line,
+              c.tiles_total / c.visited_mean, cases[i].by_mean);
+        /* 4 does not divide 30: here a tile past the axis' end needs a mask, there it did not */
+        CHECK(fabs(c.masked_fraction - cases[i].masked) < 0.015, "%s: %g of %g", cases[i].line, c.masked_fraction,
+              cases[i].masked);
+    }
+}
+
 /* Visited over useful, as measured Hopper kernels of these boxes counted it, and the share that needs no mask. */
 static void check_areas(void)
 {
@@ -607,6 +637,9 @@ static void check_bad_requests(void)
     CHECK(fabs(nbhd_sim_end_to_end(0.5, 10, 0, 2) - 4.0 / 3) < 1e-12, "half of the time, twice as fast");
     nbhd_sim_device d = NBHD_SIM_DEVICE_INIT;
     double ms;
+    any.q_tile[1] = 0;
+    refused(nbhd_sim_rank(&desc, &any, 1, 0, 0, &d, settings, ROOM, &count), NBHD_ERROR_INVALID, "device.processors is 0");
+    refused(nbhd_sim_rank(&desc, &any, 0, 0, 0, NULL, settings, ROOM, &count), NBHD_ERROR_INVALID, "tilings is 0x0");
     refused(nbhd_sim_device_get(&d, "abacus"), NBHD_ERROR_INVALID, "h200");
     refused(nbhd_sim_predict(&d, &desc, &any, &ms), NBHD_ERROR_INVALID, "device.processors is 0");
 }
@@ -616,6 +649,7 @@ static void check_bad_tables(void)
     nbhd_sim_sample s[2];
     int count;
     refused(nbhd_sim_samples_parse("", s, 2, &count), NBHD_ERROR_INVALID, "no row");
+    refused(nbhd_sim_samples_parse("what,ms\nd8 9,1\n", s, 2, &count), NBHD_ERROR_INVALID, "lack line");
     refused(nbhd_sim_samples_parse("line,ms\n", s, 2, &count), NBHD_ERROR_INVALID, "no row");
     refused(nbhd_sim_samples_parse("line,ms\nd64 9x9 w3x3,fast\n", s, 2, &count), NBHD_ERROR_INVALID, "row 2: 'fast'");
     refused(nbhd_sim_samples_parse("line,ms\n\nd64 9x9 w3x3,-1\n", s, 2, &count), NBHD_ERROR_INVALID, "row 3");
@@ -632,6 +666,7 @@ int main(void)
 {
     for (size_t i = 0; i < sizeof use_cases / sizeof *use_cases; i++)
         check_use_case(&use_cases[i]);
+    check_stride_one();
     check_areas();
     check_counts();
     check_extra();

@@ -16,6 +16,7 @@
     ROW(cmd_check) \
     ROW(cmd_bench) \
     ROW(cmd_mask) \
+    ROW(cmd_sim) \
     ROW(cmd_list) \
     ROW(cmd_info)
 

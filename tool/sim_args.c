@@ -8,8 +8,8 @@
 static int copy(const char *name, const struct extents *from, int rank, int to[3])
 {
     if (from->count && from->count != rank)
-        return tool_fail(TOOL_USAGE, "--%s has %d numbers where %s", name, from->count,
-                         rank == 1 ? "the tiling has one axis" : "the problem has more or fewer axes");
+        return tool_fail(TOOL_USAGE, "--%s has %d number%s where the tiles have %d ax%s", name, from->count,
+                         from->count > 1 ? "s" : "", rank, rank > 1 ? "es" : "is");
     for (int i = 0; i < from->count; i++)
         to[i] = from->at[i];
     return TOOL_DONE;

@@ -94,15 +94,19 @@ nbhd_status nbhd_sim_request_init(struct nbhd_sim_request *r, const nbhd_desc *d
     return nbhd_sim_case_init(&c, &r->problem.desc, &first);
 }
 
-/* One combination, appended if it can be counted; a warpgroup split that a box does not allow is no error here. */
+/* One combination, appended if it can be counted. A box that cannot be divided among the warpgroups, say, is left out:
+ * *refused then has its status, which counts only if nothing is found. */
 static nbhd_status try_tiles(const struct nbhd_sim_request *r, const nbhd_sim_tiles *tiles, const nbhd_sim_device *device,
-                             nbhd_sim_setting *s, int *found)
+                             nbhd_sim_setting *s, int *found, nbhd_status *refused)
 {
     struct nbhd_sim_case c;
-    if (nbhd_sim_case_init(&c, &r->problem.desc, tiles))
+    nbhd_status status = nbhd_sim_case_init(&c, &r->problem.desc, tiles);
+    if (status) {
+        *refused = status;
         return NBHD_OK;
+    }
     *s = (nbhd_sim_setting){.desc = r->problem.desc, .tiles = *tiles};
-    nbhd_status status = nbhd_sim_case_count(&c, &s->counts);
+    status = nbhd_sim_case_count(&c, &s->counts);
     if (status)
         return status;
     s->ms = device ? nbhd_sim_model_ms(device, &c, &s->counts) : 0;
@@ -113,7 +117,7 @@ static nbhd_status try_tiles(const struct nbhd_sim_request *r, const nbhd_sim_ti
 static nbhd_status try_all(const struct nbhd_sim_request *r, unsigned tilings, const nbhd_sim_device *device,
                            nbhd_sim_setting *all, int *found)
 {
-    nbhd_status status = NBHD_OK;
+    nbhd_status status = NBHD_OK, refused = NBHD_OK;
     for (int tiling = 0; tiling < NBHD_SIM_FLAT; tiling++)
         for (int i = 0; i < r->q_boxes && tilings & 1u << tiling; i++)
             for (int j = 0; j < r->kv_boxes && !status; j++) {
@@ -121,19 +125,25 @@ static nbhd_status try_all(const struct nbhd_sim_request *r, unsigned tilings, c
                 tiles.tiling = tiling;
                 nbhd_sim_box_to(&r->problem, &r->q_box[i], tiles.q_tile);
                 nbhd_sim_box_to(&r->problem, &r->kv_box[j], tiles.kv_tile);
-                status = try_tiles(r, &tiles, device, &all[*found], found);
+                status = try_tiles(r, &tiles, device, &all[*found], found, &refused);
             }
     if (!status && tilings & 1u << NBHD_SIM_FLAT) {
         nbhd_sim_tiles tiles = {sizeof tiles, NBHD_SIM_FLAT, {r->q_tokens, 0, 0}, {r->kv_tokens, 0, 0}, 1};
-        status = try_tiles(r, &tiles, device, &all[*found], found);
+        status = try_tiles(r, &tiles, device, &all[*found], found, &refused);
     }
-    return status;
+    return status || *found ? status : refused;
 }
 
 nbhd_status nbhd_sim_rank(const nbhd_desc *desc, const nbhd_sim_tiles *tiles, unsigned tilings, int q_tokens,
                           int kv_tokens, const nbhd_sim_device *device, nbhd_sim_setting *settings, int room, int *count)
 {
+    nbhd_sim_device priced;
     *count = 0;
+    if (device) {
+        nbhd_status wrong = nbhd_sim_device_check(&priced, device);
+        if (wrong)
+            return wrong;
+    }
     struct nbhd_sim_request *r = malloc(sizeof *r);
     if (!r)
         return nbhd_fail(NBHD_ERROR_MEMORY, "no memory for a list of tiles");
@@ -144,8 +154,10 @@ nbhd_status nbhd_sim_rank(const nbhd_desc *desc, const nbhd_sim_tiles *tiles, un
         status = all ? NBHD_OK : nbhd_fail(NBHD_ERROR_MEMORY, "no memory for %d x %d tilings", r->q_boxes, r->kv_boxes);
     }
     int found = 0;
+    if (!status && (!tilings || tilings >> NBHD_SIM_TILINGS))
+        status = nbhd_fail(NBHD_ERROR_INVALID, "tilings is 0x%x; it must be bits 0 to %d", tilings, NBHD_SIM_TILINGS - 1);
     if (!status)
-        status = try_all(r, tilings, device, all, &found);
+        status = try_all(r, tilings, device ? &priced : NULL, all, &found);
     if (!status) {
         qsort(all, (size_t)found, sizeof *all, better);
         for (; *count < room && *count < found; ++*count)

@@ -83,6 +83,14 @@ static int read_header(const char *at, const char *end, enum column map[MOST_CEL
     return cells;
 }
 
+static bool has(const enum column *map, int cells, enum column wanted)
+{
+    for (int i = 0; i < cells; i++)
+        if (map[i] == wanted)
+            return true;
+    return false;
+}
+
 static nbhd_status read_row(const char *at, const char *end, const enum column *map, int cells, int row,
                             nbhd_sim_sample *sample)
 {
@@ -129,6 +137,8 @@ nbhd_status nbhd_sim_samples_parse(const char *text, nbhd_sim_sample *samples, i
             continue;
         if (!cells) {
             cells = read_header(at, end, map);
+            if (!has(map, cells, LINE) || (!has(map, cells, MS) && !has(map, cells, MS_MEDIAN) && !has(map, cells, MS_MIN)))
+                return nbhd_fail(NBHD_ERROR_INVALID, "row %d: the column names lack line, or ms, ms_median or ms_min", row);
             continue;
         }
         if (*count == room)

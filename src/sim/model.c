@@ -28,7 +28,7 @@ nbhd_status nbhd_sim_device_get(nbhd_sim_device *device, const char *name)
     return nbhd_fail(NBHD_ERROR_INVALID, "device is '%s'; there are %s", name, names);
 }
 
-static nbhd_status check_device(nbhd_sim_device *to, const nbhd_sim_device *from)
+nbhd_status nbhd_sim_device_check(nbhd_sim_device *to, const nbhd_sim_device *from)
 {
     nbhd_status status = nbhd_copy_sized(to, sizeof *to, from, "nbhd_sim_device");
     if (status)
@@ -132,7 +132,7 @@ nbhd_status nbhd_sim_predict(const nbhd_sim_device *device, const nbhd_desc *des
     nbhd_sim_device d;
     struct nbhd_sim_case c;
     nbhd_sim_counts counts;
-    nbhd_status status = check_device(&d, device);
+    nbhd_status status = nbhd_sim_device_check(&d, device);
     if (status || (status = nbhd_sim_case_init(&c, desc, tiles)) || (status = nbhd_sim_case_count(&c, &counts)))
         return status;
     if (c.problem.desc.pass > NBHD_BACKWARD)
@@ -222,7 +222,7 @@ nbhd_status nbhd_sim_fit(nbhd_sim_device *device, const nbhd_sim_sample *samples
                          double *error_max)
 {
     nbhd_sim_device d;
-    nbhd_status status = check_device(&d, device);
+    nbhd_status status = nbhd_sim_device_check(&d, device);
     if (status)
         return status;
     if (count < 1 || count > MAX_SAMPLES)
