@@ -7,35 +7,36 @@ struct state {
     struct nbhd_cuda_module *module;
     struct CUfunc_st *function;
     struct nbhd_cuda_grid grid;
+    struct nbhd_simt_box box;
 };
 
 static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
 {
-    for (int i = 0; i < 3; i++)
-        if (problem->axis[i].edge == NBHD_EDGE_PERIODIC)
-            return nbhd_refuse(why, "edge of axis %d is periodic, which no kernel computes yet", i);
-    return false;
+    return nbhd_simt_refuses(problem, why);
 }
 
 static int configs(const struct nbhd_problem *problem, struct nbhd_config *config, int room)
 {
+    (void)problem;
     (void)room;
-    *config = (struct nbhd_config){.variant = nbhd_simt_rows(problem, problem->desc.head_dim_v), .threads = 256};
-    nbhd_simt_box(problem, 16 * config->variant, config->q_tile);
+    *config = (struct nbhd_config){.variant = 0};
     return 1;
 }
 
 static nbhd_status build(struct nbhd_plan *plan)
 {
-    const struct nbhd_config *c = &plan->config;
+    const struct nbhd_problem *p = &plan->problem;
     struct nbhd_options options = {.used = 0};
     struct state *state = plan->state = calloc(1, sizeof *state);
     if (!state)
         return nbhd_fail(NBHD_ERROR_MEMORY, "a plan's state could not be allocated");
-    nbhd_simt_options(&options, &plan->problem, c->variant, c->q_tile);
-    state->grid = nbhd_simt_grid(&plan->problem, c->q_tile, false);
-    snprintf(plan->describe, sizeof plan->describe, "tile %dx%dx%d", c->q_tile[0], c->q_tile[1], c->q_tile[2]);
-    nbhd_status status = nbhd_cuda_acquire(&state->module, "fwd_simt.cu", &options, plan->problem.flags);
+    const struct nbhd_simt_registers r = nbhd_simt_registers(p, 1, p->desc.head_dim_v);
+    nbhd_simt_options(&options, p, r);
+    state->box = nbhd_simt_box(p, 16 * r.rows);
+    state->grid = nbhd_simt_grid(p, &state->box, false);
+    const int *e = state->box.extent;
+    snprintf(plan->describe, sizeof plan->describe, "tile %dx%dx%d", e[0], e[1], e[2]);
+    nbhd_status status = nbhd_cuda_acquire(&state->module, "fwd_simt.cu", &options, p->flags);
     return status ? status : nbhd_cuda_function(&state->function, state->module, "nbhd_fwd_simt");
 }
 
@@ -43,7 +44,8 @@ static nbhd_status run(const struct nbhd_plan *plan, const struct nbhd_params *p
 {
     const struct state *state = plan->state;
     (void)workspace;
-    return nbhd_cuda_launch(state->module, state->function, &state->grid, stream, (void *[]){(void *)params});
+    return nbhd_cuda_launch(state->module, state->function, &state->grid, stream,
+                            (void *[]){(void *)params, (void *)&state->box});
 }
 
 static void drop(struct nbhd_plan *plan)

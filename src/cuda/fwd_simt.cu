@@ -60,7 +60,7 @@ NBHD_FN void finish(const struct simt_shared &s, const struct nbhd_params &p, co
             *(float *)simt_row(p.lse, t, at, t.head) = (float)(m.max[i] + simt_log(sum));
         }
     }
-    simt_write(o, s.q.rows[1], factor, NBHD_HEAD_DIM_V);
+    simt_write(o, s.q.rows[1], factor, p.head_dim_v);
 }
 
 NBHD_FN void attend(struct simt_shared &s, const struct nbhd_params &p, const struct simt_tile &t)
@@ -84,24 +84,25 @@ NBHD_FN void attend(struct simt_shared &s, const struct nbhd_params &p, const st
         simt_load_keys(s, p, t, any, grid, first, t.head / (p.heads / p.kv_heads));
         __syncthreads();
         real score[ROWS][COLS];
-        simt_nt(score, s, s.q.rows[0], s.k.rows[0], NBHD_HEAD_DIM);
+        simt_nt(score, s, s.q.rows[0], s.k.rows[0], p.head_dim);
 #pragma unroll
         for (int i = 0; i < ROWS; i++)
 #pragma unroll
             for (int j = 0; j < COLS; j++)
                 score[i][j] = simt_score(p, s, t.head, TY + 16 * i, TX + 16 * j, score[i][j]);
         softmax_step(m, score, o, s.stage.p);
-        simt_nn(o, s, s.k.rows[1], NBHD_HEAD_DIM_V);
+        simt_nn(o, s, s.k.rows[1], p.head_dim_v);
     }
     finish(s, p, t, m, o);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) nbhd_fwd_simt(const __grid_constant__ struct nbhd_params p)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    nbhd_fwd_simt(const __grid_constant__ struct nbhd_params p, const __grid_constant__ struct nbhd_simt_box box)
 {
     __shared__ struct simt_shared s;
-    const long long count = simt_tile_count(p, 0) * p.heads * p.batch;
+    const long long count = simt_tile_count(p, box, 0) * p.heads * p.batch;
     for (long long i = blockIdx.x; i < count; i += gridDim.x) {
-        struct simt_tile t = simt_tile_at(p, i, p.heads, 0);
+        struct simt_tile t = simt_tile_at(p, box, i, p.heads, 0);
         if (!t.empty)
             attend(s, p, t);
         __syncthreads();

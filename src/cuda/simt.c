@@ -4,52 +4,64 @@
 
 enum { THREADS = 256, REGISTERS = 96 }; /* REGISTERS: 32-bit ones that accumulators may take */
 
-int nbhd_simt_rows(const struct nbhd_problem *problem, int width)
+bool nbhd_simt_refuses(const struct nbhd_problem *problem, char why[NBHD_TEXT])
 {
-    const int words = problem->desc.dtype == NBHD_F64 ? 2 : 1;
-    const int chunk = words == 2 ? 32 : 64; /* columns of a stage: a thread has 4 words of it */
-    int rows = words == 2 ? 2 : 4;
-    while (rows > 1 && rows * ((width + chunk - 1) / chunk) * 4 > REGISTERS)
-        rows /= 2;
-    return rows;
+    for (int i = 0; i < problem->desc.rank; i++)
+        if (problem->desc.edge[i] == NBHD_PERIODIC)
+            return nbhd_refuse(why, "edge[%d] is periodic, which no kernel computes yet", i);
+    return false;
+}
+
+/* Slices are rounded up to a power of two, to compile less; rows are halved until the accumulators fit. */
+struct nbhd_simt_registers nbhd_simt_registers(const struct nbhd_problem *problem, int tensors, int widest)
+{
+    const bool f64 = problem->desc.dtype == NBHD_F64;
+    const int columns = f64 ? 32 : 64; /* of a slice: a thread has 4 registers of it */
+    struct nbhd_simt_registers r = {f64 ? 2 : 4, 1};
+    while (r.slices * columns < widest)
+        r.slices *= 2;
+    while (r.rows > 1 && r.rows * r.slices * 4 * tensors > REGISTERS)
+        r.rows /= 2;
+    return r;
 }
 
 /* Doubles, again and again, the axis where that enlarges the union of windows least in proportion. */
-void nbhd_simt_box(const struct nbhd_problem *problem, int tokens, int box[3])
+struct nbhd_simt_box nbhd_simt_box(const struct nbhd_problem *problem, int tokens)
 {
-    box[0] = box[1] = box[2] = 1;
+    struct nbhd_simt_box box = {{1, 1, 1}};
     for (int volume = 1; volume < tokens; volume *= 2) {
         int best = -1;
         double least = 3;
         for (int i = 0; i < 3; i++) {
             const struct nbhd_axis *a = &problem->axis[i];
-            const int group = (a->keys > a->length ? a->keys : a->length) / a->dilation;
-            const double apart = box[i] < a->stride ? 0 : 1; /* queries of one stride group share a window */
-            const double growth = (a->window + apart * (2 * box[i] - 1)) / (a->window + apart * (box[i] - 1));
-            if (box[i] < group && growth <= least) {
+            const int group = (a->keys > a->length ? a->keys : a->length) / a->dilation, extent = box.extent[i];
+            const int apart = extent < a->stride ? 0 : 1; /* queries of one stride group share a window */
+            const double growth = (double)(a->window + apart * (2 * extent - 1)) / (a->window + apart * (extent - 1));
+            if (extent < group && growth <= least) {
                 least = growth;
                 best = i;
             }
         }
         if (best < 0)
-            return;
-        box[best] *= 2;
+            break;
+        box.extent[best] *= 2;
     }
+    return box;
 }
 
-void nbhd_simt_options(struct nbhd_options *options, const struct nbhd_problem *problem, int rows, const int box[3])
+void nbhd_simt_options(struct nbhd_options *options, const struct nbhd_problem *problem, struct nbhd_simt_registers r)
 {
-    nbhd_options_problem(options, problem, false);
-    nbhd_option(options, "-DNBHD_ROWS=%d -DNBHD_TILE0=%d -DNBHD_TILE1=%d -DNBHD_TILE2=%d", rows, box[0], box[1], box[2]);
+    nbhd_option(options, "-DNBHD_DTYPE=%d -DNBHD_BIAS=%d -DNBHD_ROWS=%d -DNBHD_SLICES=%d", problem->desc.dtype,
+                problem->desc.bias != 0, r.rows, r.slices);
 }
 
-struct nbhd_cuda_grid nbhd_simt_grid(const struct nbhd_problem *problem, const int box[3], bool of_keys)
+struct nbhd_cuda_grid nbhd_simt_grid(const struct nbhd_problem *problem, const struct nbhd_simt_box *box, bool of_keys)
 {
     double tiles = (double)problem->desc.batch * (of_keys ? problem->desc.kv_heads : problem->desc.heads);
     for (int i = 0; i < 3; i++) {
         const struct nbhd_axis *a = &problem->axis[i];
         const int largest = ((of_keys ? a->keys : a->length) + a->dilation - 1) / a->dilation;
-        tiles *= (double)((largest + box[i] - 1) / box[i]) * a->dilation;
+        tiles *= (double)((largest + box->extent[i] - 1) / box->extent[i]) * a->dilation;
     }
     const unsigned blocks = tiles < INT_MAX ? (unsigned)tiles : INT_MAX;
     return (struct nbhd_cuda_grid){.blocks = {blocks, 1, 1}, .threads = {THREADS, 1, 1}};

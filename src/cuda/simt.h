@@ -4,12 +4,23 @@
 
 #include "cuda/cuda.h"
 
-/* A box of about `tokens` tokens whose union of windows is small, for tiles of queries or of keys. */
-void nbhd_simt_box(const struct nbhd_problem *problem, int tokens, int box[3]);
-/* rows: a thread's stationary rows, 4 or less where the accumulators of `width` columns would not fit in registers. */
-int nbhd_simt_rows(const struct nbhd_problem *problem, int width);
-void nbhd_simt_options(struct nbhd_options *options, const struct nbhd_problem *problem, int rows, const int box[3]);
+/* The kernels' second argument; the same in device/simt.cuh. */
+struct nbhd_simt_box {
+    int extent[3];
+};
+
+/* What no simt kernel takes. */
+bool nbhd_simt_refuses(const struct nbhd_problem *problem, char why[NBHD_TEXT]);
+/* A box of at most `tokens` tokens whose union of windows is small, for tiles of queries or of keys. */
+struct nbhd_simt_box nbhd_simt_box(const struct nbhd_problem *problem, int tokens);
+/* A thread's accumulators: rows of so many slices of columns. */
+struct nbhd_simt_registers {
+    int rows, slices;
+};
+/* For a kernel that accumulates so many tensors, of `widest` columns at most. */
+struct nbhd_simt_registers nbhd_simt_registers(const struct nbhd_problem *problem, int tensors, int widest);
+void nbhd_simt_options(struct nbhd_options *options, const struct nbhd_problem *problem, struct nbhd_simt_registers r);
 /* One block per tile, as far as a grid allows; kernels loop over the rest. */
-struct nbhd_cuda_grid nbhd_simt_grid(const struct nbhd_problem *problem, const int box[3], bool of_keys);
+struct nbhd_cuda_grid nbhd_simt_grid(const struct nbhd_problem *problem, const struct nbhd_simt_box *box, bool of_keys);
 
 #endif

@@ -6,14 +6,14 @@
  * A thread owns rows ty + 16 i (i < NBHD_ROWS), and columns tx + 16 j of an nt product, vector tx of each nn slice.
  *
  * Shared memory:  stage.a | stage.p (never both alive)   stage.b   tables of the queries and keys at hand
- * Parameters: NBHD_DTYPE NBHD_HEAD_DIM NBHD_HEAD_DIM_V NBHD_BIAS NBHD_ROWS NBHD_TILE0 NBHD_TILE1 NBHD_TILE2 (M's box). */
+ * Parameters: NBHD_DTYPE, NBHD_BIAS, NBHD_ROWS, NBHD_SLICES (of 16 vectors, of the wider head dimension's accumulators).
+ * All else is known at run time only, so that a few dozen compilations serve every problem. */
 #ifndef NBHD_DEVICE_SIMT_CUH
 #define NBHD_DEVICE_SIMT_CUH
 
 #include "device/problem.cuh"
 
-#if !defined(NBHD_DTYPE) || !defined(NBHD_HEAD_DIM) || !defined(NBHD_HEAD_DIM_V) || !defined(NBHD_BIAS) ||             \
-    !defined(NBHD_ROWS) || !defined(NBHD_TILE0) || !defined(NBHD_TILE1) || !defined(NBHD_TILE2)
+#if !defined(NBHD_DTYPE) || !defined(NBHD_BIAS) || !defined(NBHD_ROWS) || !defined(NBHD_SLICES)
 #error "a parameter is missing: see the head of device/simt.cuh"
 #endif
 
@@ -37,12 +37,8 @@ typedef float4 vector;
 #define WIDE (16 * VEC)   /* columns of an nn stage */
 #define A_PITCH (SLICE + VEC)
 #define P_PITCH (N + VEC)
-/* Registers for a row of the wider of the two head dimensions. */
-#define SLICES (((NBHD_HEAD_DIM > NBHD_HEAD_DIM_V ? NBHD_HEAD_DIM : NBHD_HEAD_DIM_V) + WIDE - 1) / WIDE)
-#define ACC (SLICES * VEC)
+#define ACC (NBHD_SLICES * VEC) /* accumulators of a row */
 #define MINUS_INFINITY (-__int_as_float(0x7f800000))
-
-NBHD_STATIC_ASSERT(NBHD_TILE0 *NBHD_TILE1 *NBHD_TILE2 <= M, "the box of stationary tokens has M of them at most");
 
 #define TX ((int)threadIdx.x % 16)
 #define TY ((int)threadIdx.x / 16)
@@ -178,11 +174,11 @@ NBHD_FN void simt_nn_slice(real acc[ROWS][ACC], int first, const real *p, const 
     }
 }
 
-/* acc += P B for all columns of rows, P being in the stage. Begins and ends synchronized. width: a constant. */
+/* acc += P B for all columns of rows, P being in the stage. Begins and ends synchronized. */
 NBHD_FN void simt_nn(real acc[ROWS][ACC], struct simt_shared &s, char *const *rows, int width)
 {
 #pragma unroll
-    for (int slice = 0; slice < SLICES; slice++)
+    for (int slice = 0; slice < NBHD_SLICES; slice++)
         if (slice * WIDE < width) {
             simt_stage(s.b, WIDE, WIDE, N, rows, slice * WIDE, width);
             __syncthreads();
@@ -198,7 +194,7 @@ NBHD_FN void simt_write(const real acc[ROWS][ACC], char *const *rows, const real
     for (int i = 0; i < ROWS; i++) {
         char *row = rows[TY + 16 * i];
 #pragma unroll
-        for (int slice = 0; slice < SLICES; slice++)
+        for (int slice = 0; slice < NBHD_SLICES; slice++)
 #pragma unroll
             for (int v = 0; v < VEC; v++) {
                 int d = slice * WIDE + TX * VEC + v;
@@ -226,7 +222,10 @@ struct simt_tile {
     int empty;                          /* this group has no such tile */
 };
 
-NBHD_FN int simt_extent(int i) { return i == 0 ? NBHD_TILE0 : i == 1 ? NBHD_TILE1 : NBHD_TILE2; }
+/* Extents of the box of stationary tokens; M of them at most. The same in src/cuda/simt.h. */
+struct nbhd_simt_box {
+    int extent[3];
+};
 
 /* Tiles of the grid with lengths per axis: every group has as many as the largest one. of_keys: cross attention's keys. */
 NBHD_FN int simt_tiles(struct nbhd_axis a, int extent, int of_keys)
@@ -235,29 +234,30 @@ NBHD_FN int simt_tiles(struct nbhd_axis a, int extent, int of_keys)
     return (largest + extent - 1) / extent * a.dilation;
 }
 
-NBHD_FN long long simt_tile_count(const struct nbhd_params &p, int of_keys)
+NBHD_FN long long simt_tile_count(const struct nbhd_params &p, const struct nbhd_simt_box &box, int of_keys)
 {
     long long count = 1;
     for (int i = 0; i < 3; i++)
-        count *= simt_tiles(p.axis[i], simt_extent(i), of_keys);
+        count *= simt_tiles(p.axis[i], box.extent[i], of_keys);
     return count;
 }
 
-NBHD_FN struct simt_tile simt_tile_at(const struct nbhd_params &p, long long index, int heads, int of_keys)
+NBHD_FN struct simt_tile simt_tile_at(const struct nbhd_params &p, const struct nbhd_simt_box &box, long long index,
+                                       int heads, int of_keys)
 {
     struct simt_tile t;
     t.empty = 0;
 #pragma unroll
     for (int i = 2; i >= 0; i--) {
         struct nbhd_axis a = p.axis[i];
-        int tiles = simt_tiles(a, simt_extent(i), of_keys), at = (int)(index % tiles);
+        int tiles = simt_tiles(a, box.extent[i], of_keys), at = (int)(index % tiles);
         index /= tiles;
         int per_group = tiles / a.dilation;
         t.axis[i] = a;
         t.group[i] = at / per_group;
         t.size[i] = a.keys == a.length ? nbhd_group_size(a, t.group[i]) : of_keys ? a.keys : a.length;
-        t.box[i].begin = at % per_group * simt_extent(i);
-        t.box[i].end = nbhd_min(t.box[i].begin + simt_extent(i), t.size[i]);
+        t.box[i].begin = at % per_group * box.extent[i];
+        t.box[i].end = nbhd_min(t.box[i].begin + box.extent[i], t.size[i]);
         t.empty |= t.box[i].begin >= t.box[i].end;
     }
     t.head = (int)(index % heads);
