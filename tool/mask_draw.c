@@ -10,19 +10,38 @@
 static const int colours[VIEW_CLASSES] = {0xb2182b, 0x2b6ca3, 0xa6cbe3, 0xf6d9b0, 0xf1f1f1};
 static const char *const meanings[VIEW_CLASSES] = {"the query", "keys that it sees", "keys that others of its tile see",
                                                    "loaded with a visited tile, seen by none", "skipped"};
-enum { INK = 0x333333, FULL_COLOUR = 0x1a7f37, MASKED_COLOUR = 0xd4760a, TILE_COLOUR = 0xb2182b, GRID_COLOUR = 0xd0d0d0 };
+enum { INK = 0x333333, FULL_COLOUR = 0x3ecf6e, MASKED_COLOUR = 0xd4760a, TILE_COLOUR = 0xb2182b, GRID_COLOUR = 0xd0d0d0 };
 
 enum { MARGIN = 16, WORDS = 13, MATRIX_MOST = 160, WRAP = 64 };
 
 /* ---- pieces ---- */
 
-static void draw_legend(struct canvas *c, const struct view *v, double x, double y, bool tiles)
+/* Tiles of one query and one key are no tiles: then the picture shows the mask alone. */
+static bool tiled(const struct view *v)
 {
-    for (int i = 0; i < VIEW_CLASSES; i++, y += 18) {
+    double tokens = 1;
+    for (int i = 0; i < v->rank; i++)
+        tokens *= (double)v->tiles.q_tile[i] * v->tiles.kv_tile[i];
+    return tokens > 1;
+}
+
+static bool dilated(const struct view *v, int axis) { return v->axis[axis].tile.dilation > 1; }
+
+/* Outlines are drawn where tiles are rectangles of neighbouring tokens. */
+static bool outlined(const struct view *v) { return tiled(v) && !dilated(v, 1) && !dilated(v, 2); }
+
+static int legend_lines(const struct view *v) { return !tiled(v) ? 3 : !outlined(v) ? 5 : v->rank > 1 ? 8 : 7; }
+
+static void draw_legend(struct canvas *c, const struct view *v, double x, double y)
+{
+    for (int i = 0; i < VIEW_CLASSES; i++) {
+        if ((i == VIEW_UNION || i == VIEW_LOADED) && !tiled(v))
+            continue;
         canvas_box(c, x, y, 12, 12, colours[i], GRID_COLOUR, 0.5);
-        canvas_words(c, x + 18, y + 11, WORDS, INK, CANVAS_LEFT, "%s", meanings[i]);
+        canvas_words(c, x + 18, y + 11, WORDS, INK, CANVAS_LEFT, "%s", tiled(v) || i < VIEW_SKIPPED ? meanings[i] : "not seen");
+        y += 18;
     }
-    if (!tiles)
+    if (!outlined(v))
         return;
     static const char *const names[] = {"visited key tile, every pair visible: no mask", "visited key tile that needs a mask"};
     for (int i = 0; i < 2; i++, y += 18) {
@@ -35,7 +54,12 @@ static void draw_legend(struct canvas *c, const struct view *v, double x, double
     }
 }
 
-enum { LEGEND_HEIGHT = 8 * 18 + 8, TITLE_HEIGHT = 42 };
+enum { TITLE_HEIGHT = 42 };
+
+static double height_for(const struct view *v, double drawn)
+{
+    return TITLE_HEIGHT + drawn + 8 + 18 * legend_lines(v) + 2 * MARGIN;
+}
 
 static void describe(const struct view *v, char line[NBHD_TEXT], char counts[NBHD_TEXT])
 {
@@ -55,13 +79,18 @@ static void draw_title(struct canvas *c, const struct view *v)
     char line[NBHD_TEXT], counts[NBHD_TEXT];
     describe(v, line, counts);
     canvas_words(c, MARGIN, MARGIN + 11, WORDS, INK, CANVAS_LEFT, "%.100s", line);
-    canvas_words(c, MARGIN, MARGIN + 29, WORDS, INK, CANVAS_LEFT, "%.150s", counts);
+    if (tiled(v))
+        canvas_words(c, MARGIN, MARGIN + 29, WORDS, INK, CANVAS_LEFT, "%.150s", counts);
+    else
+        canvas_words(c, MARGIN, MARGIN + 29, WORDS, INK, CANVAS_LEFT, "%.*s", (int)strcspn(counts, ";"), counts);
 }
 
 /* A picture holds at least its words. */
-static double width_for(double drawn) { return (drawn < 640 ? 640 : drawn) + 2 * MARGIN; }
-
-static bool dilated(const struct view *v, int axis) { return v->axis[axis].tile.dilation > 1; }
+static double width_for(const struct view *v, double drawn)
+{
+    const double words = tiled(v) ? 680 : 360;
+    return (drawn < words ? words : drawn) + 2 * MARGIN;
+}
 
 /* ---- planes ---- */
 
@@ -119,7 +148,7 @@ static void draw_tiles(struct canvas *c, const struct view *v, const struct plan
 {
     const int slab = slab_of(v, p->slice);
     const double thickness = p->cell < 5 ? 1 : 2;
-    if (slab < 0 || dilated(v, 1) || dilated(v, 2))
+    if (slab < 0 || !outlined(v))
         return;
     for (int wanted = 0; wanted < 2; wanted++) /* those without a mask on top of their neighbours' edges */
         for (int i = 0; i < v->axis[1].tile.visited; i++)
@@ -134,7 +163,9 @@ static void draw_tiles(struct canvas *c, const struct view *v, const struct plan
     const nbhd_sim_tile *t0 = &v->axis[0].tile, *t1 = &v->axis[1].tile, *t2 = &v->axis[2].tile;
     const bool cross = v->axis[1].keys != t1->elements || v->axis[2].keys != t2->elements;
     if (!cross && p->slice / t0->dilation >= t0->q_begin && p->slice / t0->dilation < t0->q_end && v->rank > 1)
-        box_of(c, p, t1->q_begin, t1->q_end, t2->q_begin, t2->q_end, TILE_COLOUR, thickness);
+        canvas_box(c, p->x + t2->q_begin * p->cell + thickness, p->y + t1->q_begin * p->cell + thickness,
+                   (t2->q_end - t2->q_begin) * p->cell - 2 * thickness, (t1->q_end - t1->q_begin) * p->cell - 2 * thickness,
+                   CANVAS_NONE, TILE_COLOUR, thickness); /* inside the outline of a key tile at the same place */
 }
 
 /* Slices worth a plane: all of a short axis, else those of visited tiles. */
@@ -164,7 +195,7 @@ static int draw_planes(const struct view *v, const char *path)
     if (step_x * across > 20000 || step_y * down > 20000)
         return tool_fail(TOOL_USAGE, "%s: %d slices of %d x %d keys are too many for a picture", path, slices, rows, columns);
     struct canvas c;
-    canvas_begin(&c, width_for(across * step_x), TITLE_HEIGHT + down * step_y + LEGEND_HEIGHT + 2 * MARGIN);
+    canvas_begin(&c, width_for(v, across * step_x), height_for(v, down * step_y));
     draw_title(&c, v);
     for (int i = 0; i < slices; i++) {
         struct plane p = {MARGIN + i % across * step_x, MARGIN + TITLE_HEIGHT + i / across * step_y + label, cell, first + i};
@@ -173,7 +204,7 @@ static int draw_planes(const struct view *v, const char *path)
         draw_cells(&c, v, &p);
         draw_tiles(&c, v, &p);
     }
-    draw_legend(&c, v, MARGIN, MARGIN + TITLE_HEIGHT + down * step_y + 8, !dilated(v, 1) && !dilated(v, 2));
+    draw_legend(&c, v, MARGIN, MARGIN + TITLE_HEIGHT + down * step_y + 8);
     int status = canvas_write(&c, path);
     canvas_end(&c);
     return status;
@@ -210,17 +241,17 @@ static int draw_matrix(const struct view *v, const char *path)
     double cell = 880.0 / (keys > queries ? keys : queries);
     cell = cell > 14 ? 14 : (int)(2 * cell) / 2.0;
     struct canvas c;
-    canvas_begin(&c, width_for(keys * cell), TITLE_HEIGHT + queries * cell + LEGEND_HEIGHT + 2 * MARGIN);
+    canvas_begin(&c, width_for(v, keys * cell), height_for(v, queries * cell));
     draw_title(&c, v);
     int status = TOOL_DONE;
     const double top = MARGIN + TITLE_HEIGHT;
     for (int q = 0; q < queries && !status; q++)
         status = draw_row(&c, v, q, top + q * cell, cell, false);
     draw_grid(&c, &(struct plane){MARGIN, top, cell, 0}, queries, keys);
-    for (int q = 0; q < queries && !status && !dilated(v, 2); q += v->tiles.q_tile[0])
+    for (int q = 0; q < queries && !status && outlined(v); q += v->tiles.q_tile[0])
         status = draw_row(&c, v, q, top + q * cell, cell, true);
     canvas_box(&c, MARGIN, top + v->axis[2].query * cell, keys * cell, cell, CANVAS_NONE, TILE_COLOUR, 2);
-    draw_legend(&c, v, MARGIN, top + queries * cell + 8, !dilated(v, 2));
+    draw_legend(&c, v, MARGIN, top + queries * cell + 8);
     if (!status)
         status = canvas_write(&c, path);
     canvas_end(&c);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/kernel.h"
+#include "cpu/cpu.h"
 #include "cpu/fwd_plan.h"
 #include "cpu/threads.h"
 
@@ -15,6 +16,7 @@
 #define V_ALL ((1u << VF) - 1u)
 
 #include "cpu/fwd_common.inc.h"
+#include "cpu/broadcast.inc.h"
 #include "cpu/fwd_broadcast.inc.h"
 #include "cpu/fwd_permute.inc.h"
 

@@ -1,5 +1,4 @@
-/* Forward for large windows. A tile is a box of up to 64 queries of one head (or of several heads that share keys), one a
- * lane. Keys and values are read in place, in the caller's strides: a scalar of a key is broadcast to all lanes.
+/* Forward for large windows, in tiles of broadcast.inc.h:
  *
  *     S[key][64]    = Q[d][64]  * K[key][d]         6 keys x V_STRIP vectors of accumulators
  *     P[key][64]    = exp2(f S - running maximum)   maximum and sum run down the keys: no horizontal step
@@ -8,166 +7,6 @@
  * for blocks of FWD_BLOCK keys of the box that is the union of the lanes' windows. A key that some lane does not see has
  * its score replaced there by -inf; if its value row holds a NaN or infinity, which 0 would not silence, it is added to
  * the lanes that see it one by one. Included by fwd.inc.h. */
-
-/* One axis of a tile: the keys that each of its coordinates sees, and which lanes have which coordinate. */
-struct tile_axis {
-    struct nbhd_cell cell;
-    struct nbhd_range any, all;
-    int count; /* coordinates */
-    int low, high; /* coordinates below low have ended before the current key, those from high on have not begun */
-    struct nbhd_range keys[FWD_LANES];
-    uint64_t before[FWD_LANES + 1]; /* lanes whose coordinate is less than i */
-};
-
-struct tile {
-    struct tile_axis axis[3];
-    int lanes, vectors;
-    uint64_t everyone;
-    const char *q[FWD_LANES];
-    char *o[FWD_LANES], *lse[FWD_LANES];
-    int bias[FWD_LANES]; /* what lane l adds to the index into the bias table */
-    const float *bias_base; /* of a key at element 0 of every axis and the tile's first query */
-    long long bias_step[3];
-    struct nbhd_range heads;
-    int batch, kv_head;
-};
-
-/* The keys of a tile in the order of memory, extra keys first. */
-struct key_walk {
-    const char *k, *v;
-    long long k_step[3], v_step[3];
-    int at[3], extra;
-    uint64_t row_bits;
-};
-
-/* ---- products ---- */
-
-/* s[n keys][nv vectors] = sum over i < d of qt[i][nv vectors] * k[key][i]; rows of s and qt are `width` floats apart. */
-V_FN void qk_micro(const float *qt, int d, const float *const *k, float *s, const int width, const int n,
-                   const int nv)
-{
-    vf acc[V_ROWS][V_STRIP];
-#pragma GCC unroll 8
-    for (int r = 0; r < n; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < nv; v++)
-            acc[r][v] = v_zero();
-    for (int i = 0; i < d; i++) {
-        vf q[V_STRIP];
-#pragma GCC unroll 4
-        for (int v = 0; v < nv; v++)
-            q[v] = v_load(qt + i * width + v * VF);
-#pragma GCC unroll 8
-        for (int r = 0; r < n; r++) {
-            vf key = v_set1(k[r][i]);
-#pragma GCC unroll 4
-            for (int v = 0; v < nv; v++)
-                acc[r][v] = v_fma(q[v], key, acc[r][v]);
-        }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < n; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < nv; v++)
-            v_store(s + r * width + v * VF, acc[r][v]);
-}
-
-V_FN void qk_panel(const float *qt, int d, const float *const *k, int keys, float *s, const int width,
-                   const int nv)
-{
-    int i = 0;
-    for (; i + V_ROWS <= keys; i += V_ROWS)
-        qk_micro(qt, d, k + i, s + i * width, width, V_ROWS, nv);
-    if (i + 4 <= keys) {
-        qk_micro(qt, d, k + i, s + i * width, width, 4, nv);
-        i += 4;
-    }
-    for (; i < keys; i++)
-        qk_micro(qt, d, k + i, s + i * width, width, 1, nv);
-}
-
-/* ot[n columns][nv vectors] = alpha * ot + sum over keys of p[key][nv vectors] * v[key][column] */
-V_FN void pv_micro(const float *p, const float *const *value, int column, int keys, const float *alpha, float *ot,
-                   const int n, const int nv)
-{
-    vf acc[V_ROWS][V_STRIP];
-#pragma GCC unroll 4
-    for (int v = 0; v < nv; v++) {
-        vf a = v_load(alpha + v * VF);
-#pragma GCC unroll 8
-        for (int r = 0; r < n; r++)
-            acc[r][v] = v_mul(a, v_load(ot + r * FWD_LANES + v * VF));
-    }
-    for (int i = 0; i < keys; i++) {
-        const float *row = value[i] + column;
-        vf x[V_STRIP];
-#pragma GCC unroll 4
-        for (int v = 0; v < nv; v++)
-            x[v] = v_load(p + i * FWD_LANES + v * VF);
-#pragma GCC unroll 8
-        for (int r = 0; r < n; r++) {
-            vf y = v_set1(row[r]);
-#pragma GCC unroll 4
-            for (int v = 0; v < nv; v++)
-                acc[r][v] = v_fma(x[v], y, acc[r][v]);
-        }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < n; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < nv; v++)
-            v_store(ot + r * FWD_LANES + v * VF, acc[r][v]);
-}
-
-V_FN void pv_panel(const float *p, const float *const *value, int columns, int keys, const float *alpha, float *ot,
-                   const int nv)
-{
-    int c = 0;
-    for (; c + V_ROWS <= columns; c += V_ROWS)
-        pv_micro(p, value, c, keys, alpha, ot + c * FWD_LANES, V_ROWS, nv);
-    if (c + 4 <= columns) {
-        pv_micro(p, value, c, keys, alpha, ot + c * FWD_LANES, 4, nv);
-        c += 4;
-    }
-    if (c + 2 <= columns) {
-        pv_micro(p, value, c, keys, alpha, ot + c * FWD_LANES, 2, nv);
-        c += 2;
-    }
-    if (c < columns)
-        pv_micro(p, value, c, keys, alpha, ot + c * FWD_LANES, 1, nv);
-}
-
-/* Both products over the tile's vectors, strip by strip; the last strip may be narrower. */
-static void block_scores(const float *qt, int d, const struct key_block *b, int vectors, float *s)
-{
-    int v = 0;
-    for (; v + V_STRIP <= vectors; v += V_STRIP)
-        qk_panel(qt + v * VF, d, b->k, b->count, s + v * VF, FWD_LANES, V_STRIP);
-#if V_STRIP > 2
-    if (v + 3 == vectors)
-        qk_panel(qt + v * VF, d, b->k, b->count, s + v * VF, FWD_LANES, 3);
-    if (v + 2 == vectors)
-        qk_panel(qt + v * VF, d, b->k, b->count, s + v * VF, FWD_LANES, 2);
-#endif
-    if (v + 1 == vectors)
-        qk_panel(qt + v * VF, d, b->k, b->count, s + v * VF, FWD_LANES, 1);
-}
-
-static void block_output(const float *p, const struct key_block *b, int columns, int vectors, const float *alpha,
-                         float *ot)
-{
-    int v = 0;
-    for (; v + V_STRIP <= vectors; v += V_STRIP)
-        pv_panel(p + v * VF, b->v, columns, b->count, alpha + v * VF, ot + v * VF, V_STRIP);
-#if V_STRIP > 2
-    if (v + 3 == vectors)
-        pv_panel(p + v * VF, b->v, columns, b->count, alpha + v * VF, ot + v * VF, 3);
-    if (v + 2 == vectors)
-        pv_panel(p + v * VF, b->v, columns, b->count, alpha + v * VF, ot + v * VF, 2);
-#endif
-    if (v + 1 == vectors)
-        pv_panel(p + v * VF, b->v, columns, b->count, alpha + v * VF, ot + v * VF, 1);
-}
 
 /* ---- softmax of a block ---- */
 
@@ -225,18 +64,6 @@ static void block_mask(const struct key_block *b, uint64_t everyone, int vectors
             }
 }
 
-/* s = factor * s + log2(e) * bias. */
-static void block_bias(const struct key_block *b, const struct tile *t, float factor, float *s)
-{
-    for (int i = 0; i < b->count; i++)
-        for (int v = 0; v < t->vectors; v++) {
-            float *x = s + i * FWD_LANES + v * VF;
-            unsigned bits = b->bias[i] ? (unsigned)(b->bits[i] >> (v * VF)) & V_ALL : 0;
-            vf bias = v_gather(b->bias[i], v_iload(t->bias + v * VF), bits);
-            v_store(x, v_fma(bias, v_set1(LOG2E), v_mul(v_load(x), v_set1(factor))));
-        }
-}
-
 /* Values that are not finite, of keys that some lane does not see: takes them out of the block's product and adds them
  * to the lanes that do. Rare, so plain. */
 static int block_odd_values(struct key_block *b, uint64_t everyone, int columns, const float *zeros, int odd[FWD_BLOCK],
@@ -260,150 +87,7 @@ static void add_odd_value(float *ot, const float *p, const float *row, int colum
             ot[c * FWD_LANES + lane] += p[lane] * row[c];
 }
 
-/* ---- a tile's keys ---- */
-
-/* Lanes that see key `key` of this axis. Keys are asked for in ascending order. */
-static uint64_t axis_bits(struct tile_axis *a, int key)
-{
-    if (key == a->any.begin)
-        a->low = a->high = 0;
-    while (a->low < a->count && a->keys[a->low].end <= key)
-        a->low++;
-    while (a->high < a->count && a->keys[a->high].begin <= key)
-        a->high++;
-    return a->before[a->high] & ~a->before[a->low];
-}
-
-static void walk_row(struct key_walk *w, struct tile *t)
-{
-    w->row_bits = axis_bits(&t->axis[0], w->at[0]) & axis_bits(&t->axis[1], w->at[1]);
-}
-
-static struct key_walk walk_begin(const struct nbhd_params *p, struct tile *t)
-{
-    struct key_walk w;
-    w.k = p->k.data + t->batch * p->k.batch + t->kv_head * p->k.head;
-    w.v = p->v.data + t->batch * p->v.batch + t->kv_head * p->v.head;
-    for (int a = 0; a < 3; a++) {
-        w.k_step[a] = p->k.axis[a] * p->axis[a].dilation;
-        w.v_step[a] = p->v.axis[a] * p->axis[a].dilation;
-        w.k += p->k.axis[a] * t->axis[a].cell.group;
-        w.v += p->v.axis[a] * t->axis[a].cell.group;
-        w.at[a] = t->axis[a].any.begin;
-    }
-    w.extra = 0;
-    walk_row(&w, t);
-    return w;
-}
-
-static void walk_extra(const struct nbhd_params *p, const struct tile *t, struct key_walk *w, struct key_block *b)
-{
-    const char *k = p->extra_k.data + t->batch * p->extra_k.batch + t->kv_head * p->extra_k.head;
-    const char *v = p->extra_v.data + t->batch * p->extra_v.batch + t->kv_head * p->extra_v.head;
-    for (; w->extra < p->extra && b->count < FWD_BLOCK; w->extra++, b->count++) {
-        b->k[b->count] = (const float *)(k + w->extra * p->extra_k.axis[2]);
-        b->v[b->count] = (const float *)(v + w->extra * p->extra_v.axis[2]);
-        b->bias[b->count] = NULL;
-        b->bits[b->count] = t->everyone;
-    }
-}
-
-/* Fills the block with the next keys; false if there are none. */
-static bool walk_block(const struct nbhd_params *p, struct tile *t, struct key_walk *w, struct key_block *b)
-{
-    struct tile_axis *x = &t->axis[2];
-    b->count = 0;
-    b->masked = false;
-    if (w->extra < p->extra)
-        walk_extra(p, t, w, b);
-    while (b->count < FWD_BLOCK && w->at[0] < t->axis[0].any.end) {
-        const char *k = w->k + w->at[0] * w->k_step[0] + w->at[1] * w->k_step[1];
-        const char *v = w->v + w->at[0] * w->v_step[0] + w->at[1] * w->v_step[1];
-        const float *bias = NULL;
-        if (t->bias_base)
-            bias = t->bias_base + w->at[0] * t->bias_step[0] + w->at[1] * t->bias_step[1];
-        int end = nbhd_min(x->any.end, w->at[2] + FWD_BLOCK - b->count);
-        for (; w->at[2] < end; w->at[2]++, b->count++) {
-            uint64_t bits = w->row_bits & axis_bits(x, w->at[2]);
-            b->k[b->count] = (const float *)(k + w->at[2] * w->k_step[2]);
-            b->v[b->count] = (const float *)(v + w->at[2] * w->v_step[2]);
-            b->bias[b->count] = bias ? bias + w->at[2] : NULL;
-            b->bits[b->count] = bits;
-            b->masked |= bits != t->everyone;
-        }
-        if (w->at[2] < x->any.end)
-            break;
-        w->at[2] = x->any.begin;
-        if (++w->at[1] == t->axis[1].any.end) {
-            w->at[1] = t->axis[1].any.begin;
-            w->at[0]++;
-        }
-        if (w->at[0] < t->axis[0].any.end)
-            walk_row(w, t);
-    }
-    return b->count > 0;
-}
-
 /* ---- a tile ---- */
-
-static void tile_axis_init(struct tile_axis *x, struct nbhd_axis a, struct nbhd_cell cell)
-{
-    x->cell = cell;
-    x->count = cell.q.end - cell.q.begin;
-    x->low = x->high = 0;
-    for (int i = 0; i < x->count; i++)
-        x->keys[i] = nbhd_keys(a, cell.size, cell.q.begin + i);
-    x->any = nbhd_range_of(x->keys[0].begin, x->keys[x->count - 1].end);
-    for (int i = 0; i <= x->count; i++)
-        x->before[i] = 0;
-}
-
-/* Lanes run over heads, then axis 0, 1, 2 of what the tile really has: they are dense. */
-static void tile_lanes(struct tile *t, const struct nbhd_params *p)
-{
-    const struct tile_axis *x = t->axis;
-    int lane = 0;
-    int table[4] = {0, 0, 0, 1}; /* elements of the bias table that a step on axis a is, [-1]: heads */
-    for (int a = 2; a >= 0; a--)
-        table[a] = (2 * p->axis[a].window - 1) * table[a + 1];
-    for (int h = t->heads.begin; h < t->heads.end; h++)
-        for (int i = 0; i < x[0].count; i++)
-            for (int j = 0; j < x[1].count; j++)
-                for (int k = 0; k < x[2].count; k++, lane++) {
-                    int at[3] = {i, j, k};
-                    long long q = t->batch * p->q.batch + h * p->q.head, o = t->batch * p->o.batch + h * p->o.head;
-                    long long lse = t->batch * p->lse.batch + h * p->lse.head;
-                    int bias = (h - t->heads.begin) * table[0];
-                    for (int a = 0; a < 3; a++) {
-                        long long token = x[a].cell.group + (x[a].cell.q.begin + at[a]) * (long long)p->axis[a].dilation;
-                        q += token * p->q.axis[a];
-                        o += token * p->o.axis[a];
-                        lse += token * p->lse.axis[a];
-                        bias -= at[a] * table[a + 1];
-                        t->axis[a].before[at[a] + 1] |= 1ull << lane;
-                    }
-                    t->q[lane] = p->q.data + q;
-                    t->o[lane] = p->o.data + o;
-                    t->lse[lane] = p->lse.data ? p->lse.data + lse : NULL;
-                    t->bias[lane] = bias;
-                }
-    t->lanes = lane;
-    t->vectors = (lane + VF - 1) / VF;
-    t->everyone = lane == 64 ? ~0ull : (1ull << lane) - 1;
-    for (; lane < t->vectors * VF; lane++)
-        t->bias[lane] = 0;
-    for (int a = 0; a < 3; a++)
-        for (int i = 0; i < x[a].count; i++)
-            t->axis[a].before[i + 1] |= t->axis[a].before[i];
-    t->bias_base = NULL;
-    if (p->bias) {
-        t->bias_base = p->bias + (long long)t->heads.begin * table[0];
-        for (int a = 0; a < 3; a++) {
-            t->bias_step[a] = table[a + 1];
-            t->bias_base += (p->axis[a].window - 1 - x[a].cell.q.begin) * (long long)table[a + 1];
-        }
-    }
-}
 
 static void broadcast_tile(const struct nbhd_params *p, const struct nbhd_fwd *f, struct tile *t, char *scratch)
 {
@@ -411,7 +95,9 @@ static void broadcast_tile(const struct nbhd_params *p, const struct nbhd_fwd *f
     float *maximum = (float *)(scratch + f->at_lanes), *sum = maximum + FWD_LANES, *alpha = sum + FWD_LANES;
     struct key_block *b = (struct key_block *)(scratch + f->at_block);
     float factor = fabsf(p->scale) * LOG2E;
-    pack_queries(qt, FWD_LANES, t->q, t->lanes, t->vectors, p->head_dim, p->scale < 0.0f);
+    char *rows[FWD_LANES];
+    lane_rows(t, &p->q, rows);
+    pack_queries(qt, FWD_LANES, (const char *const *)rows, t->lanes, t->vectors, p->head_dim, p->scale < 0.0f);
     memset(ot, 0, (size_t)p->head_dim_v * FWD_LANES * sizeof *ot);
     for (int i = 0; i < FWD_LANES; i++) {
         maximum[i] = -FLT_MAX;
@@ -433,9 +119,12 @@ static void broadcast_tile(const struct nbhd_params *p, const struct nbhd_fwd *f
         for (int i = 0; i < odds; i++)
             add_odd_value(ot, s + odd[i] * FWD_LANES, odd_row[i], p->head_dim_v, b->bits[odd[i]]);
     }
-    unpack_outputs(ot, FWD_LANES, t->o, t->lanes, t->vectors, p->head_dim_v, sum);
-    if (p->lse.data)
-        store_lse(t->lse, t->lanes, t->vectors, maximum, sum);
+    lane_rows(t, &p->o, rows);
+    unpack_outputs(ot, FWD_LANES, rows, t->lanes, t->vectors, p->head_dim_v, sum);
+    if (!p->lse.data)
+        return;
+    lane_rows(t, &p->lse, rows);
+    store_lse(rows, t->lanes, t->vectors, maximum, sum);
 }
 
 /* Tile number i of batch, kv head, heads of that kv head, axes; the last axis fastest. */

@@ -13,11 +13,12 @@
 
 /* One broadcast block: keys of a tile, in place. */
 struct key_block {
-    int count;
+    int count, extra; /* keys; the first of these are extra ones */
     bool masked; /* some key is not seen by all lanes */
     const float *k[FWD_BLOCK], *v[FWD_BLOCK];
     const float *bias[FWD_BLOCK]; /* NULL: none */
     uint64_t bits[FWD_BLOCK];     /* lanes that see the key */
+    int token[FWD_BLOCK][3];      /* {0, 0, e} of extra key e */
 };
 
 /* A run of keys that rows [begin, end) of a tile see: one key row, or some of the extra keys. */
