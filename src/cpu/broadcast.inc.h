@@ -222,6 +222,14 @@ static void walk_extra(const struct nbhd_params *p, const struct tile *t, struct
     }
 }
 
+static void count_block(const struct tile *t, const struct key_block *b)
+{
+    long long masked = 0;
+    for (int i = b->extra; i < b->count; i++)
+        masked += b->bits[i] != t->everyone;
+    nbhd_count_visits(b->count - b->extra, masked);
+}
+
 /* Fills the block with the next keys; false if there are none. */
 static bool walk_block(const struct nbhd_params *p, struct tile *t, struct key_walk *w, struct key_block *b)
 {
@@ -261,6 +269,8 @@ static bool walk_block(const struct nbhd_params *p, struct tile *t, struct key_w
         if (w->at[0] < t->axis[0].any.end)
             walk_row(w, t);
     }
+    if (nbhd_counters)
+        count_block(t, b);
     return b->count > 0;
 }
 

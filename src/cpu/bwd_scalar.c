@@ -8,6 +8,7 @@
  * (dk, dv, those of extra keys), then elements of the bias table.
  * Workspace: lse and delta of every query and head, 16 bytes each; per thread, four rows. */
 #include <stdio.h>
+#include "core/counters.h"
 #include "core/kernel.h"
 #include "cpu/scalar.h"
 #include "cpu/threads.h"
@@ -224,6 +225,8 @@ static void key_gradient(const struct call *call, int batch, int kv_head, const 
     const struct nbhd_box queries = nbhd_box_at(p, NBHD_QUERIES_OF_KEY, y);
     int query[3], x[3];
     load_side(call, s, nbhd_view_at(&p->k, batch, y, kv_head), nbhd_view_at(&p->v, batch, y, kv_head));
+    if (nbhd_counters)
+        nbhd_count_visits(nbhd_box_volume(&queries), 0);
     for (int head = kv_head * share; head < (kv_head + 1) * share; head++)
         for (bool more = nbhd_box_first(&queries, query); more; more = nbhd_box_next(&queries, query)) {
             nbhd_box_token(p, &queries, query, x);

@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "core/counters.h"
 #include "core/kernel.h"
 #include "cpu/cpu.h"
 #include "cpu/fwd_plan.h"

@@ -533,6 +533,18 @@ static int list_runs(const struct permute_task *t, int head, int z, int y, int r
     return n;
 }
 
+/* A row of keys is visited by a tile of up to FWD_ROWS rows of queries at once, whatever is done along axis 2. */
+static void count_rows(const struct key_run *runs, int n, int rows)
+{
+    long long visits = 0, masked = 0;
+    for (int i = 0; i < n; i++)
+        if (runs[i].line) { /* else extra keys */
+            visits++;
+            masked += runs[i].begin > 0 || runs[i].end < rows;
+        }
+    nbhd_count_visits(visits, masked);
+}
+
 static void permute_head(const struct permute_task *t, int head)
 {
     const struct nbhd_axis *a = t->p->axis;
@@ -540,6 +552,8 @@ static void permute_head(const struct permute_task *t, int head)
         for (int y = t->cell[1].q.begin; y < t->cell[1].q.end; y += FWD_ROWS) {
             const int rows = nbhd_min(t->cell[1].q.end - y, FWD_ROWS);
             const int n = list_runs(t, head, z, y, rows);
+            if (nbhd_counters)
+                count_rows(t->runs, n, rows);
             int token[2][FWD_ROWS];
             for (int r = 0; r < rows; r++) {
                 token[0][r] = t->cell[0].group + z * a[0].dilation;

@@ -2,6 +2,7 @@
  * It is the fallback and the clearest statement of the operation; the other rows are for speed.
  * A task is one row of queries along axis 2, of one head of one batch entry. Scratch per thread: one row of q and of o. */
 #include <stdio.h>
+#include "core/counters.h"
 #include "core/kernel.h"
 #include "cpu/scalar.h"
 #include "cpu/threads.h"
@@ -67,6 +68,8 @@ static void see_window(const struct call *call, int batch, int head, const int x
     const int kv_head = head / (p->heads / p->kv_heads);
     const struct nbhd_box keys = nbhd_box_at(p, NBHD_KEYS_OF_QUERY, x);
     int key[3], token[3];
+    if (nbhd_counters)
+        nbhd_count_visits(nbhd_box_volume(&keys), 0);
     for (bool more = nbhd_box_first(&keys, key); more; more = nbhd_box_next(&keys, key)) {
         nbhd_box_token(p, &keys, key, token);
         see_key(call, query, nbhd_view_at(&p->k, batch, token, kv_head), nbhd_view_at(&p->v, batch, token, kv_head),

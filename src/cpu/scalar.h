@@ -39,6 +39,14 @@ static inline bool nbhd_box_first(const struct nbhd_box *box, int at[3])
     return any;
 }
 
+static inline long long nbhd_box_volume(const struct nbhd_box *box)
+{
+    long long volume = 1;
+    for (int i = 0; i < 3; i++)
+        volume *= nbhd_max(box->axis[i].end - box->axis[i].begin, 0);
+    return volume;
+}
+
 static inline bool nbhd_box_next(const struct nbhd_box *box, int at[3])
 {
     for (int i = 2; i >= 0; i--) {

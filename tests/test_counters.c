@@ -1,0 +1,146 @@
+/* What CPU kernels report to have visited against what the simulator counts for their tiles. */
+#include <math.h>
+#include "core/counters.h"
+#include "core/kernel.h"
+#include "core/tiles.h"
+#include "cpu/fwd_plan.h"
+#include "nbhd_sim.h"
+#include "test.h"
+
+static int broadcasts, permutes, scalars;
+
+struct visits {
+    double visits, masked;
+};
+
+/* All tensors are zeros in one buffer that is large enough for any of them: only the walk matters. */
+static bool execute(const nbhd_plan *plan, const nbhd_desc *d, struct visits *got)
+{
+    double elements = 1;
+    for (int i = 0; i < d->rank; i++)
+        elements *= d->kv_length[i] > d->length[i] ? d->kv_length[i] : d->length[i];
+    const size_t bytes = ((size_t)elements + (size_t)d->extra) * (size_t)(d->batch * d->heads) * 64 * sizeof(double);
+    char *in = calloc(1, bytes), *workspace = aligned_alloc(64, (nbhd_plan_workspace(plan) + 127) / 64 * 64);
+    char *out[6];
+    for (int i = 0; i < 6; i++)
+        out[i] = calloc(1, bytes);
+    nbhd_args args = NBHD_ARGS_INIT;
+    args.q.data = args.k.data = args.v.data = args.extra_k.data = args.extra_v.data = args.dout.data = in;
+    args.o.data = out[0], args.lse.data = out[1];
+    if (d->pass == NBHD_BACKWARD) {
+        args.dq.data = out[2], args.dk.data = out[3], args.dv.data = out[4];
+        args.dextra_k.data = out[5], args.dextra_v.data = out[5];
+    }
+    struct nbhd_counters counters = {0, 0};
+    nbhd_counters = &counters;
+    const nbhd_status status = nbhd_execute(plan, &args, workspace, NULL);
+    nbhd_counters = NULL;
+    *got = (struct visits){(double)atomic_load(&counters.visits), (double)atomic_load(&counters.masked)};
+    free(in);
+    free(workspace);
+    for (int i = 0; i < 6; i++)
+        free(out[i]);
+    return CHECK(!status, "%s", nbhd_last_error());
+}
+
+/* The simulator's figures for query tiles of these extents and keys one by one, per batch entry and head. */
+static struct visits simulate(const nbhd_desc *d, const int extent[3])
+{
+    nbhd_sim_tiles tiles = NBHD_SIM_TILES_INIT;
+    nbhd_sim_counts c = NBHD_SIM_COUNTS_INIT;
+    nbhd_desc plain = *d;
+    plain.extra = 0;
+    for (int i = 0; i < d->rank; i++) {
+        const int at = extent[i + 3 - d->rank];
+        tiles.q_tile[i] = at < d->length[i] ? at : d->length[i]; /* the simulator wants no tile longer than its axis */
+        tiles.kv_tile[i] = 1;
+    }
+    CHECK(!nbhd_sim_count(&plain, &tiles, &c), "%s", nbhd_last_error());
+    const double visits = c.visited_mean * c.tiles_outer;
+    return (struct visits){visits, visits * c.masked_fraction};
+}
+
+/* Rows of keys against FWD_ROWS rows of queries: axes 0 and 1 alone; axis 2 is done in tiles of its own. */
+static struct visits permuted(const struct nbhd_plan *plan, const struct nbhd_fwd *f)
+{
+    const struct nbhd_axis *a = plan->problem.axis;
+    struct nbhd_tile_count c0 = nbhd_tiles_count(a[0], 1, 1, NBHD_TILING_DYNAMIC);
+    struct nbhd_tile_count c1 = {0, 0, 0, 0, 0};
+    for (int i = 0; i < f->grid[1].count; i++) { /* the tiles begin anew in each cell */
+        const struct nbhd_cell cell = nbhd_grid_cell(&f->grid[1], i);
+        for (int y = cell.q.begin; y < cell.q.end; y += FWD_ROWS) {
+            struct nbhd_tile t = nbhd_tile_at(a[1], cell.size, y, nbhd_min(FWD_ROWS, cell.q.end - y), 1, NBHD_TILING_DYNAMIC);
+            c1.visited += t.visited;
+            c1.full += t.full;
+        }
+    }
+    const double tasks = f->grid[2].count;
+    return (struct visits){c0.visited * c1.visited * tasks, (c0.visited * c1.visited - c0.full * c1.full) * tasks};
+}
+
+static struct visits expected(const struct nbhd_plan *plan, const nbhd_desc *d)
+{
+    static const int one[3] = {1, 1, 1};
+    const bool scalar = strstr(plan->kernel->name, "scalar") != NULL;
+    struct visits v;
+    double times = (double)d->batch * (d->pass == NBHD_BACKWARD ? d->kv_heads : d->heads);
+    if (scalar) {
+        scalars++;
+        v = simulate(d, one);
+    } else {
+        const struct nbhd_fwd *f = plan->state;
+        const int extent[3] = {f->grid[0].tile, f->grid[1].tile, f->grid[2].tile};
+        if (f->variant == NBHD_FWD_PERMUTE) {
+            permutes++;
+            v = permuted(plan, f);
+        } else {
+            broadcasts++;
+            times = (double)d->batch * d->kv_heads * f->head_tiles;
+            v = simulate(d, extent);
+        }
+    }
+    return (struct visits){v.visits * times, v.masked * times};
+}
+
+static void check(const char *line, const char *kernel)
+{
+    nbhd_desc desc = NBHD_DESC_INIT;
+    nbhd_plan *plan = NULL;
+    if (!CHECK(!nbhd_desc_parse(&desc, line), "%s: %s", line, nbhd_last_error()) ||
+        nbhd_plan_create_with(&plan, &desc, NBHD_DEVICE_CPU, 0, kernel))
+        return; /* refused, or not of this machine */
+    const struct nbhd_problem *problem = &((const struct nbhd_plan *)plan)->problem;
+    struct visits got;
+    if (execute(plan, &problem->desc, &got)) {
+        const struct visits want = expected(plan, &problem->desc);
+        CHECK(fabs(got.visits - want.visits) < 0.5 && fabs(got.masked - want.masked) < 0.5,
+              "%s, %s (%s): visited %.0f, the simulator says %.0f; masked %.0f of %.0f", line, kernel,
+              nbhd_plan_describe(plan), got.visits, want.visits, got.masked, want.masked);
+    }
+    nbhd_plan_destroy(&plan);
+}
+
+int main(void)
+{
+    static const char *const lines[] = {
+        "d16 h2 300 w64", "d8 b2 h2 257 w100 s16", "d8 200 w50 r3", "d8 150 w40 ec", "d8 150 w40 s8 ec", "d8 130 w60 et",
+        "d16 h4/2 40x33 w17x15", "d8 24x24 w24x24", "d8 40x33 w12x15 s4x5", "d8 30x40 w9x13 r2x3", "d8 33x29 w15x14 enc",
+        "d8 h2 20x20 w3x3", "d16 28x30 w7x7", "d8 h2 28x30 w5x7 r3x2", "d8 21x30 w5x5 s2x3", "d8 19x23 w7x5 ect",
+        "d8 6x14x15 w3x7x9", "d8 8x9x17 w5x3x3", "d8 8x9x10 w4x4x4 s2x4x4", "d8 9x8x20 w3x3x5 r2x1x3", "d8 25 w6 extra=13",
+        "d8 30x20 w9x8 extra=100", "d8 20 kv=33", "d8 12x10 kv=9x31", "d8 h2 1x1 w1x1", "d8 64 w64 s64", "d8 7x65 w1x9"};
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        for (int k = 0; nbhd_kernels[k].name; k++)
+            if (nbhd_kernels[k].device == NBHD_DEVICE_CPU && nbhd_kernels[k].pass == NBHD_FORWARD)
+                check(lines[i], nbhd_kernels[k].name);
+        char backward[NBHD_TEXT];
+        snprintf(backward, sizeof backward, "bwd %s", lines[i]);
+        check(backward, "cpu.bwd_scalar");
+    }
+    printf("tiles of %d broadcast, %d permuted and %d scalar calls\n", broadcasts, permutes, scalars);
+    CHECK(scalars > 0, "no scalar call was compared");
+    if (broadcasts + permutes == 0)
+        test_skip("this machine runs no vector kernel");
+    else
+        CHECK(broadcasts > 5 && permutes > 5, "%d broadcast, %d permuted", broadcasts, permutes);
+    return test_done();
+}
