@@ -182,6 +182,8 @@ static nbhd_status fit_rows(const nbhd_sim_device *device, const nbhd_sim_sample
     for (int s = 0; s < count; s++) {
         struct nbhd_sim_case c;
         nbhd_sim_counts counts;
+        if (!samples[s].tiles.q_tile[0] || !samples[s].tiles.kv_tile[0])
+            return nbhd_fail(NBHD_ERROR_INVALID, "sample %d has no tiles; a fit needs q_tile and kv_tile of each", s);
         nbhd_status status = nbhd_sim_case_init(&c, &samples[s].desc, &samples[s].tiles);
         if (status || (status = nbhd_sim_case_count(&c, &counts)))
             return nbhd_fail(status, "sample %d: %s", s, nbhd_last_error());
