@@ -10,6 +10,51 @@ struct __align__(64) nbhd_tensor_map {
 
 NBHD_FN unsigned smem_address(const void *p) { return (unsigned)__cvta_generic_to_shared(p); }
 
+/* ---- ordinary accesses by 32-bit address ---- */
+
+NBHD_FN unsigned ld_shared_b32(unsigned address)
+{
+    unsigned x;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(address) : "memory");
+    return x;
+}
+
+NBHD_FN uint4 ld_shared_v4(unsigned address)
+{
+    uint4 x;
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "r"(address)
+                 : "memory");
+    return x;
+}
+
+NBHD_FN void st_shared_b32(unsigned address, unsigned x)
+{
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
+}
+
+NBHD_FN void st_shared_v4(unsigned address, uint4 x)
+{
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+                 : "memory");
+}
+
+/* Shifts by 32 (64) or more give 0, unlike C's. */
+NBHD_FN unsigned shl_b32(unsigned x, unsigned n)
+{
+    unsigned y;
+    asm("shl.b32 %0, %1, %2;" : "=r"(y) : "r"(x), "r"(n));
+    return y;
+}
+
+NBHD_FN unsigned long long shl_b64(unsigned long long x, unsigned n)
+{
+    unsigned long long y;
+    asm("shl.b64 %0, %1, %2;" : "=l"(y) : "l"(x), "r"(n));
+    return y;
+}
+
 /* ---- mbarriers: 8 bytes, 8-byte aligned. The phase bit of the n-th use of a ring of stages is n / stages & 1. ---- */
 
 NBHD_FN void mbar_init(unsigned bar, int count)

@@ -57,6 +57,21 @@ NBHD_FN void wgmma_wait_0_after(float value, unsigned scratch)
 #define NBHD_PIN_R(a, count)                                                                                          \
     _Pragma("unroll") for (int pin = 0; pin < (count); pin++) asm volatile("" : "+r"((a)[pin])::"memory")
 
+/* Two neighbouring columns of an operand in registers. */
+NBHD_FN unsigned cvt_rn_bf16x2_f32(float low, float high)
+{
+    unsigned y;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
+
+NBHD_FN unsigned cvt_rn_f16x2_f32(float low, float high)
+{
+    unsigned y;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
+
 /* Register lists of an accumulator of N columns: as text, and as operands. */
 #define NBHD_R8 "%0, %1, %2, %3"
 #define NBHD_R16 NBHD_R8 ", %4, %5, %6, %7"

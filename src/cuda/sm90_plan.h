@@ -1,0 +1,34 @@
+/* The choice of boxes for fwd_sm90: which query box, which key boxes, which compiled variant of the kernel.
+ * Knows the geometry and a model of the chip's time; calls nothing of CUDA, so it is tested without a GPU. */
+#ifndef NBHD_CUDA_SM90_PLAN_H
+#define NBHD_CUDA_SM90_PLAN_H
+
+#include "core/kernel.h"
+#include "device/boxes_sm90.cuh"
+
+/* A compiled variant: consumer warpgroups of 64 rows each, keys per box, CTAs per multiprocessor. */
+struct nbhd_sm90_variant {
+    int groups, n, ctas, stages, q_registers;
+};
+
+struct nbhd_sm90_plan {
+    struct nbhd_sm90_variant variant;
+    int pack;                       /* query heads in a tile */
+    int q_box[3];
+    int shapes, k_box[NBHD_SM90_SHAPES][3];
+    int sliced;                     /* as in struct nbhd_boxes */
+    double tiles, boxes, full_boxes; /* of one head block: query tiles; key boxes visited; those of them without a mask */
+    double ms;                      /* predicted */
+};
+
+/* Fills up to room plans, best first by the model; returns their number. 0: nothing fits. */
+int nbhd_sm90_plans(const struct nbhd_problem *problem, int multiprocessors, int shared_max,
+                    struct nbhd_sm90_plan *plans, int room);
+/* What the kernel is told of a plan. */
+void nbhd_sm90_boxes(struct nbhd_boxes *boxes, const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan);
+/* Bytes of shared memory of a CTA. */
+int nbhd_sm90_shared(const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan);
+/* 1 if every slice (batch element, dilation group) needs maps of its own. */
+int nbhd_sm90_sliced(const struct nbhd_problem *problem);
+
+#endif
