@@ -130,6 +130,7 @@ static void check_row(const struct nbhd_kernel *kernel)
 {
     char why[NBHD_TEXT];
     const struct nbhd_nvrtc *nvrtc = nbhd_nvrtc(why);
+    const bool few = getenv("NBHD_TEST_FEW") != NULL;
     int taken = 0;
     for (size_t c = 0; c < sizeof chips / sizeof *chips; c++) {
         bool known = false;
@@ -142,13 +143,13 @@ static void check_row(const struct nbhd_kernel *kernel)
         CHECK(!nbhd_cuda_set_target(chips[c]), "%s", nbhd_last_error());
         bool look = true; /* one problem per chip */
         for (size_t i = 0; i < sizeof lines / sizeof *lines; i++)
-            if (test_full() || (i + c) % (chips[c] == 90 ? 3 : 7) == 0)
+            if (test_full() || (i + c) % (few ? 14 : chips[c] == 90 ? 3 : 7) == 0)
                 if (check_build(kernel, lines[i], chips[c], look)) {
                     look = false;
                     taken++;
                 }
     }
-    CHECK(taken > 0, "%s took none of the problems", kernel->name);
+    CHECK(few || taken > 0, "%s took none of the problems", kernel->name);
     nbhd_cuda_set_target(0);
 }
 

@@ -62,6 +62,8 @@ static int mask_one(const nbhd_desc *desc, const char *line, void *context)
     int status = sim_args_tiles(&o->tiles, desc, &tiles);
     if (status || (status = read_query(o->query, desc, query)))
         return status;
+    if (tiles.tiling == NBHD_SIM_FLAT)
+        return tool_fail(TOOL_USAGE, "--flat: such tiles are no boxes, so there is nothing to draw");
     default_tile(desc, desc->length, tiles.q_tile);
     default_tile(desc, desc->kv_length[0] ? desc->kv_length : desc->length, tiles.kv_tile);
     struct view v;

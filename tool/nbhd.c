@@ -6,8 +6,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "nbhd.h"
-
 /* A new command is cmd_NAME.c and one row here. */
 #define COMMANDS(ROW) \
     ROW(cmd_run) \
@@ -53,11 +51,11 @@ void tool_note(const char *format, ...)
     va_end(list);
 }
 
-int tool_fail_library(int status)
+int tool_fail_library(nbhd_status status)
 {
     const char *sentence = nbhd_last_error();
     return tool_fail(status == NBHD_ERROR_INVALID ? TOOL_USAGE : TOOL_FAILED, "%s",
-                     *sentence ? sentence : nbhd_status_name((nbhd_status)status));
+                     *sentence ? sentence : nbhd_status_name(status));
 }
 
 int tool_finish(int status)

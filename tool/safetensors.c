@@ -81,10 +81,12 @@ static size_t escape(struct reader *r, char out[4])
         int low = hex4(r);
         code = low >= 0xDC00 && low < 0xE000 ? 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00) : -1;
     }
-    return code < 0 ? 0 : utf8((unsigned)code, out);
+    bool lone = code >= 0xD800 && code < 0xE000; /* half of a pair */
+    return code < 0 || lone ? 0 : utf8((unsigned)code, out);
 }
 
-/* A string; *equal tells whether it is `expected`, and text (may be NULL) gets as much of it as fits. */
+/* A string; *equal tells whether it is `expected`, and text (may be NULL) gets as much of it as fits,
+ * fit to be printed. */
 static bool string(struct reader *r, const char *expected, bool *equal, char *text, size_t capacity)
 {
     size_t n = 0, wanted = strlen(expected);
@@ -103,7 +105,7 @@ static bool string(struct reader *r, const char *expected, bool *equal, char *te
             return fail(r, "its header has a string with an unknown escape");
         *equal = *equal && n + length <= wanted && !memcmp(expected + n, piece, length);
         for (size_t i = 0; i < length && text && n + i + 1 < capacity; i++)
-            text[n + i] = piece[i], text[n + i + 1] = 0;
+            text[n + i] = (unsigned char)piece[i] < 32 || piece[i] == 127 ? '?' : piece[i], text[n + i + 1] = 0;
         n += length;
     }
     if (text && !n)

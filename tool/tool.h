@@ -3,6 +3,8 @@
 #ifndef NBHD_TOOL_H
 #define NBHD_TOOL_H
 
+#include "nbhd.h"
+
 struct command {
     const char *name;
     const char *summary;                /* one line, for `nbhd --help` */
@@ -20,8 +22,8 @@ enum {
 int tool_fail(int status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* The same for something worth knowing that is no failure. */
 void tool_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
-/* After a call of nbhd.h failed with `status`: its sentence, and the exit status that goes with it. */
-int tool_fail_library(int status);
+/* After a call of nbhd.h failed: its sentence, and the exit status that goes with it. */
+int tool_fail_library(nbhd_status status);
 /* Flushes stdout: a full disk or a closed pipe is a failure like any other. */
 int tool_finish(int status);
 

@@ -301,14 +301,17 @@ nbhd_status nbhd_cuda_zero(const struct nbhd_cuda_module *module, void *data, si
 
 nbhd_status nbhd_cuda_tensor_map(struct nbhd_tensor_map *map, const struct nbhd_cuda_box *box)
 {
-    static const unsigned types[] = {7, 6, 9, 8}; /* CU_TENSOR_MAP_DATA_TYPE_FLOAT32, FLOAT16, BFLOAT16, FLOAT64 */
+    static const unsigned types[] = {NBHD_CU_TENSOR_FLOAT32, NBHD_CU_TENSOR_FLOAT16, NBHD_CU_TENSOR_BFLOAT16,
+                                     NBHD_CU_TENSOR_FLOAT64}; /* by nbhd_dtype */
+    const unsigned swizzle = box->swizzle == 128   ? NBHD_CU_TENSOR_SWIZZLE_128B
+                             : box->swizzle == 64 ? NBHD_CU_TENSOR_SWIZZLE_64B
+                             : box->swizzle == 32 ? NBHD_CU_TENSOR_SWIZZLE_32B
+                                                  : NBHD_CU_TENSOR_SWIZZLE_NONE;
     uint32_t step[5];
     for (int i = 0; i < 5; i++)
         step[i] = box->step[i] ? box->step[i] : 1;
-    unsigned swizzle = box->swizzle == 128 ? 3 : box->swizzle == 64 ? 2 : box->swizzle == 32 ? 1 : 0;
-    enum { INTERLEAVE_NONE = 0, PROMOTION_L2_256B = 3, FILL_ZERO = 0 };
-    unsigned result = nbhd_cu.cuTensorMapEncodeTiled(map, types[box->dtype], (uint32_t)box->rank, box->data, box->size,
-                                                     box->stride + 1, box->box, step, INTERLEAVE_NONE, swizzle,
-                                                     PROMOTION_L2_256B, FILL_ZERO);
+    const unsigned result = nbhd_cu.cuTensorMapEncodeTiled(
+        map, types[box->dtype], (uint32_t)box->rank, box->data, box->size, box->stride + 1, box->box, step,
+        NBHD_CU_TENSOR_INTERLEAVE_NONE, swizzle, NBHD_CU_TENSOR_L2_256B, NBHD_CU_TENSOR_FILL_ZERO);
     return result ? nbhd_driver_check(result, "a tensor map (its box, strides or alignment)") : NBHD_OK;
 }

@@ -20,7 +20,7 @@ struct _nvrtcProgram;
 
 /* CUtensorMap: written by cuTensorMapEncodeTiled, passed to a kernel by value, read by TMA. */
 struct nbhd_tensor_map {
-    _Alignas(64) uint64_t opaque[16];
+    _Alignas(128) uint64_t opaque[16]; /* 64 is asked for by CUDA 12 */
 };
 
 /* CUlaunchAttribute, of which we use cluster dimensions and programmatic serialization. */
@@ -48,25 +48,35 @@ struct nbhd_launch_config {
 #define NBHD_CU_LAUNCH_CONFIG struct nbhd_launch_config
 #endif
 
-enum { /* CUresult, CUdevice_attribute, CUfunction_attribute, CUlaunchAttributeID, as far as used */
+enum { /* values of the driver's enumerations, as far as used */
     NBHD_CU_SUCCESS = 0,
-    NBHD_CU_ERROR_INVALID_VALUE = 1,
     NBHD_CU_ERROR_NO_DEVICE = 100,
     NBHD_CU_ERROR_INVALID_IMAGE = 200,
     NBHD_CU_ERROR_NO_BINARY_FOR_GPU = 209,
     NBHD_CU_ERROR_UNSUPPORTED_PTX_VERSION = 222,
-    NBHD_CU_SHARED_MEMORY_PER_BLOCK_OPTIN = 97,
     NBHD_CU_MULTIPROCESSOR_COUNT = 16,
+    NBHD_CU_L2_CACHE_SIZE = 38,
     NBHD_CU_COMPUTE_CAPABILITY_MAJOR = 75,
     NBHD_CU_COMPUTE_CAPABILITY_MINOR = 76,
-    NBHD_CU_L2_CACHE_SIZE = 38,
+    NBHD_CU_SHARED_MEMORY_PER_BLOCK_OPTIN = 97,
     NBHD_CU_FUNC_SHARED_SIZE_BYTES = 1,
     NBHD_CU_FUNC_NUM_REGS = 4,
     NBHD_CU_FUNC_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8,
     NBHD_CU_LAUNCH_CLUSTER_DIMENSION = 4,
     NBHD_CU_LAUNCH_PROGRAMMATIC_SERIALIZATION = 6,
     NBHD_CU_STREAM_NON_BLOCKING = 1,
-    NBHD_CU_CAPTURE_MODE_RELAXED = 2
+    NBHD_CU_CAPTURE_MODE_GLOBAL = 0,
+    NBHD_CU_TENSOR_FLOAT16 = 6,
+    NBHD_CU_TENSOR_FLOAT32 = 7,
+    NBHD_CU_TENSOR_FLOAT64 = 8,
+    NBHD_CU_TENSOR_BFLOAT16 = 9,
+    NBHD_CU_TENSOR_INTERLEAVE_NONE = 0,
+    NBHD_CU_TENSOR_SWIZZLE_NONE = 0,
+    NBHD_CU_TENSOR_SWIZZLE_32B = 1,
+    NBHD_CU_TENSOR_SWIZZLE_64B = 2,
+    NBHD_CU_TENSOR_SWIZZLE_128B = 3,
+    NBHD_CU_TENSOR_L2_256B = 3,
+    NBHD_CU_TENSOR_FILL_ZERO = 0
 };
 
 /* X(name, arguments); all return an unsigned result, 0 for success. Names as in the library: with their version. */

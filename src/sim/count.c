@@ -52,8 +52,8 @@ static nbhd_status check_warpgroups(struct nbhd_sim_case *c, int warpgroups)
     for (c->split_axis = 0; c->split_axis < 3; c->split_axis++)
         if (stays[c->split_axis] % c->warpgroups == 0)
             return NBHD_OK;
-    return nbhd_fail(NBHD_ERROR_INVALID, "warpgroups is %d; it divides no extent of the tile %dx%dx%d", warpgroups,
-                     stays[0], stays[1], stays[2]);
+    return nbhd_fail(NBHD_ERROR_INVALID, "warpgroups is %d; it divides no extent of the %s tile", warpgroups,
+                     stays == c->q_tile ? "query" : "key");
 }
 
 nbhd_status nbhd_sim_case_init(struct nbhd_sim_case *c, const nbhd_desc *desc, const nbhd_sim_tiles *given)

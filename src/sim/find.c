@@ -32,7 +32,8 @@ struct finder {
     struct list *lists[3];
     int list_count[3];
     struct found *table; /* open addressing by window and stride; bound 0: free */
-    size_t slots, used;
+    size_t slots, used, room;
+    double floor; /* `room` settings have at least this bound: lesser ones cannot be among the results */
     double considered;
 };
 
@@ -181,10 +182,34 @@ static bool grow(struct finder *f)
     return true;
 }
 
+static int descending(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x < y) - (x > y);
+}
+
+/* Before the table grows is the time to see what need not enter it. */
+static void raise_floor(struct finder *f)
+{
+    double *bounds = malloc((f->used + 1) * sizeof *bounds);
+    size_t count = 0;
+    for (size_t i = 0; i < f->slots && bounds; i++)
+        if (f->table[i].bound != 0)
+            bounds[count++] = f->table[i].bound;
+    if (count > f->room) {
+        qsort(bounds, count, sizeof *bounds, descending);
+        f->floor = fmax(f->floor, bounds[f->room]);
+    }
+    free(bounds);
+}
+
 static bool keep(struct finder *f, const struct found *x)
 {
-    if (2 * (f->used + 1) > f->slots && !grow(f))
-        return false;
+    if (2 * (f->used + 1) > f->slots) {
+        raise_floor(f);
+        if (!grow(f))
+            return false;
+    }
     struct found *at = &f->table[slot_of(f->table, f->slots, x)];
     f->used += at->bound == 0;
     if (at->bound == 0 || x->bound > at->bound * (1 + 1e-12) ||
@@ -200,20 +225,21 @@ static bool combine(struct finder *f, const struct list *const list[3], struct f
     for (int i = 0; i < list[0]->count; i++)
         for (int j = 0; j < list[1]->count; j++) {
             const struct entry *a = &list[0]->entries[i], *b = &list[1]->entries[j];
-            if (a->waste * b->waste > most)
+            if (a->waste * b->waste > most ||
+                (s->sparsity > 0 && 1 - a->share * b->share > s->sparsity + s->tolerance + 1e-12))
                 continue;
             for (int k = 0; k < list[2]->count; k++) {
                 const struct entry *c = &list[2]->entries[k];
                 f->considered += 1;
                 const double share = a->share * b->share * c->share;
                 if (a->waste * b->waste * c->waste > most ||
-                    (s->sparsity > 0 && fabs(1 - share - s->sparsity) > s->tolerance))
+                    (s->sparsity > 0 && fabs(1 - share - s->sparsity) > s->tolerance + 1e-12))
                     continue;
                 x.window[0] = a->window, x.window[1] = b->window, x.window[2] = c->window;
                 x.stride[0] = a->stride, x.stride[1] = b->stride, x.stride[2] = c->stride;
                 x.rimless = a->rimless && b->rimless && c->rimless;
                 x.bound = 1 / (share * a->work * b->work * c->work);
-                if (s->efficiency >= 1 && !x.rimless)
+                if (x.bound < f->floor || (s->efficiency >= 1 && !x.rimless))
                     continue;
                 if (!keep(f, &x))
                     return false;
@@ -353,7 +379,7 @@ nbhd_status nbhd_sim_find(const nbhd_desc *desc, const nbhd_sim_tiles *tiles, un
     struct nbhd_sim_request *r = malloc(sizeof *r);
     if (!r)
         return nbhd_fail(NBHD_ERROR_MEMORY, "no memory for a list of tiles");
-    struct finder f = {.request = r};
+    struct finder f = {.request = r, .room = (size_t)nbhd_max(room, 1)};
     nbhd_status status = nbhd_copy_sized(&f.search, sizeof f.search, search, "nbhd_sim_search");
     if (!status)
         status = nbhd_sim_request_init(r, desc, tiles, f.search.q_tokens, f.search.kv_tokens);

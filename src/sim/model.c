@@ -13,8 +13,8 @@ static const struct {
 } known[] = {
     /* Hopper, 16-bit, head_dim 128, burst clocks. L2 and memory were measured alone; the rest is `nbhd sim --fit` of
      * bench/results/h200-*-prototype.csv. */
-    {"h200", {sizeof(nbhd_sim_device), 132, 1093, 4.75, 9.24, 0.0229, 2.67, 4, 9.5, 4.0}},
-    {"h200-bwd", {sizeof(nbhd_sim_device), 132, 808, 4.51, 3.51, 0.0558, 3.74, 4, 9.5, 4.0}},
+    {"h200", {sizeof(nbhd_sim_device), 132, 1164, 4.885, 7.994, 0.0261, 6.044, 4, 9.5, 4.0}},
+    {"h200-bwd", {sizeof(nbhd_sim_device), 132, 842.3, 4.536, 3.096, 0.05976, 6.702, 4, 9.5, 4.0}},
 };
 
 nbhd_status nbhd_sim_device_get(nbhd_sim_device *device, const char *name)
@@ -182,6 +182,8 @@ static nbhd_status fit_rows(const nbhd_sim_device *device, const nbhd_sim_sample
     for (int s = 0; s < count; s++) {
         struct nbhd_sim_case c;
         nbhd_sim_counts counts;
+        if (!samples[s].tiles.q_tile[0] || !samples[s].tiles.kv_tile[0])
+            return nbhd_fail(NBHD_ERROR_INVALID, "sample %d has no tiles; a fit needs q_tile and kv_tile of each", s);
         nbhd_status status = nbhd_sim_case_init(&c, &samples[s].desc, &samples[s].tiles);
         if (status || (status = nbhd_sim_case_count(&c, &counts)))
             return nbhd_fail(status, "sample %d: %s", s, nbhd_last_error());

@@ -1,0 +1,236 @@
+/* Boxes for the sm80 kernels, by counting: the cost of a choice is a product over axes, so every choice can be tried. */
+#include "cuda/sm80.h"
+#include <stdint.h>
+#include <stdlib.h>
+#include "core/tiles.h"
+
+#define EXTENTS 38 /* candidates: 1 to 32, then steps */
+#define MOST_PACK 16
+
+static int extent_at(int i)
+{
+    static const int long_ones[] = {40, 48, 64, 80, 96, 128};
+    return i < 32 ? i + 1 : long_ones[i - 32];
+}
+
+/* Sums over the row boxes of an axis, over its dilation groups. */
+struct count {
+    double tiles;   /* row boxes */
+    double steps;   /* column boxes that they walk */
+    double visited; /* the same, of each warp's part of the box */
+    double full;    /* of these, need no mask */
+};
+
+static struct nbhd_range any_of(struct nbhd_axis a, bool inverse, int n, int begin, int end)
+{
+    const struct nbhd_range r = {begin, end};
+    return inverse ? nbhd_tile_any_queries(a, n, r) : nbhd_tile_any(a, n, r);
+}
+
+static struct nbhd_range all_of(struct nbhd_axis a, bool inverse, int n, int begin, int end)
+{
+    const struct nbhd_range r = {begin, end};
+    return inverse ? nbhd_tile_all_queries(a, n, r) : nbhd_tile_all(a, n, r);
+}
+
+/* Row boxes of `rows` elements, of which a warp has `part`, against column boxes of `columns`; one group of n elements. */
+static void count_group(struct nbhd_axis a, bool inverse, int n, int rows, int part, int columns, double weight,
+                        struct count *c)
+{
+    const int size = inverse && a.keys != a.length ? a.keys : n;
+    for (int x = 0; x < size; x += rows) {
+        const int end = nbhd_min(x + rows, size);
+        const struct nbhd_range any = any_of(a, inverse, n, x, end);
+        c->tiles += weight;
+        c->steps += weight * ((nbhd_max(any.end - any.begin, 0) + columns - 1) / columns);
+        for (int y = x; y < end; y += part) {
+            const int stop = nbhd_min(y + part, end);
+            const struct nbhd_range some = any_of(a, inverse, n, y, stop), all = all_of(a, inverse, n, y, stop);
+            if (some.end > some.begin)
+                c->visited += weight * ((some.end - 1 - any.begin) / columns - (some.begin - any.begin) / columns + 1);
+            const int first = (all.begin - any.begin + columns - 1) / columns, last = (all.end - any.begin) / columns;
+            c->full += weight * nbhd_max(0, last - first);
+        }
+    }
+}
+
+static struct count count_axis(struct nbhd_axis a, bool inverse, int rows, int part, int columns)
+{
+    struct count c = {0, 0, 0, 0};
+    const int large = nbhd_group_size(a, 0), small = nbhd_group_size(a, a.dilation - 1); /* groups differ by one at most */
+    const int larger = large == small ? a.dilation : a.length % a.dilation;
+    count_group(a, inverse, large, rows, part, columns, larger, &c);
+    if (larger < a.dilation)
+        count_group(a, inverse, small, rows, part, columns, a.dilation - larger, &c);
+    return c;
+}
+
+/* The search of one problem. Counts are remembered per axis, row extent, part and column extent. */
+struct search {
+    const struct nbhd_problem *problem;
+    const struct nbhd_sm80_shape *shape;
+    int size[3];  /* row tokens of the largest group */
+    int reach[3]; /* column tokens of it */
+    struct count *known[3]; /* [EXTENTS rows][8 log2 of parts][EXTENTS columns], tiles 0: not yet */
+};
+
+static int log2_of(int x)
+{
+    int n = 0;
+    while (x >>= 1)
+        n++;
+    return n;
+}
+
+/* part is rounded to a power of 2 of row boxes that are none: an estimate there. */
+static const struct count *count_of(struct search *s, int axis, int row, int part, int column)
+{
+    const int log = log2_of(part);
+    struct count *c = &s->known[axis][(row * 8 + log) * EXTENTS + column];
+    if (c->tiles == 0)
+        *c = count_axis(s->problem->axis[axis], s->shape->inverse, extent_at(row), nbhd_min(1 << log, extent_at(row)),
+                        extent_at(column));
+    return c;
+}
+
+/* How much of each axis a warp's rows span: they are consecutive. */
+static void warp_part(const int box[3], int tokens, int part[3])
+{
+    for (int a = 2; a >= 0; a--) {
+        part[a] = nbhd_max(1, nbhd_min(box[a], tokens));
+        tokens = (tokens + box[a] - 1) / box[a];
+    }
+}
+
+/* In steps of a warp. A step that only some warps of a CTA take still costs the others: they wait, unless another CTA of
+ * the multiprocessor has work; loading and the barrier cost all. The factors were fitted to an H200: docs/notes/sm80.md. */
+static double cost_of(const struct count *const c[3], int warps, double extra_steps, bool exact, double *ctas)
+{
+    const double steps = c[0]->steps * c[1]->steps * c[2]->steps;
+    const double visited = c[0]->visited * c[1]->visited * c[2]->visited;
+    const double full = exact ? c[0]->full * c[1]->full * c[2]->full : 0; /* else columns past the box are masked */
+    *ctas = c[0]->tiles * c[1]->tiles * c[2]->tiles;
+    const double idle = steps * warps - visited;
+    return visited + 0.1 * (visited - full) + 0.25 * idle + 0.1 * steps * warps + (extra_steps + 2) * *ctas * warps;
+}
+
+struct best {
+    double cost, ctas;
+    int row[3], column[3], pack;
+};
+
+static void try_columns(struct search *s, const int row[3], int pack, struct best *best)
+{
+    const int n = s->shape->n;
+    int box[3], part[3], column[3];
+    for (int a = 0; a < 3; a++)
+        box[a] = extent_at(row[a]);
+    warp_part(box, nbhd_max(1, s->shape->rows / s->shape->warps / pack), part);
+    const double extra = s->shape->inverse ? 0 : (s->problem->desc.extra + n - 1) / n;
+    const double heads = (double)s->problem->desc.batch * (s->shape->inverse ? s->problem->desc.kv_heads
+                                                                             : s->problem->desc.heads / pack);
+    for (column[0] = 0; column[0] < EXTENTS && extent_at(column[0]) <= n; column[0]++) {
+        if (column[0] && extent_at(column[0]) > s->reach[0])
+            break;
+        for (column[1] = 0; column[1] < EXTENTS && extent_at(column[0]) * extent_at(column[1]) <= n; column[1]++) {
+            if (column[1] && extent_at(column[1]) > s->reach[1])
+                break;
+            const int room = n / (extent_at(column[0]) * extent_at(column[1]));
+            column[2] = 0;
+            while (column[2] + 1 < EXTENTS && extent_at(column[2] + 1) <= room)
+                column[2]++; /* the longest that fits */
+            const struct count *c[3];
+            double ctas;
+            for (int a = 0; a < 3; a++)
+                c[a] = count_of(s, a, row[a], part[a], column[a]);
+            const bool exact = extent_at(column[0]) * extent_at(column[1]) * extent_at(column[2]) == n;
+            const double cost = heads * cost_of(c, s->shape->warps, extra, exact, &ctas);
+            if (cost < best->cost * (1 - 1e-9))
+                *best = (struct best){cost, ctas * heads, {row[0], row[1], row[2]}, {column[0], column[1], column[2]}, pack};
+        }
+    }
+}
+
+/* Row boxes that fill the tile or cover the axes. */
+static void try_rows(struct search *s, int pack, struct best *best)
+{
+    const int tokens = s->shape->rows / pack;
+    int row[3];
+    for (row[0] = 0; row[0] < EXTENTS; row[0]++) {
+        const int room0 = tokens / extent_at(row[0]);
+        if (room0 < 1 || (row[0] && extent_at(row[0] - 1) >= s->size[0]))
+            break;
+        for (row[1] = 0; row[1] < EXTENTS; row[1]++) {
+            const int room1 = room0 / extent_at(row[1]);
+            if (room1 < 1 || (row[1] && extent_at(row[1] - 1) >= s->size[1]))
+                break;
+            row[2] = 0;
+            while (row[2] + 1 < EXTENTS && extent_at(row[2] + 1) <= room1 && extent_at(row[2]) < s->size[2])
+                row[2]++;
+            /* Not a long slow axis with a short remainder: as good as others, and many. */
+            const int used = extent_at(row[0]) * extent_at(row[1]) * extent_at(row[2]);
+            const bool whole = extent_at(row[2]) >= s->size[2] && extent_at(row[1]) >= s->size[1] &&
+                               extent_at(row[0]) >= s->size[0];
+            if (4 * used < 3 * tokens && !whole && extent_at(row[2]) < s->size[2])
+                continue;
+            try_columns(s, row, pack, best);
+        }
+    }
+}
+
+double nbhd_sm80_boxes(const struct nbhd_problem *problem, const struct nbhd_sm80_shape *shape,
+                       struct nbhd_boxes_sm80 *boxes, double *ctas)
+{
+    struct search s = {.problem = problem, .shape = shape};
+    struct best best = {.cost = 1e300};
+    for (int a = 0; a < 3; a++) {
+        const struct nbhd_axis *axis = &problem->axis[a];
+        const int group = nbhd_group_size(*axis, 0);
+        s.size[a] = shape->inverse && axis->keys != axis->length ? axis->keys : group;
+        s.reach[a] = !shape->inverse && axis->keys != axis->length ? axis->keys : group;
+        s.known[a] = calloc((size_t)EXTENTS * 8 * EXTENTS, sizeof *s.known[a]);
+        if (!s.known[a])
+            goto done;
+    }
+    const int group = problem->desc.heads / problem->desc.kv_heads;
+    for (int pack = 1; pack <= (shape->packs ? group : 1) && pack <= MOST_PACK; pack++)
+        if (group % pack == 0)
+            try_rows(&s, pack, &best);
+    for (int a = 0; a < 3; a++) {
+        boxes->row_box[a] = extent_at(best.row[a]);
+        boxes->column_box[a] = extent_at(best.column[a]);
+        boxes->tiles[a] = (s.size[a] + boxes->row_box[a] - 1) / boxes->row_box[a];
+    }
+    boxes->pack = best.pack;
+    *ctas = best.ctas;
+done:
+    for (int a = 0; a < 3; a++)
+        free(s.known[a]);
+    return best.cost;
+}
+
+bool nbhd_sm80_wide(const struct nbhd_view *const *views, int count, int head_dim, int head_dim_v)
+{
+    uintptr_t odd = (uintptr_t)(2 * (head_dim | head_dim_v));
+    for (int i = 0; i < count; i++) {
+        const struct nbhd_view *v = views[i];
+        if (v->data)
+            odd |= (uintptr_t)v->data | (uintptr_t)(v->batch | v->head | v->axis[0] | v->axis[1] | v->axis[2]);
+    }
+    return odd % 16 == 0;
+}
+
+bool nbhd_sm80_refuses(const struct nbhd_problem *problem, char why[NBHD_TEXT])
+{
+    const nbhd_desc *d = &problem->desc;
+    if (d->dtype != NBHD_BF16 && d->dtype != NBHD_F16)
+        return nbhd_refuse(why, "dtype is %s; it must be bf16 or f16", nbhd_dtype_name(d->dtype));
+    if (d->head_dim > 256)
+        return nbhd_refuse(why, "head_dim is %d; it must be 1 to 256", d->head_dim);
+    if (d->head_dim_v > 256)
+        return nbhd_refuse(why, "head_dim_v is %d; it must be 1 to 256", d->head_dim_v);
+    for (int i = 0; i < 3; i++)
+        if (problem->axis[i].edge == NBHD_EDGE_PERIODIC)
+            return nbhd_refuse(why, "edge[%d] is periodic; it must be nearest, causal or truncated", i);
+    return false;
+}

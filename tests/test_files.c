@@ -1,0 +1,432 @@
+/* Files of the command: .npy, .safetensors and PNG, good ones and hostile ones. Every hostile file must give its sentence.
+ * With a directory as argument it also writes every file there: seeds for the fuzzers (scripts/fuzz). */
+#include <errno.h>
+#include <math.h>
+#include <stdarg.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "array.h"
+#include "image.h"
+#include "noise.h"
+#include "test.h"
+#include "tool.h"
+
+#if NBHD_HAVE_PNG
+#include <png.h>
+#endif
+
+/* ---- what nbhd.c provides to the command: here it keeps the sentence ---- */
+
+static char told[1024];
+
+int tool_fail(int status, const char *format, ...)
+{
+    va_list list;
+    va_start(list, format);
+    vsnprintf(told, sizeof told, format, list);
+    va_end(list);
+    return status;
+}
+
+static const char *seeds; /* directory, or NULL */
+static char scratch[] = "/tmp/nbhd-test-files-XXXXXX";
+
+static void write_file(const char *path, const void *bytes, size_t size)
+{
+    FILE *file = fopen(path, "wb");
+    CHECK(file && fwrite(bytes, 1, size, file) == size, "%s: %s", path, strerror(errno));
+    if (file)
+        fclose(file);
+}
+
+static void seed(const char *kind, const void *bytes, size_t size)
+{
+    static int number;
+    char path[512];
+    if (!seeds)
+        return;
+    snprintf(path, sizeof path, "%s/%s", seeds, kind);
+    mkdir(path, 0777);
+    snprintf(path, sizeof path, "%s/%s/%03d", seeds, kind, number++);
+    write_file(path, bytes, size);
+}
+
+/* ---- .npy ---- */
+
+struct bytes {
+    unsigned char at[1024];
+    size_t size;
+};
+
+/* A file with this header text, padded as numpy does, and so many zero bytes of data. */
+static struct bytes npy(int version, const char *header, size_t data)
+{
+    struct bytes b = {{0}, 0};
+    size_t start = version == 1 ? 10 : 12, length = strlen(header) + 1;
+    length += (64 - (start + length) % 64) % 64;
+    memcpy(b.at, "\x93NUMPY", 6);
+    b.at[6] = (unsigned char)version;
+    b.at[8] = (unsigned char)(length & 255);
+    b.at[9] = (unsigned char)(length >> 8);
+    memset(b.at + start, ' ', length);
+    memcpy(b.at + start, header, strlen(header));
+    b.at[start + length - 1] = '\n';
+    b.size = start + length + data;
+    return b;
+}
+
+static void expect_npy(struct bytes b, const char *sentence)
+{
+    struct array_info info;
+    char why[NBHD_TEXT] = "";
+    unsigned char *exact = malloc(b.size ? b.size : 1); /* so that asan sees a read past the end */
+    memcpy(exact, b.at, b.size);
+    bool good = npy_parse(exact, b.size, &info, why);
+    CHECK(good == !sentence && (good || strstr(why, sentence)), "said '%s', expected '%s'", why,
+          sentence ? sentence : "success");
+    if (good)
+        CHECK(info.offset + info.bytes <= b.size, "%zu + %zu of %zu bytes", info.offset, info.bytes, b.size);
+    seed("npy", b.at, b.size);
+    free(exact);
+}
+
+static void test_npy(void)
+{
+    static const char good[] = "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 2, 3, 4), }";
+    expect_npy(npy(1, good, 96), NULL);
+    expect_npy(npy(2, good, 96), NULL);
+    expect_npy(npy(3, good, 100), NULL);
+    expect_npy(npy(1, "{\"shape\":(2,2,2,3),\"fortran_order\":False,\"descr\":\"<f2\"}", 48), NULL);
+    expect_npy(npy(1, "{'descr': '<f8', 'fortran_order': False, 'shape': (3L,)}", 24), NULL);
+    expect_npy(npy(1, "{'descr': '<f8', 'fortran_order': False, 'shape': ()}", 8), NULL);
+    expect_npy(npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (0, 5)}", 0), NULL);
+    expect_npy(npy(1, good, 95), "needs 96 bytes of data and the file holds 95");
+    expect_npy(npy(4, good, 96), "format version is 4.0");
+    expect_npy(npy(0, good, 96), "format version is 0.0");
+    expect_npy(npy(1, "{'descr': '>f4', 'fortran_order': False, 'shape': (4,)}", 16), "big-endian");
+    expect_npy(npy(1, "{'descr': '<i8', 'fortran_order': False, 'shape': (4,)}", 32), "dtype is '<i8'");
+    expect_npy(npy(1, "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (4,)}", 16), "entry 'descr'");
+    expect_npy(npy(1, "{'descr': '<f4', 'fortran_order': True, 'shape': (4, 4)}", 64), "Fortran order");
+    expect_npy(npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (-4,)}", 16), "entry 'shape'");
+    expect_npy(npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (4000000000, 4000000000, 4)}", 16),
+               "more bytes than can be addressed");
+    expect_npy(npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999,)}", 16), "entry 'shape'");
+    expect_npy(npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (1,1,1,1,1,1,1,1,1)}", 16), "entry 'shape'");
+    expect_npy(npy(1, "{'descr': '<f4', 'fortran_order': False}", 16), "lacks descr, fortran_order or shape");
+    expect_npy(npy(1, "{'descr': '<f4', 'descr': '<f8', 'fortran_order': False, 'shape': (1,)}", 16), "entry 'descr'");
+    expect_npy(npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (4,", 16), "entry 'shape'");
+    expect_npy(npy(1, "{'descr': '<f4", 16), "entry 'descr'");
+    expect_npy(npy(1, "hello", 16), "not a dict");
+    struct bytes b = npy(1, good, 96);
+    for (size_t size = 0; size < b.size; size++) { /* cut off anywhere */
+        struct array_info info;
+        char why[NBHD_TEXT];
+        unsigned char *exact = malloc(size + 1);
+        memcpy(exact, b.at, size);
+        CHECK(!npy_parse(exact, size, &info, why), "cut to %zu of %zu bytes it was still good", size, b.size);
+        free(exact);
+    }
+    b.at[8] = b.at[9] = 255;
+    expect_npy(b, "header claims 65535 bytes");
+}
+
+/* ---- .safetensors ---- */
+
+static struct bytes safetensors(const char *header, size_t data)
+{
+    struct bytes b = {{0}, 0};
+    size_t length = strlen(header);
+    for (int i = 0; i < 8; i++)
+        b.at[i] = (unsigned char)(length >> 8 * i & 255);
+    memcpy(b.at + 8, header, length);
+    b.size = 8 + length + data;
+    return b;
+}
+
+static void expect_safetensors(struct bytes b, const char *name, const char *sentence)
+{
+    struct array_info info;
+    char why[NBHD_TEXT] = "";
+    unsigned char *exact = malloc(b.size ? b.size : 1);
+    memcpy(exact, b.at, b.size);
+    bool good = safetensors_find(exact, b.size, name, &info, why);
+    CHECK(good == !sentence && (good || strstr(why, sentence)), "said '%s', expected '%s'", why,
+          sentence ? sentence : "success");
+    if (good)
+        CHECK(info.offset + info.bytes <= b.size, "%zu + %zu of %zu bytes", info.offset, info.bytes, b.size);
+    seed("safetensors", b.at, b.size);
+    free(exact);
+}
+
+static void test_safetensors(void)
+{
+#define Q "{\"q\":{\"dtype\":\"F32\",\"shape\":[1,2,2],\"data_offsets\":[0,16]}"
+    expect_safetensors(safetensors(Q "}", 16), "q", NULL);
+    expect_safetensors(safetensors(Q "}", 16), "", NULL);
+    expect_safetensors(safetensors(Q " , \"__metadata__\" : {\"a\":\"{[\\\"\"}}   ", 16), "", NULL);
+    expect_safetensors(safetensors("{\"\\u0071\\n\\ud83d\\ude00\":{\"shape\":[],\"dtype\":\"BF16\",\"data_offsets\":[1,3]}}", 3),
+                       "q\n\xf0\x9f\x98\x80", NULL);
+    expect_safetensors(safetensors("{\"e\":{\"dtype\":\"F64\",\"shape\":[0,7],\"data_offsets\":[0,0]}}", 0), "e", NULL);
+    expect_safetensors(safetensors(Q "}", 15), "q", "[0, 16] are not within the file's 15 bytes");
+    expect_safetensors(safetensors(Q "}", 16), "k", "holds no tensor 'k' (it holds q)");
+    expect_safetensors(safetensors("{}", 0), "k", "holds no tensor 'k'");
+    expect_safetensors(safetensors(Q ",\"k\":{}}", 16), "", "holds 2 tensors");
+    expect_safetensors(safetensors(Q ",\"q\":{\"dtype\":\"F32\",\"shape\":[1,2,2],\"data_offsets\":[0,16]}}", 16), "q", "2 times");
+    expect_safetensors(safetensors("{\"q\":{\"dtype\":\"I64\",\"shape\":[2],\"data_offsets\":[0,16]}}", 16), "q", "dtype is I64");
+    expect_safetensors(safetensors("{\"q\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[0,16]}}", 16), "q", "needs 12 bytes");
+    expect_safetensors(safetensors("{\"q\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[16,0]}}", 16), "q", "[16, 0]");
+    expect_safetensors(safetensors("{\"q\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[-16,0]}}", 16), "q", "not two numbers");
+    expect_safetensors(safetensors("{\"q\":{\"dtype\":\"F32\",\"shape\":[4.5],\"data_offsets\":[0,16]}}", 16), "q", "shape is not a list");
+    expect_safetensors(safetensors("{\"q\":{\"dtype\":\"F32\",\"shape\":[4000000000,4000000000,4],\"data_offsets\":[0,16]}}", 16),
+                       "q", "more bytes than can be addressed");
+    expect_safetensors(safetensors("{\"q\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1,1,1,1,4],\"data_offsets\":[0,16]}}", 16), "q",
+                       "at most 8");
+    expect_safetensors(safetensors("{\"q\":{\"dtype\":\"F32\"}}", 16), "q", "lacks dtype, shape or data_offsets");
+    expect_safetensors(safetensors("{\"q\":[]}", 16), "q", "not a JSON object");
+    expect_safetensors(safetensors("{\"q\":{\"dtype\":\"F32\",\"x\":[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[", 16), "q", "deeper");
+    expect_safetensors(safetensors("{\"q", 16), "q", "breaks off within a string");
+    expect_safetensors(safetensors("{\"\\x\":1}", 16), "q", "unknown escape");
+    expect_safetensors(safetensors("{\"\\ud800\":1}", 16), "q", "unknown escape");
+    expect_safetensors(safetensors("[1]", 16), "q", "not the JSON");
+    expect_safetensors(safetensors(Q, 16), "q", "breaks off");
+    struct bytes b = safetensors(Q "}", 16);
+    for (size_t size = 0; size < b.size; size++) {
+        struct array_info info;
+        char why[NBHD_TEXT];
+        unsigned char *exact = malloc(size + 1);
+        memcpy(exact, b.at, size);
+        CHECK(!safetensors_find(exact, size, "q", &info, why), "cut to %zu of %zu bytes it was still good", size, b.size);
+        free(exact);
+    }
+    b.at[7] = 255;
+    expect_safetensors(b, "q", "header claims");
+#undef Q
+}
+
+/* ---- outputs, and inputs from the disk ---- */
+
+static void test_outputs(void)
+{
+    char both[256], one[256], name[300];
+    snprintf(both, sizeof both, "%s/both.safetensors:o", scratch);
+    snprintf(name, sizeof name, "%s/both.safetensors:l\"se", scratch);
+    snprintf(one, sizeof one, "%s/one.npy", scratch);
+    struct output list[] = {{.spec = both, .dtype = NBHD_BF16, .rank = 2, .shape = {3, 1}},
+                            {.spec = name, .dtype = NBHD_F32, .rank = 1, .shape = {2}},
+                            {.spec = one, .dtype = NBHD_F64, .rank = 3, .shape = {1, 2, 3}}};
+    struct outputs *files;
+    CHECK(!outputs_open(&files, list, 3), "%s", told);
+    CHECK(access(one, F_OK) != 0, "%s is there before it is whole", one);
+    for (int i = 0; i < 3; i++) {
+        CHECK((size_t)list[i].data % dtype_size(list[i].dtype) == 0, "output %d is not aligned", i);
+        memset(list[i].data, 17 + i, list[i].bytes);
+    }
+    CHECK(!outputs_commit(&files), "%s", told);
+    for (int i = 0; i < 3; i++) {
+        struct array a;
+        if (!CHECK(!array_open(&a, list[i].spec), "%s", told))
+            continue;
+        CHECK(a.info.dtype == list[i].dtype && a.info.rank == list[i].rank && a.info.bytes == list[i].bytes, "output %d", i);
+        CHECK(!memcmp(a.info.shape, list[i].shape, sizeof a.info.shape), "output %d: shape", i);
+        CHECK(((char *)a.data)[0] == 17 + i && ((char *)a.data)[a.info.bytes - 1] == 17 + i, "output %d: data", i);
+        array_close(&a);
+    }
+    struct output again = {.spec = one, .dtype = NBHD_F32, .rank = 1, .shape = {1}};
+    CHECK(!outputs_open(&files, &again, 1), "%s", told);
+    outputs_abandon(&files);
+    struct array a;
+    CHECK(!array_open(&a, one) && a.info.dtype == NBHD_F64, "an abandoned output touched the file of its name");
+    array_close(&a);
+    again.dtype = NBHD_BF16;
+    CHECK(outputs_open(&files, &again, 1) == TOOL_USAGE && strstr(told, "bfloat16"), "%s", told);
+    again.spec = scratch;
+    CHECK(outputs_open(&files, &again, 1) == TOOL_USAGE && strstr(told, "a tensor is FILE.npy"), "%s", told);
+}
+
+/* A header of odd length puts the data anywhere: it must arrive aligned all the same. */
+static void test_unaligned(void)
+{
+    char path[256], spec[300];
+    struct bytes b = safetensors("{\"q\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[1,9]}} ", 9);
+    const float value[2] = {1.5f, -2};
+    memcpy(b.at + b.size - 8, value, 8);
+    snprintf(path, sizeof path, "%s/odd.safetensors", scratch);
+    snprintf(spec, sizeof spec, "%s:q", path);
+    write_file(path, b.at, b.size);
+    struct array a;
+    if (!CHECK(!array_open(&a, spec), "%s", told))
+        return;
+    CHECK((size_t)a.data % 4 == 0 && !memcmp(a.data, value, 8), "unaligned data");
+    array_close(&a);
+}
+
+/* ---- PNG ---- */
+
+#if NBHD_HAVE_PNG
+struct png_buffer {
+    unsigned char at[1 << 16];
+    size_t size;
+};
+
+static void append(png_structp png, png_bytep bytes, size_t count)
+{
+    struct png_buffer *to = png_get_io_ptr(png);
+    if (to->size + count > sizeof to->at)
+        png_error(png, "full");
+    memcpy(to->at + to->size, bytes, count);
+    to->size += count;
+}
+
+static void no_flush(png_structp png) { (void)png; }
+
+/* A picture of any of PNG's kinds, whose raw bytes are 0, 1, 2 ... modulo `modulus`. */
+static struct png_buffer make_png(int width, int height, int type, int bits, bool interlaced, int modulus)
+{
+    static struct png_buffer out;
+    memset(&out, 0, sizeof out);
+    png_structp png = png_create_write_struct(PNG_LIBPNG_VER_STRING, NULL, NULL, NULL);
+    png_infop info = png_create_info_struct(png);
+    png_set_write_fn(png, &out, append, no_flush);
+    png_set_IHDR(png, info, (png_uint_32)width, (png_uint_32)height, bits, type,
+                 interlaced ? PNG_INTERLACE_ADAM7 : PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
+    png_color palette[4] = {{1, 2, 3}, {10, 20, 30}, {100, 110, 120}, {255, 254, 253}};
+    png_byte alpha[4] = {255, 0, 128, 7};
+    if (type == PNG_COLOR_TYPE_PALETTE) {
+        png_set_PLTE(png, info, palette, 4);
+        png_set_tRNS(png, info, alpha, 4, NULL);
+    }
+    png_write_info(png, info);
+    size_t row = png_get_rowbytes(png, info);
+    unsigned char *pixels = malloc(row * (size_t)height);
+    png_bytep *rows = malloc((size_t)height * sizeof *rows);
+    for (size_t i = 0; i < row * (size_t)height; i++)
+        pixels[i] = (unsigned char)(i % (size_t)modulus);
+    for (int y = 0; y < height; y++)
+        rows[y] = pixels + row * (size_t)y;
+    png_write_image(png, rows);
+    png_write_end(png, info);
+    png_destroy_write_struct(&png, &info);
+    free(rows);
+    free(pixels);
+    return out;
+}
+
+static bool decode(const struct png_buffer *b, size_t size, struct image *image, char why[NBHD_TEXT])
+{
+    unsigned char *exact = malloc(size + 1);
+    memcpy(exact, b->at, size);
+    bool good = png_decode(exact, size, image, why);
+    free(exact);
+    return good;
+}
+
+static void expect_png(const struct png_buffer *b, int channels, int bits, const char *samples)
+{
+    struct image image;
+    char why[NBHD_TEXT] = "";
+    seed("png", b->at, b->size);
+    if (!CHECK(decode(b, b->size, &image, why), "%s", why))
+        return;
+    CHECK(image.channels == channels && image.bits == bits, "%d channels of %d bits", image.channels, image.bits);
+    char found[64] = "";
+    for (size_t i = 0; i < 6 && i < image_count(&image); i++)
+        snprintf(found + strlen(found), sizeof found - strlen(found), "%g ", image_get(&image, i));
+    CHECK(!strcmp(found, samples), "samples %s, expected %s", found, samples);
+    image_free(&image);
+    for (size_t size = 0; size < b->size - 12; size += size < 64 ? 1 : 7) /* IEND carries nothing */
+        if (!CHECK(!decode(b, size, &image, why), "cut to %zu of %zu bytes it was still good", size, b->size))
+            image_free(&image);
+}
+
+static void test_png(void)
+{
+    struct png_buffer b = make_png(9, 5, PNG_COLOR_TYPE_RGB, 8, false, 251);
+    expect_png(&b, 3, 8, "0 1 2 3 4 5 ");
+    b = make_png(9, 5, PNG_COLOR_TYPE_RGB, 8, true, 251);
+    expect_png(&b, 3, 8, "0 1 2 3 4 5 ");
+    b = make_png(9, 5, PNG_COLOR_TYPE_RGB_ALPHA, 8, false, 251);
+    expect_png(&b, 4, 8, "0 1 2 3 4 5 ");
+    b = make_png(9, 5, PNG_COLOR_TYPE_GRAY, 16, false, 251);
+    expect_png(&b, 1, 16, "1 515 1029 1543 2057 2571 ");
+    b = make_png(9, 5, PNG_COLOR_TYPE_GRAY_ALPHA, 16, true, 251);
+    expect_png(&b, 2, 16, "1 515 1029 1543 2057 2571 ");
+    b = make_png(8, 3, PNG_COLOR_TYPE_GRAY, 1, false, 251);
+    expect_png(&b, 1, 8, "0 0 0 0 0 0 ");
+    b = make_png(2, 2, PNG_COLOR_TYPE_PALETTE, 8, false, 4);
+    expect_png(&b, 4, 8, "1 2 3 255 10 20 ");
+    b = make_png(1, 1, PNG_COLOR_TYPE_GRAY, 8, false, 251);
+    expect_png(&b, 1, 8, "0 ");
+    struct image image;
+    char why[NBHD_TEXT] = "";
+    memcpy(b.at + 16, "\x00\x00\x80\x00\x00\x00\x80\x00", 8); /* 32768 x 32768, in a hundred bytes */
+    CHECK(!decode(&b, b.size, &image, why), "a picture of a gigabyte in %zu bytes", b.size);
+    seed("png", b.at, b.size);
+    CHECK(!decode(&b, 7, &image, why) && strstr(why, "not a PNG"), "%s", why);
+    memcpy(b.at, "GIF89a..", 8);
+    CHECK(!decode(&b, b.size, &image, why) && strstr(why, "not a PNG"), "%s", why);
+}
+
+static void test_png_write(void)
+{
+    char path[256];
+    snprintf(path, sizeof path, "%s/x.png", scratch);
+    for (int bits = 8; bits <= 16; bits += 8)
+        for (int channels = 1; channels <= 4; channels++) {
+            struct image image = {5, 3, channels, bits, NULL}, back;
+            image.sample = malloc(image_count(&image) * (size_t)(bits / 8));
+            for (size_t i = 0; i < image_count(&image); i++)
+                image_put(&image, i, (double)i * 4.2 * (bits == 16 ? 257 : 1));
+            CHECK(!image_write(&image, path), "%s", told);
+            if (CHECK(!image_read(&back, path), "%s", told)) {
+                CHECK(back.channels == channels && back.bits == bits, "%d channels of %d bits", back.channels, back.bits);
+                CHECK(isinf(image_psnr(&image, &back)), "%d channels of %d bits differ", channels, bits);
+                CHECK(image_get(&back, 1) == (bits == 16 ? 1079 : 4), "%g", image_get(&back, 1));
+            }
+            image_free(&image);
+            image_free(&back);
+        }
+    CHECK(image_write(&(struct image){1, 1, 1, 8, told}, "/dev/null") == TOOL_USAGE, "%s", told);
+}
+#endif
+
+/* ---- noise ---- */
+
+static void test_noise(void)
+{
+    struct image image = {200, 200, 1, 8, calloc(40000, 1)}, noisy;
+    for (size_t i = 0; i < 40000; i++)
+        image_put(&image, i, 128);
+    for (int sigma = 0; sigma <= 30; sigma += 10) {
+        CHECK(image_copy(&noisy, &image), "out of memory");
+        noise_add(&noisy, sigma, 7);
+        double found = noise_estimate(&noisy);
+        CHECK(fabs(found - sigma) < 0.03 * sigma + 0.2, "noise of %d was found to be %g", sigma, found);
+        double psnr = image_psnr(&image, &noisy), expected = 20 * log10(255.0 / sigma);
+        CHECK(sigma ? fabs(psnr - expected) < 0.1 : isinf(psnr), "noise of %d: %g dB, expected %g", sigma, psnr, expected);
+        image_free(&noisy);
+    }
+    image_free(&image);
+}
+
+int main(int argc, char **argv)
+{
+    char command[128];
+    seeds = argc > 1 ? argv[1] : NULL;
+    if (!CHECK(mkdtemp(scratch), "%s: %s", scratch, strerror(errno)))
+        return test_done();
+    test_npy();
+    test_safetensors();
+    test_outputs();
+    test_unaligned();
+#if NBHD_HAVE_PNG
+    test_png();
+    test_png_write();
+#else
+    test_skip("built without libpng");
+#endif
+    test_noise();
+    snprintf(command, sizeof command, "rm -r %s", scratch);
+    CHECK(!system(command), "%s", command);
+    return test_done();
+}
