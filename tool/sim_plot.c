@@ -142,7 +142,7 @@ static void draw_frame(struct canvas *c, const struct panel *a, const char *name
         const double at = place_x(a, x);
         canvas_line(c, at, a->top, at, a->top + a->height, FAINT, 1, false);
         if (percent)
-            canvas_words(c, at, a->top + a->height + 16, 12, INK, CANVAS_MIDDLE, "%.2g%%", 100 * exp2(x));
+            canvas_words(c, at, a->top + a->height + 16, 12, INK, CANVAS_MIDDLE, x < -3 ? "%.2g%%" : "%.3g%%", 100 * exp2(x));
         else
             canvas_words(c, at, a->top + a->height + 16, 12, INK, CANVAS_MIDDLE, "%.0f", exp2(x));
     }

@@ -33,7 +33,8 @@ static struct span next_cell(const char **at, const char *end)
 static void copy_cell(struct span cell, char *text, size_t room)
 {
     size_t length = cell.length < room - 1 ? cell.length : room - 1;
-    memcpy(text, cell.at, length);
+    if (length) /* a cell that is not there has no address */
+        memcpy(text, cell.at, length);
     text[length] = '\0';
 }
 
