@@ -16,6 +16,7 @@
     ROW(cmd_mask) \
     ROW(cmd_sim) \
     ROW(cmd_list) \
+    ROW(cmd_jit) \
     ROW(cmd_info)
 
 #define DECLARE(row) extern const struct command row;

@@ -155,7 +155,7 @@ NBHD_FN void simt_nt(real acc[ROWS][COLS], struct simt_shared &s, char *const *a
 /* acc[i][first + v] += P[ty + 16 i] . B[.][tx VEC + v] over the staged slice. */
 NBHD_FN void simt_nn_slice(real acc[ROWS][ACC], int first, const real *p, const real *b)
 {
-#pragma unroll 4
+#pragma unroll 2
     for (int k = 0; k < N; k += VEC) {
         __align__(16) real x[ROWS][VEC];
 #pragma unroll
@@ -265,16 +265,16 @@ NBHD_FN struct simt_tile simt_tile_at(const struct nbhd_params &p, const struct 
     return t;
 }
 
-/* Token i of a box, axis 2 fastest, as elements; 0 past its end. */
+/* Token i of a box, axis 2 fastest, as elements; 0 past its end. Dividing in 32 bits where that does is shorter. */
 NBHD_FN int simt_token(const struct nbhd_range box[3], long long i, int at[3])
 {
-#pragma unroll
-    for (int axis = 2; axis >= 0; axis--) {
-        int extent = box[axis].end - box[axis].begin;
-        at[axis] = box[axis].begin + (int)(i % extent);
-        i /= extent;
-    }
-    return i == 0;
+    const int width = box[2].end - box[2].begin, height = box[1].end - box[1].begin;
+    const long long plane = (long long)width * height;
+    const int slab = (int)(i / plane), rest = (int)(i - slab * plane);
+    at[0] = box[0].begin + slab;
+    at[1] = box[1].begin + rest / width;
+    at[2] = box[2].begin + rest % width;
+    return at[0] < box[0].end;
 }
 
 NBHD_FN long long simt_volume(const struct nbhd_range box[3])
