@@ -32,7 +32,14 @@ t run all.safetensors:o k.npy v.npy -o all.safetensors:o
 t run all.safetensors k.npy v.npy -o o.npy
 floats o.npy 128
 t run q.npy k.npy v.npy -o o.npy --json --kernel cpu.fwd_scalar | sed 's/ms": [0-9.e-]*/ms": X/g'
+# the backward, by hand: dk = -+ 0.25 (q1 + q2), dq = 0, dv = 1
+t run q.npy k.npy v.npy --grad-out k.npy --dq g.safetensors:dq --dk dk.npy --dv g.safetensors:dv --kernel cpu.bwd_scalar
+floats dk.npy 128
+grep -ao '{.*}' g.safetensors
+floats g.safetensors $(($(od -A n -t u1 -N 1 g.safetensors) + 8))
 # what cannot be
+npy '1, 2, 1' "$one$one" >flat.npy
+t run q.npy k.npy v.npy --grad-out flat.npy --dk dk.npy
 t run q.npy k.npy v.npy -o o.txt
 t run q.npy k.npy v.npy -o nofolder/o.npy
 t run q.npy k.npy v.npy -o o.npy --lse o.npy
@@ -45,7 +52,6 @@ t run q.npy k.npy v.npy -o o.npy --edge cc
 t run q.npy k.npy v.npy -o o.npy --edge x
 t run q.npy k.npy v.npy -o o.npy --scale 0
 t run q.npy k.npy v.npy -o o.npy --extra-k ek.npy --extra-v q.npy
-npy '1, 2, 1' "$one$one" >flat.npy
 t run flat.npy k.npy v.npy -o o.npy
 npy '1, 0, 1, 1' '' >empty.npy
 t run empty.npy empty.npy empty.npy -o o.npy
