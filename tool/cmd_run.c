@@ -66,7 +66,9 @@ static int parse(int argc, char **argv, struct options *o)
                  "FILE.safetensors:NAME (bfloat16 too), laid out [batch, axis0(, axis1(, axis2)), heads, head_dim]. K and V\n"
                  "may have fewer heads than Q, and V another head_dim. Outputs have the inputs' type, and may share a\n"
                  ".safetensors file. Inputs are mapped, not loaded; outputs get their names when they are whole.\n"
-                 "With --grad-out the gradients named by --dq, --dk, --dv ... are computed, beside or instead of -o.",
+                 "With --grad-out the gradients named by --dq, --dk, --dv ... are computed, beside or instead of -o.\n\n"
+                 "  nbhd run q.npy k.npy v.npy -o o.npy --window 7x7\n"
+                 "  nbhd run m.safetensors:q m.safetensors:k m.safetensors:v -o out.safetensors:o --window 18x24x24 --edge cnn",
         .options = table,
         .operands_min = 3,
         .operands_max = 3,
