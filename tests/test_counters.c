@@ -1,4 +1,4 @@
-/* What CPU kernels report to have visited against what the simulator counts for their tiles. */
+/* What CPU kernels report to have visited, and what the Hopper planner counts, against the simulator. */
 #include <math.h>
 #include "core/counters.h"
 #include "core/kernel.h"
@@ -6,8 +6,14 @@
 #include "cpu/fwd_plan.h"
 #include "nbhd_sim.h"
 #include "test.h"
+#if NBHD_HAVE_CUDA
+#include "cuda/sm90_plan.h"
+#endif
 
 static int broadcasts, permutes, scalars;
+#if NBHD_HAVE_CUDA
+static int planned;
+#endif
 
 struct visits {
     double visits, masked;
@@ -120,6 +126,57 @@ static void check(const char *line, const char *kernel)
     nbhd_plan_destroy(&plan);
 }
 
+#if NBHD_HAVE_CUDA
+/* Tiles, boxes and boxes without a mask, as the planner of the Hopper forward reckons them. Plans of several key boxes are
+ * no tiling of the simulator's: passed over. */
+static void check_planner(const char *line)
+{
+    enum { ROOM = 6, MULTIPROCESSORS = 132, SHARED = 232448 };
+    nbhd_desc desc = NBHD_DESC_INIT;
+    struct nbhd_problem problem;
+    struct nbhd_sm90_plan plans[ROOM];
+    CHECK(!nbhd_desc_parse(&desc, line) && !nbhd_problem_init(&problem, &desc), "%s: %s", line, nbhd_last_error());
+    const int count = nbhd_sm90_plans(&problem, MULTIPROCESSORS, SHARED, plans, ROOM);
+    CHECK(count > 0, "%s: no plan", line);
+    for (int i = 0; i < count; i++) {
+        if (plans[i].shapes != 1)
+            continue;
+        nbhd_sim_tiles tiles = NBHD_SIM_TILES_INIT;
+        nbhd_sim_counts c = NBHD_SIM_COUNTS_INIT;
+        tiles.tiling = NBHD_SIM_DYNAMIC;
+        for (int a = 0; a < desc.rank; a++) {
+            tiles.q_tile[a] = plans[i].q_box[a + 3 - desc.rank];
+            tiles.kv_tile[a] = plans[i].k_box[0][a + 3 - desc.rank];
+        }
+        if (!CHECK(!nbhd_sim_count(&desc, &tiles, &c), "%s: %s", line, nbhd_last_error()))
+            continue;
+        const double boxes = c.visited_mean * c.tiles_outer, full = boxes * (1 - c.masked_fraction);
+        const int *k = plans[i].k_box[0];
+        const bool padded = k[0] * k[1] * k[2] < plans[i].variant.n; /* then every box needs a mask */
+        CHECK(plans[i].tiles == c.tiles_outer && fabs(plans[i].boxes - boxes) < 0.5 &&
+                  fabs(plans[i].full_boxes - (padded ? 0 : full)) < 0.5,
+              "%s, plan %d: tiles %g of %g, boxes %g of %g, full %g of %g", line, i, plans[i].tiles, c.tiles_outer,
+              plans[i].boxes, boxes, plans[i].full_boxes, full);
+        planned++;
+    }
+}
+
+static void check_planners(void)
+{
+    static const char *const lines[] = {
+        "bf16 h24 d128 30x48x80 w18x24x24", "bf16 h24 d128 30x48x80 w18x24x24 s16x8x8", "bf16 h24 d128 256x256 w80x80",
+        "bf16 h24 d128 256x256 w80x80 s16x16", "bf16 h24 d128 32768 w2048", "bf16 h24 d128 16x64x64 w7x15x15",
+        "bf16 h32 d128 16x44x80 w16x24x16 s1x8x16", "f16 h4 d64 60x70 w13x20 ecn", "f16 h4 d64 1000 w200 et",
+        "bf16 h4 d128 40x50 w16x9 s8x7", "bf16 h2 d128 4096"};
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++)
+        check_planner(lines[i]);
+    printf("%d plans of the Hopper forward\n", planned);
+    CHECK(planned > 10, "only %d plans of one key box", planned);
+}
+#else
+static void check_planners(void) { test_skip("built without CUDA: no Hopper planner"); }
+#endif
+
 int main(void)
 {
     static const char *const lines[] = {
@@ -142,5 +199,6 @@ int main(void)
         test_skip("this machine runs no vector kernel");
     else
         CHECK(broadcasts > 5 && permutes > 5, "%d broadcast, %d permuted", broadcasts, permutes);
+    check_planners();
     return test_done();
 }
