@@ -367,13 +367,31 @@ static void test_png(void)
     CHECK(!decode(&b, b.size, &image, why) && strstr(why, "not a PNG"), "%s", why);
 }
 
+/* The colour profile and the resolution of a photograph come out as they went in. */
+static void test_png_chunks(void)
+{
+    char path[256];
+    unsigned char pixel = 7, gamma[4] = {0, 0, 177, 143}, resolution[9] = {0, 0, 11, 19, 0, 0, 11, 19, 1};
+    struct image_chunk chunks[2] = {{"gAMA", PNG_HAVE_IHDR, gamma, 4}, {"pHYs", PNG_HAVE_IHDR, resolution, 9}};
+    struct image image = {.width = 1, .height = 1, .channels = 1, .bits = 8, .sample = &pixel, .chunk = chunks, .chunks = 2};
+    struct image back;
+    snprintf(path, sizeof path, "%s/chunks.png", scratch);
+    CHECK(!image_write(&image, path), "%s", told);
+    if (!CHECK(!image_read(&back, path) && back.chunks == 2, "%d chunks, %s", back.chunks, told))
+        return;
+    for (int i = 0; i < 2; i++)
+        CHECK(!strcmp(back.chunk[i].name, chunks[i].name) && back.chunk[i].size == chunks[i].size &&
+                  !memcmp(back.chunk[i].data, chunks[i].data, chunks[i].size), "chunk %s", back.chunk[i].name);
+    image_free(&back);
+}
+
 static void test_png_write(void)
 {
     char path[256];
     snprintf(path, sizeof path, "%s/x.png", scratch);
     for (int bits = 8; bits <= 16; bits += 8)
         for (int channels = 1; channels <= 4; channels++) {
-            struct image image = {5, 3, channels, bits, NULL}, back;
+            struct image image = {.width = 5, .height = 3, .channels = channels, .bits = bits}, back;
             image.sample = malloc(image_count(&image) * (size_t)(bits / 8));
             for (size_t i = 0; i < image_count(&image); i++)
                 image_put(&image, i, (double)i * 4.2 * (bits == 16 ? 257 : 1));
@@ -386,7 +404,8 @@ static void test_png_write(void)
             image_free(&image);
             image_free(&back);
         }
-    CHECK(image_write(&(struct image){1, 1, 1, 8, told}, "/dev/null") == TOOL_USAGE, "%s", told);
+    struct image dot = {.width = 1, .height = 1, .channels = 1, .bits = 8, .sample = told};
+    CHECK(image_write(&dot, "/dev/null") == TOOL_USAGE, "%s", told);
 }
 #endif
 
@@ -394,7 +413,7 @@ static void test_png_write(void)
 
 static void test_noise(void)
 {
-    struct image image = {200, 200, 1, 8, calloc(40000, 1)}, noisy;
+    struct image image = {.width = 200, .height = 200, .channels = 1, .bits = 8, .sample = calloc(40000, 1)}, noisy;
     for (size_t i = 0; i < 40000; i++)
         image_put(&image, i, 128);
     for (int sigma = 0; sigma <= 30; sigma += 10) {
@@ -422,6 +441,7 @@ int main(int argc, char **argv)
 #if NBHD_HAVE_PNG
     test_png();
     test_png_write();
+    test_png_chunks();
 #else
     test_skip("built without libpng");
 #endif

@@ -227,7 +227,7 @@ static void fill_words(struct image *m, const struct shape *s)
 
 static int write_png(const struct canvas *c, const char *path)
 {
-    struct image m = {pixel(c->width), pixel(c->height), 3, 8, NULL};
+    struct image m = {.width = pixel(c->width), .height = pixel(c->height), .channels = 3, .bits = 8};
     const size_t bytes = image_count(&m);
     m.sample = malloc(bytes);
     if (!m.sample)

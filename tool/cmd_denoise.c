@@ -153,10 +153,12 @@ static void print(const struct options *o, const struct outcome *r)
         printf("found noise of deviation %.1f\n", r->sigma);
     if (!isnan(r->before))
         decibels("before", r->before);
-    printf("denoised in %.2f s: window %dx%d, patch %dx%d, strength %.3g; %s, %d %s%s, %.3g GFLOP/s\n", r->ms * 1e-3,
-           r->window[0], r->window[1], r->nlm.patch[0], r->nlm.patch[1], r->nlm.strength, r->report.kernel,
-           o->threads ? o->threads : cpu_count(), (o->threads ? o->threads : cpu_count()) == 1 ? "thread" : "threads",
-           r->report.parts > 1 ? ", in parts" : "", r->report.flops / r->report.attention_ms * 1e-6);
+    printf("denoised in %.2f s: window %dx%d, patch %dx%d, strength %.3g; %s", r->ms * 1e-3, r->window[0], r->window[1],
+           r->nlm.patch[0], r->nlm.patch[1], r->nlm.strength, r->report.kernel);
+    int threads = o->threads ? o->threads : cpu_count();
+    if (o->device == NBHD_DEVICE_CPU)
+        printf(", %d %s", threads, threads == 1 ? "thread" : "threads");
+    printf(", %.3g GFLOP/s\n", r->report.flops / r->report.attention_ms * 1e-6);
     if (!isnan(r->after))
         decibels("after", r->after);
     printf("wrote %s\n", o->out);

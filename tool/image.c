@@ -32,6 +32,8 @@ bool image_copy(struct image *to, const struct image *from)
 {
     size_t bytes = image_count(from) * (size_t)(from->bits / 8);
     *to = *from;
+    to->chunk = NULL;
+    to->chunks = 0;
     to->sample = malloc(bytes);
     if (to->sample)
         memcpy(to->sample, from->sample, bytes);
@@ -41,6 +43,9 @@ bool image_copy(struct image *to, const struct image *from)
 void image_free(struct image *image)
 {
     free(image->sample);
+    for (int i = 0; i < image->chunks; i++)
+        free(image->chunk[i].data);
+    free(image->chunk);
     memset(image, 0, sizeof *image);
 }
 
@@ -138,6 +143,29 @@ static void refuse_lies(struct decoder *d)
         png_error(d->png, "the file is too short for the width and height that it claims");
 }
 
+/* What is carried from the photograph that is read to the one that is written. */
+static const png_byte carried[] = "iCCP\0sRGB\0gAMA\0cHRM\0pHYs\0eXIf";
+enum { CARRIED = sizeof carried / 5 };
+
+static void keep_chunks(struct decoder *d)
+{
+    png_unknown_chunkp chunk;
+    int count = png_get_unknown_chunks(d->png, d->info, &chunk);
+    struct image *image = d->image;
+    image->chunk = count ? calloc((size_t)count, sizeof *image->chunk) : NULL;
+    for (int i = 0; image->chunk && i < count; i++) {
+        struct image_chunk *to = &image->chunk[i];
+        image->chunks++;
+        memcpy(to->name, chunk[i].name, sizeof to->name);
+        to->location = chunk[i].location;
+        to->size = chunk[i].size;
+        to->data = malloc(to->size ? to->size : 1);
+        if (!to->data)
+            png_error(d->png, "out of memory");
+        memcpy(to->data, chunk[i].data, to->size);
+    }
+}
+
 static void decode(struct decoder *d)
 {
     png_set_read_fn(d->png, d, read_bytes);
@@ -145,6 +173,7 @@ static void decode(struct decoder *d)
     png_set_crc_action(d->png, PNG_CRC_QUIET_USE, PNG_CRC_QUIET_USE); /* or a fuzzer never gets past them */
 #endif
     png_set_user_limits(d->png, 1 << 20, 1 << 20);
+    png_set_keep_unknown_chunks(d->png, PNG_HANDLE_CHUNK_ALWAYS, carried, CARRIED);
     png_read_info(d->png, d->info);
     refuse_lies(d);
     normalise(d);
@@ -161,7 +190,8 @@ static void decode(struct decoder *d)
     for (int y = 0; y < image->height; y++)
         d->rows[y] = (png_bytep)image->sample + row * (size_t)y;
     png_read_image(d->png, d->rows);
-    png_read_end(d->png, NULL);
+    png_read_end(d->png, d->info);
+    keep_chunks(d);
 }
 
 static bool decode_guarded(struct decoder *d)
@@ -216,6 +246,13 @@ static void encode(struct encoder *e, const struct image *image)
     png_set_write_fn(e->png, e, write_bytes, flush);
     png_set_IHDR(e->png, e->info, (png_uint_32)image->width, (png_uint_32)image->height, image->bits,
                  type[image->channels], PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
+    png_set_keep_unknown_chunks(e->png, PNG_HANDLE_CHUNK_ALWAYS, carried, CARRIED);
+    for (int i = 0; i < image->chunks; i++) {
+        png_unknown_chunk chunk = {.data = image->chunk[i].data, .size = image->chunk[i].size,
+                                   .location = image->chunk[i].location};
+        memcpy(chunk.name, image->chunk[i].name, sizeof chunk.name);
+        png_set_unknown_chunks(e->png, e->info, &chunk, 1);
+    }
     png_write_info(e->png, e->info);
     if (image->bits == 16)
         png_set_swap(e->png);

@@ -8,11 +8,21 @@
 
 #include "nbhd.h"
 
+/* A chunk of the file that says what samples mean (a colour profile, the resolution): carried along unread. */
+struct image_chunk {
+    char name[5];
+    unsigned char location; /* as libpng counts */
+    unsigned char *data;
+    size_t size;
+};
+
 struct image {
     int width, height;
     int channels;    /* 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA */
     int bits;        /* 8 or 16 */
     void *sample;    /* [height][width][channels], unsigned char or unsigned short */
+    struct image_chunk *chunk;
+    int chunks;
 };
 
 static inline int image_colours(const struct image *image) { return image->channels < 3 ? 1 : 3; }
@@ -26,7 +36,7 @@ static inline double image_get(const struct image *image, size_t i)
 }
 /* Rounds and clips to the samples' range. */
 void image_put(struct image *image, size_t i, double value);
-bool image_copy(struct image *to, const struct image *from); /* false: out of memory */
+bool image_copy(struct image *to, const struct image *from); /* of samples, not of chunks; false: out of memory */
 void image_free(struct image *image);
 
 /* false: why[] holds a sentence without the file's name. */
