@@ -34,8 +34,9 @@ struct key_walk {
 
 /* ---- products ---- */
 
-/* s[n keys][nv vectors] = sum over i < d of qt[i][nv vectors] * k[key][i]; rows of s and qt are `width` floats apart. */
-V_FN void qk_micro(const float *qt, int d, const float *const *k, float *s, const int width, const int n,
+/* s[n keys][nv vectors] (+)= sum over begin <= i < end of qt[i][nv vectors] * k[key][i]; rows of s and qt are `width` floats
+ * apart. begin 0 sets, others add. */
+V_FN void qk_micro(const float *qt, int begin, int end, const float *const *k, float *s, const int width, const int n,
                    const int nv)
 {
     vf acc[V_ROWS][V_STRIP];
@@ -43,8 +44,8 @@ V_FN void qk_micro(const float *qt, int d, const float *const *k, float *s, cons
     for (int r = 0; r < n; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < nv; v++)
-            acc[r][v] = v_zero();
-    for (int i = 0; i < d; i++) {
+            acc[r][v] = begin ? v_load(s + r * width + v * VF) : v_zero();
+    for (int i = begin; i < end; i++) {
         vf q[V_STRIP];
 #pragma GCC unroll 4
         for (int v = 0; v < nv; v++)
@@ -64,18 +65,34 @@ V_FN void qk_micro(const float *qt, int d, const float *const *k, float *s, cons
             v_store(s + r * width + v * VF, acc[r][v]);
 }
 
+/* Of qt, so many rows at once as leave half of a first-level cache of 32 KiB to the rest. */
+enum { PANEL_DIMS = 16384 / (FWD_LANES * (int)sizeof(float)) };
+
+/* Asks for the cache lines of n rows that the next call of a microkernel works on. */
+V_FN void prefetch_rows(const float *const *rows, int n, int begin, int end)
+{
+    for (int r = 0; r < n; r++)
+        for (int i = begin; i < end; i += 16)
+            __builtin_prefetch(rows[r] + i);
+}
+
 V_FN void qk_panel(const float *qt, int d, const float *const *k, int keys, float *s, const int width,
                    const int nv)
 {
-    int i = 0;
-    for (; i + V_ROWS <= keys; i += V_ROWS)
-        qk_micro(qt, d, k + i, s + i * width, width, V_ROWS, nv);
-    if (i + 4 <= keys) {
-        qk_micro(qt, d, k + i, s + i * width, width, 4, nv);
-        i += 4;
+    for (int begin = 0; begin < d; begin += PANEL_DIMS) {
+        const int end = nbhd_min(begin + PANEL_DIMS, d);
+        int i = 0;
+        for (; i + V_ROWS <= keys; i += V_ROWS) {
+            prefetch_rows(k + i + V_ROWS, nbhd_min(V_ROWS, keys - i - V_ROWS), begin, end);
+            qk_micro(qt, begin, end, k + i, s + i * width, width, V_ROWS, nv);
+        }
+        if (i + 4 <= keys) {
+            qk_micro(qt, begin, end, k + i, s + i * width, width, 4, nv);
+            i += 4;
+        }
+        for (; i < keys; i++)
+            qk_micro(qt, begin, end, k + i, s + i * width, width, 1, nv);
     }
-    for (; i < keys; i++)
-        qk_micro(qt, d, k + i, s + i * width, width, 1, nv);
 }
 
 /* ot[n columns][nv vectors] = alpha * ot + sum over keys of p[key][nv vectors] * v[key][column] */
@@ -130,35 +147,35 @@ V_FN void pv_panel(const float *p, const float *const *value, int columns, int k
 }
 
 /* Both products over the tile's vectors, strip by strip; the last strip may be narrower. */
-static void block_scores(const float *qt, int d, const struct key_block *b, int vectors, float *s)
+static void block_scores(const float *qt, int d, const float *const *k, int keys, int vectors, float *s)
 {
     int v = 0;
     for (; v + V_STRIP <= vectors; v += V_STRIP)
-        qk_panel(qt + v * VF, d, b->k, b->count, s + v * VF, FWD_LANES, V_STRIP);
+        qk_panel(qt + v * VF, d, k, keys, s + v * VF, FWD_LANES, V_STRIP);
 #if V_STRIP > 2
     if (v + 3 == vectors)
-        qk_panel(qt + v * VF, d, b->k, b->count, s + v * VF, FWD_LANES, 3);
+        qk_panel(qt + v * VF, d, k, keys, s + v * VF, FWD_LANES, 3);
     if (v + 2 == vectors)
-        qk_panel(qt + v * VF, d, b->k, b->count, s + v * VF, FWD_LANES, 2);
+        qk_panel(qt + v * VF, d, k, keys, s + v * VF, FWD_LANES, 2);
 #endif
     if (v + 1 == vectors)
-        qk_panel(qt + v * VF, d, b->k, b->count, s + v * VF, FWD_LANES, 1);
+        qk_panel(qt + v * VF, d, k, keys, s + v * VF, FWD_LANES, 1);
 }
 
-static void block_output(const float *p, const struct key_block *b, int columns, int vectors, const float *alpha,
+static void block_output(const float *p, const float *const *value, int keys, int columns, int vectors, const float *alpha,
                          float *ot)
 {
     int v = 0;
     for (; v + V_STRIP <= vectors; v += V_STRIP)
-        pv_panel(p + v * VF, b->v, columns, b->count, alpha + v * VF, ot + v * VF, V_STRIP);
+        pv_panel(p + v * VF, value, columns, keys, alpha + v * VF, ot + v * VF, V_STRIP);
 #if V_STRIP > 2
     if (v + 3 == vectors)
-        pv_panel(p + v * VF, b->v, columns, b->count, alpha + v * VF, ot + v * VF, 3);
+        pv_panel(p + v * VF, value, columns, keys, alpha + v * VF, ot + v * VF, 3);
     if (v + 2 == vectors)
-        pv_panel(p + v * VF, b->v, columns, b->count, alpha + v * VF, ot + v * VF, 2);
+        pv_panel(p + v * VF, value, columns, keys, alpha + v * VF, ot + v * VF, 2);
 #endif
     if (v + 1 == vectors)
-        pv_panel(p + v * VF, b->v, columns, b->count, alpha + v * VF, ot + v * VF, 1);
+        pv_panel(p + v * VF, value, columns, keys, alpha + v * VF, ot + v * VF, 1);
 }
 
 /* s = factor * s + log2(e) * bias. */

@@ -16,6 +16,7 @@
 #define LN2   0.69314718055994530942f
 #define V_ALL ((1u << VF) - 1u)
 
+#include "cpu/rows.inc.h"
 #include "cpu/fwd_common.inc.h"
 #include "cpu/broadcast.inc.h"
 #include "cpu/fwd_broadcast.inc.h"

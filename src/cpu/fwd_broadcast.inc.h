@@ -107,7 +107,7 @@ static void broadcast_tile(const struct nbhd_params *p, const struct nbhd_fwd *f
     while (walk_block(p, t, &walk, b)) {
         int odd[FWD_BLOCK], odds = 0;
         const float *odd_row[FWD_BLOCK];
-        block_scores(qt, p->head_dim, b, t->vectors, s);
+        block_scores(qt, p->head_dim, b->k, b->count, t->vectors, s);
         if (p->bias)
             block_bias(b, t, factor, s);
         if (b->masked) {
@@ -115,7 +115,7 @@ static void broadcast_tile(const struct nbhd_params *p, const struct nbhd_fwd *f
             odds = block_odd_values(b, t->everyone, p->head_dim_v, (const float *)(scratch + f->at_zeros), odd, odd_row);
         }
         block_softmax(s, b->count, t->vectors, p->bias ? 1.0f : factor, maximum, sum, alpha);
-        block_output(s, b, p->head_dim_v, t->vectors, alpha, ot);
+        block_output(s, b->v, b->count, p->head_dim_v, t->vectors, alpha, ot);
         for (int i = 0; i < odds; i++)
             add_odd_value(ot, s + odd[i] * FWD_LANES, odd_row[i], p->head_dim_v, b->bits[odd[i]]);
     }

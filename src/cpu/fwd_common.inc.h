@@ -52,12 +52,3 @@ static void store_lse(char *const *out, int lanes, int vectors, const float *max
             *(float *)out[v * VF + l] = lse[l];
     }
 }
-
-/* No NaN and no infinity in row: 0 times them is not 0. */
-static bool row_is_finite(const float *row, int n)
-{
-    vf x = v_zero();
-    for (int i = 0; i < n; i += VF)
-        x = v_fma(v_load_part(row + i, nbhd_min(n - i, VF)), v_zero(), x);
-    return v_is_nan(x) == 0;
-}

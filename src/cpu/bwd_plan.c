@@ -1,0 +1,194 @@
+/* See bwd_plan.h. */
+#include <limits.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include "cpu/bwd_plan.h"
+#include "cpu/cpu.h"
+
+bool nbhd_bwd_refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
+{
+    const nbhd_desc *d = &problem->desc;
+    if (d->dtype == NBHD_F64)
+        return nbhd_refuse(why, "dtype is f64; it computes in float32");
+    double table = 1;
+    for (int i = 0; i < 3 && d->bias; i++)
+        table *= 2.0 * problem->axis[i].window - 1;
+    if (table * FWD_LANES > INT_MAX)
+        return nbhd_refuse(why, "the bias table has %g entries a head; at most %d fit its 32-bit indices", table,
+                           INT_MAX / FWD_LANES);
+    return false;
+}
+
+int nbhd_bwd_configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room,
+                     const struct nbhd_bwd_machine *machine)
+{
+    struct nbhd_config both[2];
+    const int n = nbhd_fwd_configs(problem, both, 2, &machine->fwd);
+    (void)room;
+    for (int i = 0; i < n; i++)
+        if (both[i].variant == NBHD_FWD_BROADCAST)
+            configs[0] = both[i];
+    configs[0].predicted_ms *= 2.5;
+    return 1;
+}
+
+/* ---- rounds ---- */
+
+/* The cut is made for so many threads, whatever there are: the order of sums depends on it. */
+enum { DESIGN_THREADS = 16, MOST_CUTS = 24 };
+
+/* Cycles that a round costs each thread beyond its tasks; that a tile costs when it is loaded again, per element of its rows. */
+#define ROUND_CYCLES 3e4
+#define LOAD_CYCLES  2.5
+
+struct cut {
+    struct nbhd_rounds rounds;
+    double visits;
+};
+
+static int list_cuts(struct nbhd_axis a, int tile, struct cut cuts[MOST_CUTS])
+{
+    static const int regions[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
+    const int tiles = (nbhd_group_size(a, 0) + tile - 1) / tile;
+    int n = 0;
+    for (int paired = 0; paired < 2; paired++)
+        for (size_t i = 0; i < sizeof regions / sizeof *regions && (!i || regions[i] <= tiles); i++) {
+            if (paired && regions[i] == 1)
+                continue;
+            cuts[n].rounds = nbhd_rounds_make(a, tile, regions[i], paired);
+            cuts[n].visits = nbhd_rounds_visits(&cuts[n].rounds, a, tile);
+            n++;
+        }
+    return n;
+}
+
+/* Time of the whole on DESIGN_THREADS threads, relative to that of its products there. */
+static double cost_of_cuts(const struct nbhd_problem *problem, double pairs, const struct cut *cuts[3], int vf)
+{
+    const nbhd_desc *d = &problem->desc;
+    double rounds = 1, tasks = (double)d->batch * d->kv_heads, visits = 1, queries = (double)d->batch * d->heads;
+    for (int a = 0; a < 3; a++) {
+        rounds *= cuts[a]->rounds.rounds;
+        tasks *= cuts[a]->rounds.slots;
+        visits *= cuts[a]->visits;
+        queries *= problem->axis[a].length;
+    }
+    const double products = pairs * (3.0 * d->head_dim + 2.0 * d->head_dim_v) / vf;
+    const double loads = queries * visits * LOAD_CYCLES * (d->head_dim + d->head_dim_v);
+    const double turns = ceil(tasks / DESIGN_THREADS) * DESIGN_THREADS / tasks;
+    return (1 + loads / products) * turns + rounds * ROUND_CYCLES * DESIGN_THREADS / products;
+}
+
+static void cut_into_rounds(const struct nbhd_problem *problem, struct nbhd_bwd *b, int vf)
+{
+    struct cut cuts[3][MOST_CUTS];
+    int n[3];
+    for (int a = 0; a < 3; a++)
+        n[a] = list_cuts(problem->axis[a], b->tile[a], cuts[a]);
+    const double pairs = nbhd_desc_pairs(&problem->desc);
+    double best = HUGE_VAL;
+    for (int i = 0; i < n[0]; i++)
+        for (int j = 0; j < n[1]; j++)
+            for (int k = 0; k < n[2]; k++) {
+                const struct cut *chosen[3] = {&cuts[0][i], &cuts[1][j], &cuts[2][k]};
+                const double cost = cost_of_cuts(problem, pairs, chosen, vf);
+                if (cost >= best)
+                    continue;
+                best = cost;
+                for (int a = 0; a < 3; a++)
+                    b->axis[a] = chosen[a]->rounds;
+            }
+    b->rounds = b->slots = 1;
+    for (int a = 0; a < 3; a++) {
+        b->rounds *= b->axis[a].rounds;
+        b->slots *= b->axis[a].slots;
+        b->sum_dq |= b->axis[a].paired;
+    }
+}
+
+/* ---- the workspace ---- */
+
+static int whole(int n, int part) { return (n + part - 1) / part * part; }
+
+static size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+/* Places the next part at *end; where it begins. */
+static size_t place(size_t *end, size_t bytes)
+{
+    const size_t at = *end;
+    *end += rounded(bytes);
+    return at;
+}
+
+static void place_shared(const struct nbhd_problem *problem, struct nbhd_bwd *b, size_t *end)
+{
+    const nbhd_desc *d = &problem->desc;
+    size_t queries = (size_t)d->batch * (size_t)d->heads, keys = (size_t)d->batch * (size_t)d->kv_heads;
+    const size_t width = (size_t)d->head_dim, width_v = (size_t)d->head_dim_v;
+    const size_t slots = (size_t)b->slots, extra = keys * slots * (size_t)d->extra;
+    for (int i = 0; i < 3; i++) {
+        queries *= (size_t)problem->axis[i].length;
+        keys *= (size_t)problem->axis[i].keys;
+    }
+    const bool half = d->dtype != NBHD_F32;
+    b->at_dq = place(end, half && b->sum_dq ? queries * width * sizeof(float) : 0);
+    b->at_dk = place(end, half ? keys * width * sizeof(float) : 0);
+    b->at_dv = place(end, half ? keys * width_v * sizeof(float) : 0);
+    b->at_extra = place(end, extra * (width + width_v) * sizeof(float));
+    b->at_bias = place(end, (size_t)d->batch * slots * (size_t)d->heads * (size_t)b->table * sizeof(float));
+}
+
+static void place_broadcast(const struct nbhd_problem *problem, struct nbhd_bwd *b)
+{
+    const nbhd_desc *d = &problem->desc;
+    const size_t row = FWD_LANES * sizeof(float), both = (size_t)(b->width + b->width_v) * sizeof(float);
+    size_t *end = &b->scratch;
+    b->at_qt = place(end, (size_t)d->head_dim * row);
+    b->at_dt = place(end, (size_t)d->head_dim_v * row);
+    b->at_dqt = place(end, (size_t)d->head_dim * row);
+    b->at_q = place(end, (size_t)whole(b->width, b->strip) * row);
+    b->at_d = place(end, (size_t)whole(b->width_v, b->strip) * row);
+    b->at_s = place(end, FWD_BLOCK * row);
+    b->at_ds = place(end, FWD_BLOCK * row);
+    b->at_lanes = place(end, 3 * row);
+    b->at_block = place(end, sizeof(struct key_block));
+    b->at_zeros = place(end, (size_t)d->head_dim * sizeof(float));
+    b->at_keys = place(end, d->dtype != NBHD_F32 ? FWD_BLOCK * both : 0);
+}
+
+nbhd_status nbhd_bwd_build(struct nbhd_plan *plan, const struct nbhd_bwd_machine *machine)
+{
+    const struct nbhd_problem *problem = &plan->problem;
+    const nbhd_desc *d = &problem->desc;
+    struct nbhd_config *c = &plan->config;
+    struct nbhd_bwd *b = calloc(1, sizeof *b);
+    if (!b)
+        return nbhd_fail(NBHD_ERROR_MEMORY, "a plan's tiling of %zu bytes could not be allocated", sizeof *b);
+    plan->state = b;
+    b->variant = c->variant;
+    b->strip = machine->strip;
+    b->head_tile = c->stages;
+    b->head_tiles = (d->heads / d->kv_heads + b->head_tile - 1) / b->head_tile;
+    b->width = whole(d->head_dim, machine->fwd.vf);
+    b->width_v = whole(d->head_dim_v, machine->fwd.vf);
+    b->table = d->bias;
+    for (int i = 0; i < 3; i++) {
+        b->tile[i] = c->q_tile[i];
+        b->table *= 2 * problem->axis[i].window - 1;
+    }
+    cut_into_rounds(problem, b, machine->fwd.vf);
+    b->threads = c->threads = nbhd_plan_threads(problem, (long long)d->batch * d->kv_heads * b->slots);
+    place_shared(problem, b, &b->at_scratch);
+    place_broadcast(problem, b);
+    plan->workspace = b->at_scratch + b->scratch * (size_t)b->threads;
+    snprintf(plan->describe, sizeof plan->describe, "broadcast %dx%dx%d, %d rounds of %lld tasks, %d threads", b->tile[0],
+             b->tile[1], b->tile[2], b->rounds, (long long)d->batch * d->kv_heads * b->slots, b->threads);
+    return NBHD_OK;
+}
+
+void nbhd_bwd_drop(struct nbhd_plan *plan)
+{
+    free(plan->state);
+    plan->state = NULL;
+}

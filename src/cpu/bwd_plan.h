@@ -1,0 +1,41 @@
+/* How the vector backward cuts a problem into tasks and lays out its workspace: decided once, when planning, by bwd_plan.c;
+ * obeyed by bwd.inc.h. */
+#ifndef NBHD_CPU_BWD_PLAN_H
+#define NBHD_CPU_BWD_PLAN_H
+
+#include "core/kernel.h"
+#include "cpu/bwd_rounds.h"
+#include "cpu/fwd_plan.h"
+
+struct nbhd_bwd {
+    int variant, threads;
+    int tile[3];               /* queries of a tile on each axis */
+    int head_tile, head_tiles; /* query heads of one kv head that share a tile; such tiles per kv head */
+    struct nbhd_rounds axis[3];
+    int rounds, slots;         /* products over the axes */
+    bool sum_dq;               /* dq is summed over rounds */
+    long long table;           /* entries of a head's bias table; 0: its gradient may not be asked for */
+    int width, width_v;        /* head_dim and head_dim_v in whole vectors */
+    int strip;                 /* columns of a strip of the tile's rows */
+    /* The workspace: shared parts first, then each thread's scratch. Offsets in bytes. */
+    size_t at_dq, at_dk, at_dv; /* float32 sums of 16-bit gradients, contiguous */
+    size_t at_extra;            /* [batch][kv_heads][slots][extra][head_dim + head_dim_v] */
+    size_t at_bias;             /* [batch][slots][heads][table] */
+    size_t at_scratch, scratch; /* scratch: bytes a thread */
+    /* Offsets into a thread's scratch. */
+    size_t at_qt, at_dt, at_dqt, at_q, at_d, at_s, at_ds, at_lanes, at_block, at_zeros, at_keys;
+};
+
+/* What the planner must know of an instruction set. */
+struct nbhd_bwd_machine {
+    struct nbhd_fwd_machine fwd;
+    int strip; /* V_STRIP * VF */
+};
+
+bool nbhd_bwd_refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT]);
+int nbhd_bwd_configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room,
+                     const struct nbhd_bwd_machine *machine);
+nbhd_status nbhd_bwd_build(struct nbhd_plan *plan, const struct nbhd_bwd_machine *machine);
+void nbhd_bwd_drop(struct nbhd_plan *plan);
+
+#endif

@@ -1,0 +1,29 @@
+/* Rows of tensors and vectors: what every vector kernel needs of them. */
+
+/* n <= VF elements of a row of the dtype, from element i on. */
+V_FN vf v_load_as(const char *row, int dtype, int i, int n)
+{
+    if (dtype == NBHD_F32)
+        return v_load_part((const float *)(const void *)row + i, n);
+    const uint16_t *half = (const uint16_t *)(const void *)row + i;
+    return dtype == NBHD_F16 ? v_load_f16(half, n) : v_load_bf16(half, n);
+}
+
+V_FN void v_store_as(char *row, int dtype, int i, vf x, int n)
+{
+    if (dtype == NBHD_F32)
+        v_store_part((float *)(void *)row + i, x, n);
+    else if (dtype == NBHD_F16)
+        v_store_f16((uint16_t *)(void *)row + i, x, n);
+    else
+        v_store_bf16((uint16_t *)(void *)row + i, x, n);
+}
+
+/* No NaN and no infinity in row: 0 times them is not 0. */
+static bool row_is_finite(const float *row, int n)
+{
+    vf x = v_zero();
+    for (int i = 0; i < n; i += VF)
+        x = v_fma(v_load_part(row + i, nbhd_min(n - i, VF)), v_zero(), x);
+    return v_is_nan(x) == 0;
+}
