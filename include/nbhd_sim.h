@@ -68,6 +68,10 @@ typedef struct nbhd_sim_counts {
  * tokens that counting would take minutes (2^31 steps). */
 NBHD_API nbhd_status nbhd_sim_count(const nbhd_desc *desc, const nbhd_sim_tiles *tiles, nbhd_sim_counts *counts);
 
+/* The tiling that a plan's kernel works in. UNSUPPORTED where that is none of the simulator's: one query at a time, several
+ * shapes of key box, several heads in a tile. */
+NBHD_API nbhd_status nbhd_sim_plan_tiles(const nbhd_plan *plan, nbhd_sim_tiles *tiles);
+
 /* One query's tile on one axis, for pictures: all ranges are elements of its dilation group; element e is the token
  * group + dilation * e. Boxes only: a flat tiling is UNSUPPORTED. */
 typedef struct nbhd_sim_tile {

@@ -15,6 +15,7 @@
 #include "parallel.h"
 #include "rates.h"
 #include "runner.h"
+#include "sim_args.h"
 #include "timing.h"
 #include "tool.h"
 
@@ -42,6 +43,8 @@ struct result {
     int runs, threads;
     struct spread ms;
     double plan_ms, pairs, gflops, peak;
+    const char *tiling; /* "" where the kernel's tiles are none of the simulator's */
+    char q_tile[48], kv_tile[48];
 };
 
 /* Numbers of either sign between 1/4 and 1, by their bits: no conversion, whatever the type. */
@@ -186,6 +189,9 @@ static void print_json(const struct options *o, const struct result *r)
     json_real(&j, "gflops", r->gflops);
     json_real(&j, "peak_gflops", r->peak > 0 ? r->peak : (double)NAN);
     json_real(&j, "peak_fraction", r->peak > 0 ? r->gflops / r->peak : (double)NAN);
+    json_text(&j, "tiling", *r->tiling ? r->tiling : NULL);
+    json_text(&j, "q_tile", *r->tiling ? r->q_tile : NULL);
+    json_text(&j, "kv_tile", *r->tiling ? r->kv_tile : NULL);
     json_end(&j);
 }
 
@@ -194,9 +200,10 @@ static void print_csv(const struct options *o, const struct result *r)
     printf("\"%s\",%s,%s,%d,%d,%.6g,%.6g,%.6g,%.6g,%.0f,%.6g,", r->line, r->kernel, device_choices[o->device],
            r->threads, r->runs, r->ms.min, r->ms.median, r->ms.p90, r->plan_ms, r->pairs, r->gflops);
     if (r->peak > 0)
-        printf("%.6g,%.4f\n", r->peak, r->gflops / r->peak);
+        printf("%.6g,%.4f", r->peak, r->gflops / r->peak);
     else
-        printf(",\n");
+        printf(",");
+    printf(",%s,%s,%s\n", r->tiling, r->q_tile, r->kv_tile); /* for nbhd sim --fit */
 }
 
 static void print_text(const struct result *r)
@@ -214,10 +221,22 @@ static void print_head(struct options *o)
         return;
     o->headed = true;
     if (o->csv)
-        puts("line,kernel,device,threads,runs,ms_min,ms_median,ms_p90,plan_ms,pairs,gflops,peak_gflops,peak_fraction");
+        puts("line,kernel,device,threads,runs,ms_min,ms_median,ms_p90,plan_ms,pairs,gflops,peak_gflops,peak_fraction,"
+             "tiling,q_tile,kv_tile");
     else if (!o->json)
         printf("%-20s %6s %10s %10s %10s %9s %10s %7s  %s\n", "kernel", "runs", "ms min", "ms median", "ms p90", "ms plan",
                "GFLOP/s", "of peak", "problem");
+}
+
+static void find_tiles(const nbhd_plan *plan, struct result *r)
+{
+    nbhd_sim_tiles tiles = NBHD_SIM_TILES_INIT;
+    r->tiling = "";
+    if (nbhd_sim_plan_tiles(plan, &tiles))
+        return;
+    r->tiling = nbhd_sim_tiling_name(tiles.tiling);
+    sim_format_extents(tiles.q_tile, r->q_tile);
+    sim_format_extents(tiles.kv_tile, r->kv_tile);
 }
 
 static int bench_kernel(struct options *o, const struct rotation *r, const char *line, const char *kernel)
@@ -230,6 +249,7 @@ static int bench_kernel(struct options *o, const struct rotation *r, const char 
                             .describe = nbhd_plan_describe(runner.plan)};
     result.threads = r->desc.threads ? r->desc.threads : cpu_count();
     result.pairs = nbhd_desc_pairs(&r->desc);
+    find_tiles(runner.plan, &result);
     status = measure(o, &runner, r, &result);
     if (!status) {
         result.gflops = nbhd_desc_flops(&r->desc) / result.ms.median * 1e-6;

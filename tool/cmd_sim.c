@@ -28,14 +28,6 @@ struct options {
 
 enum { MOST_ROWS = 4096 };
 
-static void format_extents(const int *extent, char text[48])
-{
-    int length = 0;
-    *text = '\0';
-    for (int i = 0; i < 3 && extent[i]; i++)
-        length += snprintf(text + length, 48 - (size_t)length, "%s%d", i ? "x" : "", extent[i]);
-}
-
 /* ---- rows ---- */
 
 static double end_to_end(const struct options *o, double speedup)
@@ -48,8 +40,8 @@ static void print_json(const struct options *o, const nbhd_sim_setting *s)
     char line[NBHD_TEXT], q[48], kv[48];
     const nbhd_sim_counts *c = &s->counts;
     nbhd_desc_format(&s->desc, line, sizeof line);
-    format_extents(s->tiles.q_tile, q);
-    format_extents(s->tiles.kv_tile, kv);
+    sim_format_extents(s->tiles.q_tile, q);
+    sim_format_extents(s->tiles.kv_tile, kv);
     struct json j = json_begin();
     json_text(&j, "line", line);
     json_text(&j, "tiling", nbhd_sim_tiling_name(s->tiles.tiling));
@@ -92,8 +84,8 @@ static void print_row(const struct options *o, const nbhd_sim_setting *s, bool s
 {
     char q[48], kv[48], window[48], stride[48];
     const nbhd_sim_counts *c = &s->counts;
-    format_extents(s->tiles.q_tile, q);
-    format_extents(s->tiles.kv_tile, kv);
+    sim_format_extents(s->tiles.q_tile, q);
+    sim_format_extents(s->tiles.kv_tile, kv);
     printf("  %-9s%-11s%-11s%9.2f%8.0f%8.0f%7.1f%%%7.3f%8.4g%8.4g", nbhd_sim_tiling_name(s->tiles.tiling), q, kv,
            c->visited_mean, c->visited_max, c->tiles_total, 100 * c->masked_fraction, c->computed_ratio, c->bound_tile,
            c->bound_mean);
@@ -102,8 +94,8 @@ static void print_row(const struct options *o, const nbhd_sim_setting *s, bool s
     if (s->ms > 0)
         printf("%10.4g", s->ms);
     if (settings) {
-        format_extents(s->desc.window, window);
-        format_extents(s->desc.stride, stride);
+        sim_format_extents(s->desc.window, window);
+        sim_format_extents(s->desc.stride, stride);
         printf("  w%s s%s%s", window, stride, c->block_sparse ? " block-sparse" : "");
     } else if (c->block_sparse) {
         printf("  block-sparse");
@@ -227,6 +219,18 @@ static int one(const nbhd_desc *desc, const char *line, void *context)
 
 /* ---- fitting ---- */
 
+/* Kernels whose tiles are none of the simulator's have measurements too; they say nothing about prices. */
+static int drop_without_tiles(nbhd_sim_sample *samples, int count)
+{
+    int kept = 0;
+    for (int i = 0; i < count; i++)
+        if (samples[i].tiles.q_tile[0] && samples[i].tiles.kv_tile[0])
+            samples[kept++] = samples[i];
+    if (kept && kept < count)
+        tool_note("%d of %d measurements have no tiles, and are left out", count - kept, count);
+    return kept ? kept : count;
+}
+
 static int fit(struct options *o)
 {
     double median, worst;
@@ -235,6 +239,7 @@ static int fit(struct options *o)
     int status = sim_table_read(o->fit, &o->samples, &o->sample_count);
     if (status)
         return status;
+    o->sample_count = drop_without_tiles(o->samples, o->sample_count);
     if (nbhd_sim_fit(&o->model, o->samples, o->sample_count, &median, &worst))
         return tool_fail(TOOL_USAGE, "%s: %s", o->fit, nbhd_last_error());
     for (int i = 0; i < o->sample_count; i++) {
@@ -242,8 +247,8 @@ static int fit(struct options *o)
         char line[NBHD_TEXT], q[48], kv[48];
         double ms = 0;
         nbhd_desc_format(&s->desc, line, sizeof line);
-        format_extents(s->tiles.q_tile, q);
-        format_extents(s->tiles.kv_tile, kv);
+        sim_format_extents(s->tiles.q_tile, q);
+        sim_format_extents(s->tiles.kv_tile, kv);
         nbhd_status result = nbhd_sim_predict(&o->model, &s->desc, &s->tiles, &ms);
         if (result)
             return tool_fail_library(result);

@@ -1,6 +1,7 @@
 /* A tiling from options: see sim_args.h. */
 #include "sim_args.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "tool.h"
@@ -33,4 +34,12 @@ int sim_args_tiles(const struct sim_args *a, const nbhd_desc *desc, nbhd_sim_til
     const int rank = bits == 1u << NBHD_SIM_FLAT ? 1 : desc->rank;
     int status = copy("q-tile", &a->q_tile, rank, tiles->q_tile);
     return status ? status : copy("kv-tile", &a->kv_tile, rank, tiles->kv_tile);
+}
+
+void sim_format_extents(const int extent[3], char text[48])
+{
+    int length = 0;
+    *text = '\0';
+    for (int i = 0; i < 3 && extent[i]; i++)
+        length += snprintf(text + length, 48 - (size_t)length, "%s%d", i ? "x" : "", extent[i]);
 }

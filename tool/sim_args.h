@@ -28,4 +28,7 @@ int sim_args_tiles(const struct sim_args *a, const nbhd_desc *desc, nbhd_sim_til
 /* Bits 1 << nbhd_sim_tiling of what was asked for; `otherwise` if nothing was. */
 unsigned sim_args_tilings(const struct sim_args *a, unsigned otherwise);
 
+/* "2x8x8" */
+void sim_format_extents(const int extent[3], char text[48]);
+
 #endif

@@ -14,7 +14,8 @@ struct nbhd_problem {
     struct nbhd_axis axis[3];
 };
 
-/* One way to run a kernel. What variant and the tiles mean is the kernel's business. */
+/* One way to run a kernel. What variant and the tiles mean is the kernel's business; but where both tiles are set, each query
+ * tile visits key tiles that start at its union, for one head at a time (nbhd_sim_plan_tiles). */
 struct nbhd_config {
     int variant;
     int q_tile[3], k_tile[3];

@@ -208,8 +208,10 @@ static struct nbhd_config config_of(const struct nbhd_problem *problem, int vari
                                     double cycles)
 {
     struct nbhd_config c = {.variant = variant, .stages = heads};
-    for (int a = 0; a < 3; a++)
+    for (int a = 0; a < 3; a++) {
         c.q_tile[a] = extent[a];
+        c.k_tile[a] = variant == NBHD_FWD_BROADCAST && heads == 1; /* keys one by one, in any order */
+    }
     c.predicted_ms = cycles * problem->desc.batch * problem->desc.kv_heads / CYCLES_PER_MS;
     return c;
 }

@@ -167,3 +167,18 @@ nbhd_status nbhd_sim_rank(const nbhd_desc *desc, const nbhd_sim_tiles *tiles, un
     free(r);
     return status;
 }
+
+nbhd_status nbhd_sim_plan_tiles(const nbhd_plan *plan, nbhd_sim_tiles *tiles)
+{
+    const struct nbhd_config *config = &plan->config;
+    const nbhd_desc *d = &plan->problem.desc;
+    nbhd_sim_tiles result = {.size = sizeof result, .tiling = NBHD_SIM_DYNAMIC, .warpgroups = 1};
+    if (!config->q_tile[2] || !config->k_tile[2])
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "%s, %s: no tiling of the simulator's", plan->kernel->name, plan->describe);
+    for (int i = 0; i < d->rank; i++) {
+        const int at = i + 3 - d->rank;
+        result.q_tile[i] = nbhd_min(config->q_tile[at], d->length[i]);
+        result.kv_tile[i] = nbhd_min(config->k_tile[at], d->kv_length[i]);
+    }
+    return nbhd_return_sized(tiles, &result, sizeof result, "nbhd_sim_tiles");
+}
