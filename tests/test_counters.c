@@ -103,6 +103,12 @@ static struct visits expected(const struct nbhd_plan *plan, const nbhd_desc *d)
             broadcasts++;
             times = (double)d->batch * d->kv_heads * f->head_tiles;
             v = simulate(d, extent);
+            nbhd_sim_tiles tiles = NBHD_SIM_TILES_INIT;
+            const bool told = !nbhd_sim_plan_tiles(plan, &tiles);
+            CHECK(told == (f->head_tile == 1), "%s: %s", plan->describe, nbhd_last_error());
+            for (int i = 0; i < d->rank && told; i++)
+                CHECK(tiles.q_tile[i] == nbhd_min(extent[i + 3 - d->rank], d->length[i]) && tiles.kv_tile[i] == 1,
+                      "%s: axis %d is told as %d against %d", plan->describe, i, tiles.q_tile[i], tiles.kv_tile[i]);
         }
     }
     return (struct visits){v.visits * times, v.masked * times};

@@ -311,11 +311,40 @@ static void compare(const char *line, const nbhd_sim_tiles *t, const nbhd_sim_co
           c->masked_fraction, 1 - s->full / s->visited, c->pairs, s->pairs, c->block_sparse);
 }
 
+/* The same problem with queries and keys exchanged: what a backward counts. */
+static struct brute transposed(const struct brute *b)
+{
+    struct brute t = *b;
+    t.tokens = b->keys;
+    t.keys = b->tokens;
+    for (int i = 0; i < 3; i++) {
+        t.axis[i].length = b->axis[i].keys;
+        t.axis[i].keys = b->axis[i].length;
+    }
+    t.sees = malloc((size_t)t.tokens * (size_t)t.keys);
+    for (int k = 0; k < t.tokens; k++)
+        for (int q = 0; q < t.keys; q++)
+            t.sees[k * t.keys + q] = b->sees[q * b->keys + k];
+    return t;
+}
+
+static void check_backward(const char *line, const struct brute *b, const nbhd_sim_tiles *t, const int q[3], const int kv[3])
+{
+    nbhd_desc desc = parse(line);
+    nbhd_sim_counts c = NBHD_SIM_COUNTS_INIT;
+    desc.pass = NBHD_BACKWARD;
+    if (!CHECK(!nbhd_sim_count(&desc, t, &c), "%s: %s", line, nbhd_last_error()))
+        return;
+    const struct sums s = brute_boxes(b, kv, q, t->tiling == NBHD_SIM_DYNAMIC);
+    compare(line, t, &c, &s, (double)q[0] * q[1] * q[2] * kv[0] * kv[1] * kv[2]);
+}
+
 static void check_brute(const char *line, const int (*boxes)[3], int count)
 {
     const nbhd_desc desc = parse(line);
     struct brute b;
     brute_init(&b, &desc);
+    struct brute back = transposed(&b);
     for (int i = 0; i < count; i++)
         for (int j = 0; j < count; j++)
             for (int tiling = 0; tiling < NBHD_SIM_TILINGS; tiling++) {
@@ -336,8 +365,11 @@ static void check_brute(const char *line, const int (*boxes)[3], int count)
                 const double area = tiling == NBHD_SIM_FLAT ? (double)t.q_tile[0] * t.kv_tile[0]
                                                             : (double)q[0] * q[1] * q[2] * kv[0] * kv[1] * kv[2];
                 compare(line, &t, &c, &s, area);
+                if (tiling != NBHD_SIM_FLAT)
+                    check_backward(line, &back, &t, q, kv);
             }
     free(b.sees);
+    free(back.sees);
 }
 
 static void check_counts(void)
