@@ -230,6 +230,18 @@ V_FN void columns_of_key(const struct nbhd_product *p, const struct line *l, int
 
 /* ---- tasks ---- */
 
+/* The row that a product other than of scores writes: the line's query or key. */
+V_FN void naive_sums(const struct nbhd_product *p, const struct line *l, int dtype)
+{
+    for (int i = 0; i < p->width; i += COLUMNS * VF) {
+        const int columns = nbhd_min(p->width - i, COLUMNS * VF);
+        if (p->kind == WRITES_KEYS)
+            columns_of_key(p, l, i, columns, dtype);
+        else
+            columns_of_query(p, l, i, columns, dtype);
+    }
+}
+
 V_FN void naive_row(const struct nbhd_product *p, long long task, int dtype)
 {
     const bool of_keys = p->kind == WRITES_KEYS;
@@ -237,17 +249,10 @@ V_FN void naive_row(const struct nbhd_product *p, long long task, int dtype)
     const int extent = of_keys ? p->axis[2].keys : p->axis[2].length;
     for (l.x[2] = 0; l.x[2] < extent; l.x[2]++) {
         line_axis(p, &l, 2, of_keys);
-        if (p->kind == WRITES_SCORES) {
+        if (p->kind == WRITES_SCORES)
             scores_of_query(p, &l, dtype);
-            continue;
-        }
-        for (int i = 0; i < p->width; i += COLUMNS * VF) {
-            const int columns = nbhd_min(p->width - i, COLUMNS * VF);
-            if (of_keys)
-                columns_of_key(p, &l, i, columns, dtype);
-            else
-                columns_of_query(p, &l, i, columns, dtype);
-        }
+        else
+            naive_sums(p, &l, dtype);
     }
 }
 
