@@ -34,7 +34,23 @@ V_FN vi v_mask(unsigned bits)
     return _mm256_cmpeq_epi32(_mm256_and_si256(v_iset1((int)bits), one), one);
 }
 V_FN vf v_load_part(const float *p, int n) { return _mm256_maskload_ps(p, v_first(n)); }
-V_FN void v_store_part(float *p, vf x, int n) { _mm256_maskstore_ps(p, v_first(n), x); }
+/* Not maskstore, which takes AMD's cores tens of cycles: two halves that may overlap. */
+V_FN void v_store_part(float *p, vf x, int n)
+{
+    if (n == VF) {
+        _mm256_storeu_ps(p, x);
+    } else if (n >= 4) {
+        vi last = v_iadd(v_iset1(n - 4), _mm256_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3));
+        _mm_storeu_ps(p, _mm256_castps256_ps128(x));
+        _mm_storeu_ps(p + n - 4, _mm256_castps256_ps128(_mm256_permutevar8x32_ps(x, last)));
+    } else if (n > 0) {
+        __m128 a = _mm256_castps256_ps128(x);
+        if (n >= 2)
+            _mm_storel_pi((__m64 *)(void *)p, a);
+        if (n != 2)
+            _mm_store_ss(p + n - 1, n == 3 ? _mm_movehl_ps(a, a) : a);
+    }
+}
 V_FN vf v_select(unsigned bits, vf yes, vf no) { return _mm256_blendv_ps(no, yes, _mm256_castsi256_ps(v_mask(bits))); }
 V_FN vf v_gather(const float *p, vi index, unsigned bits)
 {

@@ -127,7 +127,7 @@ static size_t lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
 static void lay_out_scratch(struct nbhd_gemm *g)
 {
     const size_t pad = (size_t)g->pad, most = pad > GEMM_RUN ? pad : GEMM_RUN;
-    g->at_b = lines(GEMM_LANES * most * sizeof(float));
+    g->at_b = lines((GEMM_LANES * most + 16) * sizeof(float)); /* and a vector that is written past the last row */
     g->at_c = g->at_b + lines(GEMM_RUN * pad * sizeof(float));
     g->scratch = g->at_c + lines(GEMM_LANES * most * sizeof(float));
 }

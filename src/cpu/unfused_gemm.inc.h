@@ -263,7 +263,8 @@ V_FN void begin_scores(struct tile *t, int dtype)
 
 /* ---- queries ---- */
 
-/* A[lane][run]: the lane's scores of the run's keys, 0 where it does not see one. */
+/* A[lane][run]: the lane's scores of the run's keys, 0 where it does not see one. What load_weights writes past a lane's
+ * scores lies in later lanes, which are written after. */
 V_FN void gather_row(const struct tile *t, const struct run *r, int i, int j, int dtype)
 {
     const struct tile_axis *x = t->axis;

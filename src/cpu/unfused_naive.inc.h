@@ -122,9 +122,14 @@ V_FN void scores_of_query(const struct nbhd_product *p, const struct line *l, in
                 const int n = count - j < PIECE ? count - j : PIECE;
                 k[2] = first[2] + j;
                 const char *key = p->key.data + offset_of(p, l, &p->key, k, kv_head_of(p, l->head));
-                dot_rows(q, key, step, n, p->width, dtype, piece);
+                const long long entry = entry_of(p, k, first) + j;
                 const float *bias = p->bias ? p->bias + table_at(p, l, k, l->head) : NULL;
-                store_scores(row, dtype, entry_of(p, k, first) + j, piece, bias, n);
+                if (dtype == NBHD_F32 && sizeof(real) == sizeof(float) && !bias) {
+                    dot_rows(q, key, step, n, p->width, dtype, (real *)(void *)row + entry);
+                } else {
+                    dot_rows(q, key, step, n, p->width, dtype, piece);
+                    store_scores(row, dtype, entry, piece, bias, n);
+                }
             }
 }
 
@@ -145,14 +150,13 @@ V_FN void add_rows(vf acc[COLUMNS], const real *weight, const char *row, long lo
     }
 }
 
-/* n scores from entry `at` on, as real. */
+/* n scores from entry `at` on, as real. Writes whole vectors, zeros past n: the scalars are read at once, and a masked
+ * store could not be forwarded to them. */
 V_FN void load_weights(const char *row, int dtype, long long at, int n, real *out)
 {
     const char *from = row + at * (long long)nbhd_dtype_size(dtype);
-    for (int j = 0; j < n; j += VF) {
-        const int part = n - j < VF ? n - j : VF;
-        v_store_part(out + j, row_load(from, dtype, j, part), part);
-    }
+    for (int j = 0; j < n; j += VF)
+        v_store(out + j, row_load(from, dtype, j, n - j < VF ? n - j : VF));
 }
 
 V_FN void store_columns(char *row, int dtype, int i, const vf acc[COLUMNS], int columns, float scale)
