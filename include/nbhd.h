@@ -128,7 +128,8 @@ NBHD_API size_t nbhd_plan_workspace(const nbhd_plan *plan);     /* bytes, on the
 NBHD_API const char *nbhd_plan_kernel(const nbhd_plan *plan);   /* its name: "cpu.fwd_avx512" */
 NBHD_API const char *nbhd_plan_describe(const nbhd_plan *plan); /* and its choices: "broadcast tile 64x96, 2 threads" */
 NBHD_API double nbhd_plan_predicted_ms(const nbhd_plan *plan);  /* by the cost model; 0 where there is none */
-NBHD_API void nbhd_plan_destroy(nbhd_plan **plan);              /* NULL is allowed; sets *plan to NULL */
+/* NULL is allowed; sets *plan to NULL. A plan for a GPU must go before the CUDA context that it was made in. */
+NBHD_API void nbhd_plan_destroy(nbhd_plan **plan);
 
 /* Kernels, best first: name of the i-th, NULL past the end. */
 NBHD_API const char *nbhd_kernel_name(int i);

@@ -21,7 +21,7 @@ static bool check_case(const char *kernel, const nbhd_desc *desc, unsigned seed)
     struct case_result result;
     char line[NBHD_TEXT];
     options.layout = (enum case_layout)(seed % 3);
-    options.granularity = seed % 2 ? 1 : 8;
+    options.granularity = seed % 2 && !(kernel && strstr(kernel, "_sm90")) ? 1 : 8; /* sm90 alone reads aligned tensors only */
     options.no_lse = seed % 5 == 0;
     options.large_values = seed % 7 == 3;
     options.dlse = seed % 2 == 0;
@@ -220,9 +220,9 @@ static void check_contexts(void)
         close_problem(&first);
         nbhd_cu.cuCtxPushCurrent_v2(other);
     }
+    nbhd_plan_destroy(&second_plan);
     close_problem(&second);
     destroy(other);
-    nbhd_plan_destroy(&second_plan); /* after its context: nothing is left to unload */
     CHECK(!nbhd_cu.cuCtxSynchronize(), "the first context is hurt");
 }
 

@@ -51,6 +51,9 @@ struct nbhd_plan {
     size_t workspace; /* bytes */
     void *state;      /* the kernel's own */
     char describe[160];
+    bool picky;                  /* set by build: run may answer NBHD_ERROR_UNSUPPORTED, before it has done anything, for
+                                    tensors whose addresses or strides it cannot read */
+    struct nbhd_plan *reference; /* runs those, where the planner chose a picky kernel; else NULL */
 };
 
 extern const struct nbhd_kernel nbhd_kernels[]; /* ends with name == NULL */

@@ -72,6 +72,24 @@ static nbhd_status build(nbhd_plan **out, const struct nbhd_problem *problem, co
     return NBHD_OK;
 }
 
+/* A picky kernel gets the last row that takes the problem beside it, for tensors that it cannot read. */
+static void add_reference(nbhd_plan *plan)
+{
+    char why[NBHD_TEXT];
+    const struct nbhd_kernel *last = NULL;
+    for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
+        if (k != plan->kernel && !nbhd_kernel_refuses(k, &plan->problem, why))
+            last = k;
+    if (!last || build(&plan->reference, &plan->problem, last)) {
+        nbhd_log(1, "no kernel beside %s for unaligned tensors: %s", plan->kernel->name, last ? nbhd_last_error() : "none");
+        return;
+    }
+    if (plan->reference->workspace > plan->workspace)
+        plan->workspace = plan->reference->workspace;
+    const size_t used = strlen(plan->describe);
+    snprintf(plan->describe + used, sizeof plan->describe - used, "; unaligned tensors: %s", last->name);
+}
+
 nbhd_status nbhd_plan_create_with(nbhd_plan **plan, const nbhd_desc *desc, nbhd_device device, unsigned flags,
                                   const char *kernel)
 {
@@ -90,7 +108,11 @@ nbhd_status nbhd_plan_create_with(nbhd_plan **plan, const nbhd_desc *desc, nbhd_
         kernel = forced_by_environment(&problem);
     const struct nbhd_kernel *chosen = NULL;
     status = kernel ? choose_named(&problem, kernel, &chosen) : choose(&problem, &chosen);
-    return status ? status : build(plan, &problem, chosen);
+    if (!status)
+        status = build(plan, &problem, chosen);
+    if (!status && !kernel && (*plan)->picky)
+        add_reference(*plan);
+    return status;
 }
 
 nbhd_status nbhd_plan_create(nbhd_plan **plan, const nbhd_desc *desc, nbhd_device device, unsigned flags)
@@ -107,6 +129,7 @@ void nbhd_plan_destroy(nbhd_plan **plan)
 {
     if (!plan || !*plan)
         return;
+    nbhd_plan_destroy(&(*plan)->reference);
     if ((*plan)->kernel->ops->drop)
         (*plan)->kernel->ops->drop(*plan);
     free(*plan);
@@ -145,5 +168,9 @@ nbhd_status nbhd_execute(const nbhd_plan *plan, const nbhd_args *args, void *wor
         return nbhd_fail(NBHD_ERROR_INVALID, "workspace is NULL; this plan needs %zu bytes", plan->workspace);
     struct nbhd_params params;
     nbhd_status status = nbhd_params_bind(&plan->problem, args, &params);
-    return status ? status : plan->kernel->ops->run(plan, &params, workspace, stream);
+    if (!status)
+        status = plan->kernel->ops->run(plan, &params, workspace, stream);
+    if (status == NBHD_ERROR_UNSUPPORTED && plan->reference)
+        status = plan->reference->kernel->ops->run(plan->reference, &params, workspace, stream);
+    return status;
 }

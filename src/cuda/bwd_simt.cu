@@ -36,24 +36,20 @@ NBHD_FN void dq_load_queries(struct simt_shared &s, const struct nbhd_params &p,
     __syncthreads();
 }
 
-/* Δ of each row by the 16 threads that share it. */
+/* Δ, summed in the order of simt_nt: where o is exactly a value that P weighs 1, dP - Δ is exactly 0. */
 NBHD_FN void dq_deltas(struct simt_shared &s, const struct nbhd_params &p, const struct simt_tile &t)
 {
-#pragma unroll
-    for (int i = 0; i < ROWS; i++) {
-        int query = TY + 16 * i, at[3] = {s.q.at[0][query], s.q.at[1][query], s.q.at[2][query]};
-        const char *dout = s.q.rows[1][query];
+    int i = (int)threadIdx.x;
+    if (i < M && s.q.rows[1][i]) {
+        int at[3] = {s.q.at[0][i], s.q.at[1][i], s.q.at[2][i]};
+        const char *dout = s.q.rows[1][i], *o = simt_row(p.o, t, at, t.head);
         real sum = 0;
-        if (dout) {
-            const char *o = simt_row(p.o, t, at, t.head);
-            for (int d = TX; d < p.head_dim_v; d += 16)
-                sum += simt_load(o, d) * simt_load(dout, d);
-        }
-        sum = simt_row_sum(sum);
-        if (dout && p.dlse.data)
+#pragma unroll 4
+        for (int d = 0; d < p.head_dim_v; d++)
+            sum += simt_load(dout, d) * simt_load(o, d);
+        if (p.dlse.data)
             sum -= *(const float *)simt_row(p.dlse, t, at, t.head);
-        if (TX == 0)
-            s.q.delta[query] = sum;
+        s.q.delta[i] = sum;
     }
     __syncthreads();
 }
