@@ -90,6 +90,7 @@ static int run(int argc, char **argv)
         .synopsis = "nbhd mask LINE [--query I,J,K] [-o FILE] [OPTIONS]",
         .about = "Draws what one query sees, what its tile of queries sees together, and which key tiles a kernel visits\n"
                  "for it, with and without a mask. One axis: the matrix of queries and keys. Three axes: slice by slice.\n"
+                 "On a bwd line --query is a key, and the picture shows the queries that see it.\n"
                  "Tiles of 8, 4x4 or 2x4x4 tokens unless told otherwise.",
         .options = table,
         .operands_min = 1,

@@ -8,8 +8,11 @@
 #include "tool.h"
 
 static const int colours[VIEW_CLASSES] = {0xb2182b, 0x2b6ca3, 0xa6cbe3, 0xf6d9b0, 0xf1f1f1};
-static const char *const meanings[VIEW_CLASSES] = {"the query", "keys that it sees", "keys that others of its tile see",
-                                                   "loaded with a visited tile, seen by none", "skipped"};
+static const char *const meanings[2][VIEW_CLASSES] = {
+    {"the query", "keys that it sees", "keys that others of its tile see", "loaded with a visited tile, seen by none",
+     "skipped"},
+    {"the key", "queries that see it", "queries that see others of its tile", "loaded with a visited tile, see none of it",
+     "skipped"}};
 enum { INK = 0x333333, FULL_COLOUR = 0x3ecf6e, MASKED_COLOUR = 0xd4760a, TILE_COLOUR = 0xb2182b, GRID_COLOUR = 0xd0d0d0 };
 
 enum { MARGIN = 16, WORDS = 13, MATRIX_MOST = 160, WRAP = 64 };
@@ -38,19 +41,20 @@ static void draw_legend(struct canvas *c, const struct view *v, double x, double
         if ((i == VIEW_UNION || i == VIEW_LOADED) && !tiled(v))
             continue;
         canvas_box(c, x, y, 12, 12, colours[i], GRID_COLOUR, 0.5);
-        canvas_words(c, x + 18, y + 11, WORDS, INK, CANVAS_LEFT, "%s", tiled(v) || i < VIEW_SKIPPED ? meanings[i] : "not seen");
+        canvas_words(c, x + 18, y + 11, WORDS, INK, CANVAS_LEFT, "%s", tiled(v) || i < VIEW_SKIPPED ? meanings[v->inverse][i] : "not seen");
         y += 18;
     }
     if (!outlined(v))
         return;
-    static const char *const names[] = {"visited key tile, every pair visible: no mask", "visited key tile that needs a mask"};
+    const char *visited = v->inverse ? "query" : "key", *stays = v->inverse ? "key" : "query";
+    static const char *const names[] = {"every pair visible: no mask", "which needs a mask"};
     for (int i = 0; i < 2; i++, y += 18) {
         canvas_box(c, x + 1, y + 1, 10, 10, CANVAS_NONE, i ? MASKED_COLOUR : FULL_COLOUR, 2);
-        canvas_words(c, x + 18, y + 11, WORDS, INK, CANVAS_LEFT, "%s", names[i]);
+        canvas_words(c, x + 18, y + 11, WORDS, INK, CANVAS_LEFT, "visited %s tile, %s", visited, names[i]);
     }
     if (v->rank > 1) {
         canvas_box(c, x + 1, y + 1, 10, 10, CANVAS_NONE, TILE_COLOUR, 2);
-        canvas_words(c, x + 18, y + 11, WORDS, INK, CANVAS_LEFT, "the query tile");
+        canvas_words(c, x + 18, y + 11, WORDS, INK, CANVAS_LEFT, "the %s tile", stays);
     }
 }
 
@@ -68,10 +72,12 @@ static void describe(const struct view *v, char line[NBHD_TEXT], char counts[NBH
     for (int i = 3 - v->rank; i < 3; i++)
         length += snprintf(query + length, sizeof query - (size_t)length, "%s%d", length ? "," : "", v->axis[i].query);
     nbhd_desc_format(&v->desc, line, NBHD_TEXT);
-    snprintf(counts, NBHD_TEXT,
-             "query %s sees %.0f keys; the %.0f quer%s of its tile see %.0f: %.0f key tiles (%s), %.0f with a mask", query,
-             v->seen, v->queries, v->queries > 1 ? "ies" : "y", v->united, v->visited, nbhd_sim_tiling_name(v->tiles.tiling),
-             v->visited - v->full);
+    const char *format = v->inverse ? "key %s is seen by %.0f queries; its tile of %.0f by %.0f: %.0f query tiles (%s), "
+                                      "%.0f with a mask"
+                                    : "query %s sees %.0f keys; its tile of %.0f sees %.0f: %.0f key tiles (%s), "
+                                      "%.0f with a mask";
+    snprintf(counts, NBHD_TEXT, format, query, v->seen, v->queries, v->united, v->visited,
+             nbhd_sim_tiling_name(v->tiles.tiling), v->visited - v->full);
 }
 
 static void draw_title(struct canvas *c, const struct view *v)
@@ -237,7 +243,8 @@ static int draw_row(struct canvas *c, const struct view *v, int query, double y,
 
 static int draw_matrix(const struct view *v, const char *path)
 {
-    const int queries = v->desc.length[0], keys = v->axis[2].keys;
+    const int queries = v->inverse && v->desc.kv_length[0] ? v->desc.kv_length[0] : v->desc.length[0];
+    const int keys = v->axis[2].keys, step = v->inverse ? v->tiles.kv_tile[0] : v->tiles.q_tile[0];
     double cell = 880.0 / (keys > queries ? keys : queries);
     cell = cell > 14 ? 14 : (int)(2 * cell) / 2.0;
     struct canvas c;
@@ -248,7 +255,7 @@ static int draw_matrix(const struct view *v, const char *path)
     for (int q = 0; q < queries && !status; q++)
         status = draw_row(&c, v, q, top + q * cell, cell, false);
     draw_grid(&c, &(struct plane){MARGIN, top, cell, 0}, queries, keys);
-    for (int q = 0; q < queries && !status && outlined(v); q += v->tiles.q_tile[0])
+    for (int q = 0; q < queries && !status && outlined(v); q += step)
         status = draw_row(&c, v, q, top + q * cell, cell, true);
     canvas_box(&c, MARGIN, top + v->axis[2].query * cell, keys * cell, cell, CANVAS_NONE, TILE_COLOUR, 2);
     draw_legend(&c, v, MARGIN, top + queries * cell + 8);
@@ -262,7 +269,7 @@ int mask_draw(const struct view *v, const char *path)
 {
     if (v->rank > 1)
         return draw_planes(v, path);
-    if (v->desc.length[0] > MATRIX_MOST || v->axis[2].keys > MATRIX_MOST)
+    if (v->desc.length[0] > MATRIX_MOST || v->desc.kv_length[0] > MATRIX_MOST)
         return tool_fail(TOOL_USAGE, "%s: a picture of one axis is the matrix of queries and keys, at most %d of each", path,
                          MATRIX_MOST);
     return draw_matrix(v, path);
@@ -289,6 +296,6 @@ void mask_print(const struct view *v)
             }
     }
     for (int i = 0; i < VIEW_CLASSES; i++)
-        printf("%s%c %s", i ? ", " : "", letters[i], meanings[i]);
+        printf("%s%c %s", i ? ", " : "", letters[i], meanings[v->inverse][i]);
     putchar('\n');
 }

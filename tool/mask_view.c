@@ -8,14 +8,14 @@
 
 enum { SEEN = 1, UNION = 2, LOADED = 4, SELF = 8 };
 
-static unsigned char flags_of(const nbhd_sim_tile *t, int token, int first, int count, int query, bool cross)
+static unsigned char flags_of(const nbhd_sim_tile *t, const nbhd_sim_tile *own, int token, int query, bool cross)
 {
     const int step = cross ? 1 : t->dilation, group = cross ? 0 : t->group;
     if (token % step != group)
         return 0;
-    const int e = token / step, e0 = first / step;
+    const int e = token / step;
     unsigned flags = 0;
-    if (e >= e0 && e < e0 + count)
+    if (e >= own->any_begin && e < own->any_end)
         flags |= SEEN;
     if (e >= t->any_begin && e < t->any_end)
         flags |= UNION;
@@ -29,12 +29,16 @@ static unsigned char flags_of(const nbhd_sim_tile *t, int token, int first, int 
 static int begin_axis(struct view *v, int at, int axis, int query)
 {
     struct view_axis *a = &v->axis[at];
-    const int length = v->desc.length[axis], keys = v->desc.kv_length[axis] ? v->desc.kv_length[axis] : length;
-    int first, count;
+    const int length = v->desc.length[axis], kv = v->desc.kv_length[axis] ? v->desc.kv_length[axis] : length;
+    const int keys = v->inverse ? length : kv;
+    nbhd_sim_tiles one = {sizeof one, NBHD_SIM_DYNAMIC, {1, 1, 1}, {1, 1, 1}, 1}; /* the union of one query is its window */
+    nbhd_sim_tile own = NBHD_SIM_TILE_INIT;
+    for (int i = v->rank; i < 3; i++)
+        one.q_tile[i] = one.kv_tile[i] = 0;
     a->tile = (nbhd_sim_tile)NBHD_SIM_TILE_INIT;
     nbhd_status status = nbhd_sim_tile_of(&v->desc, &v->tiles, axis, query, &a->tile);
     if (!status)
-        status = nbhd_desc_keys(&v->desc, axis, query, &first, &count);
+        status = nbhd_sim_tile_of(&v->desc, &one, axis, query, &own);
     if (status)
         return tool_fail_library(status);
     a->keys = keys;
@@ -43,11 +47,11 @@ static int begin_axis(struct view *v, int at, int axis, int query)
     if (!a->flags)
         return tool_fail(TOOL_FAILED, "no memory for an axis of %d keys", keys);
     for (int i = 0; i < keys; i++)
-        a->flags[i] = flags_of(&a->tile, i, first, count, query, keys != length);
+        a->flags[i] = flags_of(&a->tile, &own, i, query, kv != length);
     int inside = 0;
     for (int i = 0; i < a->tile.visited; i++)
         inside += view_tile_inside(v, at, i);
-    v->seen *= count;
+    v->seen *= own.any_end - own.any_begin;
     v->visited *= a->tile.visited;
     v->full *= inside;
     v->queries *= a->tile.q_end - a->tile.q_begin;
@@ -58,6 +62,7 @@ static int begin_axis(struct view *v, int at, int axis, int query)
 int view_begin(struct view *v, const nbhd_desc *desc, const nbhd_sim_tiles *tiles, const int *query)
 {
     *v = (struct view){.desc = *desc, .tiles = *tiles, .rank = desc->rank};
+    v->inverse = desc->pass == NBHD_BACKWARD;
     v->seen = v->visited = v->full = v->queries = v->united = 1;
     int status = TOOL_DONE;
     for (int i = 0; i < 3 && !status; i++) {

@@ -1,4 +1,5 @@
-/* What one query and its tile see, token by token and tile by tile, for drawings: from nbhd_sim.h, no rule of its own. */
+/* What one query and its tile see, token by token and tile by tile, for drawings: from nbhd_sim.h, no rule of its own.
+ * On a backward line: the queries that see one key and its tile; read "key" for query below, and "query" for key. */
 #ifndef NBHD_TOOL_MASK_VIEW_H
 #define NBHD_TOOL_MASK_VIEW_H
 
@@ -29,6 +30,7 @@ struct view {
     nbhd_desc desc;
     nbhd_sim_tiles tiles;
     int rank;
+    bool inverse; /* a backward line */
     struct view_axis axis[3];
     double seen, visited, full; /* keys of the query; key tiles of its tile; of these, without a mask */
     double queries, united;     /* queries of the tile; keys of their union */

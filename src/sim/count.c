@@ -187,23 +187,28 @@ nbhd_status nbhd_sim_tile_of(const nbhd_desc *desc, const nbhd_sim_tiles *tiles,
     nbhd_status status = nbhd_sim_case_init(&c, desc, tiles);
     if (status)
         return status;
+    const nbhd_desc *d = &c.problem.desc;
+    const bool inverse = d->pass == NBHD_BACKWARD, dynamic = c.tiling == NBHD_SIM_DYNAMIC;
     if (c.tiling == NBHD_SIM_FLAT)
         return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "tiling is flat; its tiles are no boxes, so they have no axis");
-    if (axis < 0 || axis >= c.problem.desc.rank)
-        return nbhd_fail(NBHD_ERROR_INVALID, "axis is %d; it must be 0 to %d", axis, c.problem.desc.rank - 1);
-    if (query < 0 || query >= c.problem.desc.length[axis])
-        return nbhd_fail(NBHD_ERROR_INVALID, "query[%d] is %d; it must be 0 to %d", axis, query,
-                         c.problem.desc.length[axis] - 1);
-    const int at = axis + 3 - c.problem.desc.rank;
+    if (axis < 0 || axis >= d->rank)
+        return nbhd_fail(NBHD_ERROR_INVALID, "axis is %d; it must be 0 to %d", axis, d->rank - 1);
+    const int length = inverse ? d->kv_length[axis] : d->length[axis];
+    if (query < 0 || query >= length)
+        return nbhd_fail(NBHD_ERROR_INVALID, "%s[%d] is %d; it must be 0 to %d", inverse ? "key" : "query", axis, query,
+                         length - 1);
+    const int at = axis + 3 - d->rank;
     const struct nbhd_axis a = c.problem.axis[at];
-    const int group = query % a.dilation, n = nbhd_group_size(a, group), q_tile = c.q_tile[at], kv_tile = c.kv_tile[at];
-    const bool dynamic = c.tiling == NBHD_SIM_DYNAMIC;
-    const struct nbhd_tile t = nbhd_tile_at(a, n, query / a.dilation / q_tile * q_tile, q_tile, kv_tile,
-                                            dynamic ? NBHD_TILING_DYNAMIC : NBHD_TILING_STATIC);
-    const int grid = dynamic ? t.any.begin : t.any.begin / kv_tile * kv_tile;
-    const nbhd_sim_tile result = {sizeof result, group,       a.dilation,  n,           a.keys == a.length ? n : a.keys,
-                                  t.q.begin,     t.q.end,     t.any.begin, t.any.end,   t.all.begin,
-                                  t.all.end,     grid,        kv_tile,     t.visited};
+    const int group = query % a.dilation, n = nbhd_group_size(a, group), keys = a.keys != a.length ? a.keys : n;
+    const int stay = inverse ? c.kv_tile[at] : c.q_tile[at], visit = inverse ? c.q_tile[at] : c.kv_tile[at];
+    const int begin = query / a.dilation / stay * stay;
+    const enum nbhd_tiling tiling = dynamic ? NBHD_TILING_DYNAMIC : NBHD_TILING_STATIC;
+    const struct nbhd_tile t = inverse ? nbhd_tile_at_inverse(a, n, begin, stay, visit, tiling)
+                                       : nbhd_tile_at(a, n, begin, stay, visit, tiling);
+    const int grid = dynamic ? t.any.begin : t.any.begin / visit * visit;
+    const nbhd_sim_tile result = {sizeof result, group,       a.dilation,  inverse ? keys : n, inverse ? n : keys,
+                                  t.q.begin,     t.q.end,     t.any.begin, t.any.end,          t.all.begin,
+                                  t.all.end,     grid,        visit,       t.visited};
     return nbhd_return_sized(tile, &result, sizeof result, "nbhd_sim_tile");
 }
 
