@@ -21,6 +21,7 @@
 #include "cpu/broadcast.inc.h"
 #include "cpu/fwd_broadcast.inc.h"
 #include "cpu/fwd_permute.inc.h"
+#include "cpu/fwd_lines.inc.h"
 
 struct fwd_call {
     const struct nbhd_params *params;

@@ -1,24 +1,33 @@
 /* What both forward algorithms share: queries in, outputs and logsumexp out, a lane each. Included by fwd.inc.h. */
 
-/* qt[i][lane] = rows[lane][i], negated if asked, for i < d; row i starts at qt + i * width. Lanes past `lanes` are 0. */
+/* qt[i][lane] = rows[lane][i], negated if asked, for i < d and one vector of lanes; lanes from `lanes` on are 0.
+ * Row i starts at qt + i * width. */
+static void pack_vector(float *qt, int width, const char *const rows[VF], int lanes, int d, bool negate)
+{
+    const vf sign = v_set1(negate ? -1.0f : 1.0f);
+    for (int i = 0; i < d; i += VF) {
+        vf x[VF];
+        if (d - i >= VF && lanes == VF) {
+#pragma GCC unroll 16
+            for (int l = 0; l < VF; l++)
+                x[l] = v_load((const float *)rows[l] + i);
+        } else {
+#pragma GCC unroll 16
+            for (int l = 0; l < VF; l++)
+                x[l] = l < lanes ? v_load_part((const float *)rows[l] + i, nbhd_min(d - i, VF)) : v_zero();
+        }
+        v_transpose(x);
+#pragma GCC unroll 16
+        for (int j = 0; j < VF; j++)
+            if (j < d - i)
+                v_store(qt + (i + j) * width, v_mul(x[j], sign));
+    }
+}
+
 static void pack_queries(float *qt, int width, const char *const *rows, int lanes, int vectors, int d, bool negate)
 {
     for (int v = 0; v < vectors; v++)
-        for (int i = 0; i < d; i += VF) {
-            int n = nbhd_min(d - i, VF);
-            vf x[VF];
-#pragma GCC unroll 16
-            for (int l = 0; l < VF; l++) {
-                x[l] = v_zero();
-                if (v * VF + l < lanes)
-                    x[l] = v_load_part((const float *)rows[v * VF + l] + i, n);
-            }
-            v_transpose(x);
-#pragma GCC unroll 16
-            for (int j = 0; j < VF; j++)
-                if (j < n)
-                    v_store(qt + (i + j) * width + v * VF, negate ? v_sub(v_zero(), x[j]) : x[j]);
-        }
+        pack_vector(qt + v * VF, width, rows + v * VF, nbhd_min(lanes - v * VF, VF), d, negate);
 }
 
 /* rows[lane][c] = ot[c][lane] / sum[lane] for c < columns. */

@@ -1,7 +1,7 @@
 /* Forward for small windows. A tile is up to FWD_ROWS neighbouring query rows (along axis 1) of VF queries each (along
  * axis 2): a vector per row. The windows of a row's queries begin at different keys; a permute gives each lane its own.
  *
- * Per task, the rows of K that its queries see are transposed once into lines: line[d][position]. Positions count the
+ * The rows of K are transposed into lines, line[d][position], by fwd_lines.inc.h. Positions count the
  * tokens of axis 2 with the dilation groups one after another, for queries as for keys; so a group's keys are adjacent
  * whatever the dilation, and VF queries may straddle groups. Per key row, d and column j of the window:
  *
@@ -9,11 +9,11 @@
  *     S[j][r] += Q[d][r] * table[start[lane]]             for the rows r that see the key row, 1 to 4 of them
  *
  * Borders, stride and dilation are in start[] and cost nothing. The second product needs no lanes of queries: with the
- * head's dimensions in the lanes, V is read in place and O written as it lies:
+ * head's dimensions in the lanes, V is read and O written as they lie:
  *
  *     O[r][lane][dims] += P[j][r][lane] * V[key of lane, j][dims]
  *
- * Only visible pairs are ever computed there, so what lies outside a window may be NaN. Included by fwd.inc.h. */
+ * Only visible pairs are ever computed there, so what lies outside a window may be NaN. */
 
 enum { ROW_WIDTH = FWD_ROWS * VF };
 
@@ -31,22 +31,40 @@ struct lane_block {
     int bias[VF];   /* column of the bias table for j = 0 */
 };
 
+/* Where up to FWD_ROWS query rows of one head begin: token 0 of axis 2. */
+struct row_set {
+    int rows;
+    const char *q[FWD_ROWS];
+    char *o[FWD_ROWS], *lse[FWD_ROWS];
+};
+
+enum { MOST_AHEAD = 64 };
+
 /* A task's view of the problem. */
 struct permute_task {
     const struct nbhd_params *p;
     const struct nbhd_fwd *f;
+    int batch, kv_first, kv_head; /* kv_first: of the task's group */
     struct nbhd_cell cell[2];
-    struct nbhd_range any[2], keys; /* key elements of axis 0 and 1; key positions of axis 2 */
-    int batch, kv_head, blocks;
-    int line_step;         /* floats from d to d + 1 */
+    struct nbhd_range keys; /* key positions of axis 2 */
+    int blocks;
+    struct lane_block *block;
+    int *token; /* [keys]: token of a key position */
+    /* Keys. */
+    long long *tag; /* [group][ring 0][ring 1]: which elements of axis 0 and 1 a slot's line is of */
+    float *lines, *values;
     long long v_lane_step; /* bytes from key to key in lane_block.key */
     long long v_step;      /* bytes from column to column */
     const char *extra_v;
-    long long extra_v_step;
-    struct lane_block *block;
-    int *token; /* [keys]: token of a key position */
-    float *lines, *values, *extra_values, *qt, *s, *o, *maximum, *sum, *alpha;
+    long long extra_v_step, extra_v_head;
+    /* The tile being computed. */
+    const float *bias; /* table of the head */
     struct key_run *runs;
+    int run_count;
+    float *qt, *s, *o, *maximum, *sum, *alpha;
+    /* What the next step will read first: rows of K and V, token 0 of axis 2. */
+    int ahead;
+    const char *ahead_k[MOST_AHEAD], *ahead_v[MOST_AHEAD];
 };
 
 /* ---- scores ---- */
@@ -65,10 +83,10 @@ V_FN void qk_permuted(const float *qt, const float *line, int line_step, const i
             acc[j][r] = v_zero();
     }
     for (int i = 0; i < d; i++, qt += ROW_WIDTH, line += line_step) {
-        vf low = v_load(line), high = v_load(line + VF), q[FWD_ROWS];
+        vf low = v_keep(v_load(line)), high = v_keep(v_load(line + VF)), q[FWD_ROWS];
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++)
-            q[r] = v_load(qt + r * VF);
+            q[r] = v_keep(v_load(qt + r * VF));
 #pragma GCC unroll 8
         for (int j = 0; j < columns; j++) {
             vf key = straight ? v_load(line + j) : v_lookup(low, high, index[j]);
@@ -120,10 +138,10 @@ static void window_scores(const struct permute_task *t, const struct lane_block 
         const int j = run->columns * part / parts, end = run->columns * (part + 1) / parts;
         const float *line = run->line + b->base + j;
         if (!V_FAST_LOOKUP && b->straight)
-            qk_rows(t->qt + run->begin * VF, line, t->line_step, b->start, d, s + j * ROW_WIDTH, run->end - run->begin,
+            qk_rows(t->qt + run->begin * VF, line, t->f->line_step, b->start, d, s + j * ROW_WIDTH, run->end - run->begin,
                     end - j, true);
         else
-            qk_rows(t->qt + run->begin * VF, line, t->line_step, b->start, d, s + j * ROW_WIDTH, run->end - run->begin,
+            qk_rows(t->qt + run->begin * VF, line, t->f->line_step, b->start, d, s + j * ROW_WIDTH, run->end - run->begin,
                     end - j, false);
     }
 }
@@ -164,7 +182,7 @@ static void bias_run(const struct permute_task *t, const struct lane_block *b, c
             float *s = t->s + (run->entry + j) * ROW_WIDTH + r * VF;
             vf bias = v_zero();
             if (run->line) {
-                const float *table = run->bias - r * table_row + j;
+                const float *table = t->bias + run->bias - r * table_row + j;
                 bias = b->even_bias && bits == V_ALL ? v_set1(table[b->bias[0]])
                                                      : v_gather(table, v_iload(b->bias), bits);
             }
@@ -207,7 +225,7 @@ V_FN void pv_run(vf acc[FWD_ROWS][V_DIMS], const char *v, long long step, const 
         vf value[V_DIMS];
 #pragma GCC unroll 4
         for (int i = 0; i < dims; i++)
-            value[i] = v_load((const float *)v + i * VF);
+            value[i] = v_keep(v_load((const float *)v + i * VF));
 #pragma GCC unroll 4
         for (int r = begin; r < end; r++) {
             vf weight = v_set1(p[r * VF]);
@@ -218,18 +236,19 @@ V_FN void pv_run(vf acc[FWD_ROWS][V_DIMS], const char *v, long long step, const 
     }
 }
 
-/* The rows' output of one lane, for `dims` vectors of the head from column on: o[row * o_step]. */
+/* One lane's output from some runs, for `dims` vectors of the head from `column` on. The first portion of the runs begins
+ * it, the last one writes it; in between it waits in t->o. */
 V_FN void pv_lane(const struct permute_task *t, const struct lane_block *b, const struct key_run *runs, int n, int lane,
-                  int column, float *o, int o_step, const int dims)
+                  int column, const struct row_set *to, bool first, bool last, const int dims)
 {
     vf acc[FWD_ROWS][V_DIMS];
+    float *o = t->o + lane * t->f->value_width + column;
+    const int o_step = VF * t->f->value_width;
 #pragma GCC unroll 4
-    for (int r = 0; r < FWD_ROWS; r++) {
-        vf alpha = v_set1(t->alpha[r * VF + lane]);
+    for (int r = 0; r < FWD_ROWS; r++)
 #pragma GCC unroll 4
         for (int i = 0; i < dims; i++)
-            acc[r][i] = v_mul(alpha, v_load(o + r * o_step + i * VF));
-    }
+            acc[r][i] = first ? v_zero() : v_mul(v_set1(t->alpha[r * VF + lane]), v_load(o + r * o_step + i * VF));
     for (const struct key_run *run = runs; run < runs + n; run++) {
         const bool extra = !run->line;
         const char *v = run->v + column * (long long)sizeof(float) + (extra ? 0 : b->key[lane] * t->v_lane_step);
@@ -249,28 +268,76 @@ V_FN void pv_lane(const struct permute_task *t, const struct lane_block *b, cons
         case 3 * 8 + 4: pv_run(acc, v, step, p, count, 3, 4, dims); break;
         }
     }
+    const int columns = t->p->head_dim_v - column;
 #pragma GCC unroll 4
-    for (int r = 0; r < FWD_ROWS; r++)
+    for (int r = 0; r < FWD_ROWS; r++) {
+        if (!last) {
 #pragma GCC unroll 4
-        for (int i = 0; i < dims; i++)
-            v_store(o + r * o_step + i * VF, acc[r][i]);
+            for (int i = 0; i < dims; i++)
+                v_store(o + r * o_step + i * VF, acc[r][i]);
+        } else if (r < to->rows) {
+            float *row = (float *)(to->o[r] + b->token[lane] * t->p->o.axis[2]) + column;
+            const vf factor = v_set1(t->sum[r * VF + lane]); /* its inverse: see permute_tile */
+#pragma GCC unroll 4
+            for (int i = 0; i < dims; i++)
+                if (columns >= (i + 1) * VF)
+                    v_store(row + i * VF, v_mul(factor, acc[r][i]));
+                else
+                    v_store_part(row + i * VF, v_mul(factor, acc[r][i]), columns - i * VF);
+        }
+    }
 }
 
-static void pv_block(const struct permute_task *t, const struct lane_block *b, const struct key_run *runs, int n)
+V_FN void fetch(const char *p, int bytes)
 {
-    const int width = t->f->value_width, o_step = VF * width;
-    for (int column = 0; column < width;) {
-        const int dims = nbhd_min((width - column) / VF, V_DIMS);
-        for (int lane = 0; lane < b->lanes; lane++) {
-            float *o = t->o + lane * width + column;
-            switch (dims) {
-            case 1: pv_lane(t, b, runs, n, lane, column, o, o_step, 1); break;
-            case 2: pv_lane(t, b, runs, n, lane, column, o, o_step, 2); break;
+    for (int i = 0; i < bytes; i += 64)
+        __builtin_prefetch(p + i, 0, 3);
+}
+
+/* What comes next is asked for a little at a time, so that the requests neither queue up nor come too late: the next
+ * tile's queries and outputs, and the keys and values of rows that the next step is the first to see, at this block's
+ * places. One call does one lane's share. */
+struct look_ahead {
+    const struct row_set *next;
+    int block, next_block, lane;
+};
+
+static void look_ahead_lane(const struct permute_task *t, const struct look_ahead *a, int lane)
+{
+    const struct nbhd_params *p = t->p;
+    const int q_bytes = p->head_dim * (int)sizeof(float), v_bytes = p->head_dim_v * (int)sizeof(float);
+    const int position = a->block * VF + lane, query = t->block[a->next_block].token[lane];
+    for (int r = 0; r < a->next->rows; r++) {
+        fetch(a->next->q[r] + query * p->q.axis[2], q_bytes);
+        fetch(a->next->o[r] + query * p->o.axis[2], v_bytes);
+    }
+    if (position >= t->keys.end - t->keys.begin)
+        return;
+    for (int i = 0; i < t->ahead; i++) {
+        fetch(t->ahead_k[i] + t->token[position] * p->k.axis[2], q_bytes);
+        fetch(t->ahead_v[i] + t->token[position] * p->v.axis[2], v_bytes);
+    }
+}
+
+/* Called at beat number `beat` of `beats` of a tile's work. */
+static void look_ahead(const struct permute_task *t, struct look_ahead *a, int beat, int beats)
+{
+    for (; a->lane < VF && a->lane * beats <= beat * VF; a->lane++)
+        look_ahead_lane(t, a, a->lane);
+}
+
+static void pv_portion(const struct permute_task *t, const struct lane_block *b, const struct key_run *runs, int n,
+                       int lane, const struct row_set *to, bool first, bool last)
+{
+    for (int column = 0; column < t->f->value_width;) {
+        const int dims = nbhd_min((t->f->value_width - column) / VF, V_DIMS);
+        switch (dims) {
+        case 1: pv_lane(t, b, runs, n, lane, column, to, first, last, 1); break;
+        case 2: pv_lane(t, b, runs, n, lane, column, to, first, last, 2); break;
 #if V_DIMS > 2
-            case 3: pv_lane(t, b, runs, n, lane, column, o, o_step, 3); break;
-            case 4: pv_lane(t, b, runs, n, lane, column, o, o_step, 4); break;
+        case 3: pv_lane(t, b, runs, n, lane, column, to, first, last, 3); break;
+        case 4: pv_lane(t, b, runs, n, lane, column, to, first, last, 4); break;
 #endif
-            }
         }
         column += dims * VF;
     }
@@ -278,329 +345,62 @@ static void pv_block(const struct permute_task *t, const struct lane_block *b, c
 
 /* ---- a tile ---- */
 
-static void tile_begin(const struct permute_task *t, const struct lane_block *b, int head, const int token[2][FWD_ROWS],
-                       int rows)
+static void tile_begin(const struct permute_task *t, const struct lane_block *b, const struct row_set *from)
 {
-    const struct nbhd_view *view = &t->p->q;
     const char *q[ROW_WIDTH];
-    for (int r = 0; r < rows; r++) {
-        const char *row = view->data + t->batch * view->batch + head * view->head + token[0][r] * view->axis[0] +
-                          token[1][r] * view->axis[1];
+    for (int r = 0; r < from->rows; r++)
         for (int l = 0; l < VF; l++)
-            q[r * VF + l] = row + b->token[l] * view->axis[2];
+            q[r * VF + l] = from->q[r] + b->token[l] * t->p->q.axis[2];
+    pack_queries(t->qt, ROW_WIDTH, q, from->rows * VF, from->rows, t->p->head_dim, t->p->scale < 0.0f);
+    for (int v = 0; v < ROW_WIDTH; v += VF) {
+        v_store(t->maximum + v, v_set1(-FLT_MAX));
+        v_store(t->sum + v, v_zero());
+        v_store(t->alpha + v, v_zero());
     }
-    pack_queries(t->qt, ROW_WIDTH, q, rows * VF, rows, t->p->head_dim, t->p->scale < 0.0f);
-    for (int i = 0; i < ROW_WIDTH; i++) {
-        t->maximum[i] = -FLT_MAX;
-        t->sum[i] = 0.0f;
-        t->alpha[i] = 0.0f;
-    }
-    memset(t->o, 0, (size_t)ROW_WIDTH * (size_t)t->f->value_width * sizeof(float));
 }
 
-static void tile_end(const struct permute_task *t, const struct lane_block *b, int head, const int token[2][FWD_ROWS],
-                     int rows)
+/* After the last softmax: the logsumexp out, and sum becomes its inverse. */
+static void tile_sums(const struct permute_task *t, const struct lane_block *b, const struct row_set *to)
 {
-    const struct nbhd_view *view = &t->p->o, *lse = &t->p->lse;
-    const int width = t->f->value_width, columns = t->p->head_dim_v;
-    for (int r = 0; r < rows; r++) {
-        char *row = view->data + t->batch * view->batch + head * view->head + token[0][r] * view->axis[0] +
-                    token[1][r] * view->axis[1];
-        for (int l = 0; l < b->lanes; l++) {
-            float *to = (float *)(row + b->token[l] * view->axis[2]);
-            const float *o = t->o + (r * VF + l) * width;
-            vf factor = v_set1(1.0f / t->sum[r * VF + l]);
-            for (int c = 0; c < columns; c += VF)
-                v_store_part(to + c, v_mul(factor, v_load(o + c)), nbhd_min(columns - c, VF));
-        }
+    for (int r = 0; r < to->rows; r++) {
+        float *sum = t->sum + r * VF;
         char *out[VF];
-        for (int l = 0; l < VF && lse->data; l++)
-            out[l] = lse->data + t->batch * lse->batch + head * lse->head + token[0][r] * lse->axis[0] +
-                     token[1][r] * lse->axis[1] + b->token[l] * lse->axis[2];
-        if (lse->data)
-            store_lse(out, b->lanes, 1, t->maximum + r * VF, t->sum + r * VF);
+        for (int l = 0; l < VF && t->p->lse.data; l++)
+            out[l] = to->lse[r] + b->token[l] * t->p->lse.axis[2];
+        if (t->p->lse.data)
+            store_lse(out, b->lanes, 1, t->maximum + r * VF, sum);
+        v_store(sum, v_div(v_set1(1.0f), v_load(sum)));
     }
 }
 
-static void permute_tile(const struct permute_task *t, const struct lane_block *b, const struct key_run *runs, int n,
-                         int rows)
+/* Portions of the runs whose scores fit t->s, one after another: scores, softmax, output. */
+static void permute_tile(const struct permute_task *t, struct look_ahead ahead, const struct row_set *rows)
 {
+    const struct lane_block *b = &t->block[ahead.block];
     const float factor = fabsf(t->p->scale) * LOG2E;
-    while (n > 0) {
-        int now = 0;
-        do {
-            if (runs[now].line)
-                window_scores(t, b, &runs[now]);
+    const int beats = t->run_count * 2;
+    tile_begin(t, b, rows);
+    for (int at = 0, end; at < t->run_count; at = end) {
+        const struct key_run *runs = t->runs;
+        for (end = at; end == at || (end < t->run_count && runs[end].entry > 0); end++) {
+            if (runs[end].line)
+                window_scores(t, b, &runs[end]);
             else
-                extra_scores(t, &runs[now]);
+                extra_scores(t, &runs[end]);
             if (t->p->bias)
-                bias_run(t, b, &runs[now], factor);
-            if (b->ragged && runs[now].line)
-                mask_run(t, b, &runs[now]);
-        } while (++now < n && runs[now].entry > 0);
-        for (int r = 0; r < rows; r++)
-            softmax_row(t, runs, now, r, t->p->bias ? 1.0f : factor);
-        pv_block(t, b, runs, now);
-        runs += now;
-        n -= now;
-    }
-}
-
-/* ---- a task: lines, blocks, runs ---- */
-
-/* Element i of all groups laid end to end: its group, and its place in it. */
-struct position {
-    int group, element, size;
-};
-
-static struct position position_of(struct nbhd_axis a, int i)
-{
-    const int size = nbhd_group_size(a, 0), longs = a.length - (size - 1) * a.dilation;
-    if (i < longs * size)
-        return (struct position){i / size, i % size, size};
-    i -= longs * size;
-    return (struct position){longs + i / (size - 1), i % (size - 1), size - 1};
-}
-
-static void position_next(struct nbhd_axis a, struct position *x)
-{
-    if (++x->element == x->size) {
-        x->element = 0;
-        x->size = nbhd_group_size(a, ++x->group);
-    }
-}
-
-static void make_blocks(struct permute_task *t, struct nbhd_range queries)
-{
-    const struct nbhd_axis a = t->p->axis[2];
-    struct position x = position_of(a, queries.begin);
-    t->blocks = (queries.end - queries.begin + VF - 1) / VF;
-    for (int i = 0; i < t->blocks; i++) {
-        struct lane_block *b = &t->block[i];
-        const int first = queries.begin + i * VF;
-        b->lanes = nbhd_min(queries.end - first, VF);
-        b->ragged = false;
-        b->straight = b->even_bias = true;
-        for (int l = 0; l < VF; l++) {
-            if (l >= b->lanes) {
-                b->start[l] = b->start[l - 1], b->count[l] = b->count[l - 1], b->token[l] = b->token[l - 1];
-                b->key[l] = b->key[l - 1], b->bias[l] = b->bias[l - 1];
-                continue;
-            }
-            const struct nbhd_range keys = nbhd_keys(a, x.size, x.element);
-            const int position = first + l - x.element + keys.begin; /* the group begins at first + l - element */
-            if (l == 0)
-                b->base = position - t->keys.begin;
-            b->start[l] = position - t->keys.begin - b->base;
-            b->count[l] = keys.end - keys.begin;
-            b->token[l] = x.group + x.element * a.dilation;
-            b->key[l] = t->f->pack_values ? position - t->keys.begin : x.group + keys.begin * a.dilation;
-            b->bias[l] = keys.begin - x.element + a.window - 1;
-            b->ragged |= b->count[l] != a.window;
-            b->straight &= b->start[l] == l;
-            b->even_bias &= b->bias[l] == b->bias[0];
-            position_next(a, &x);
+                bias_run(t, b, &runs[end], factor);
+            if (b->ragged && runs[end].line)
+                mask_run(t, b, &runs[end]);
+            look_ahead(t, &ahead, at + end, beats);
+        }
+        for (int r = 0; r < rows->rows; r++)
+            softmax_row(t, runs + at, end - at, r, t->p->bias ? 1.0f : factor);
+        const bool first = at == 0, last = end == t->run_count;
+        if (last)
+            tile_sums(t, b, rows);
+        for (int lane = 0; lane < b->lanes; lane++) {
+            pv_portion(t, b, runs + at, end - at, lane, rows, first, last);
+            look_ahead(t, &ahead, at + end + (end - at) * (lane + 1) / b->lanes, beats);
         }
     }
-}
-
-/* Key positions that the queries see, and their tokens. */
-static void find_keys(struct permute_task *t, struct nbhd_range queries)
-{
-    const struct nbhd_axis a = t->p->axis[2];
-    const struct position first = position_of(a, queries.begin), last = position_of(a, queries.end - 1);
-    t->keys.begin = queries.begin - first.element + nbhd_keys(a, first.size, first.element).begin;
-    t->keys.end = queries.end - 1 - last.element + nbhd_keys(a, last.size, last.element).end;
-    struct position x = position_of(a, t->keys.begin);
-    for (int i = 0; i < t->keys.end - t->keys.begin; i++) {
-        t->token[i] = x.group + x.element * a.dilation;
-        if (i + 1 < t->keys.end - t->keys.begin)
-            position_next(a, &x);
-    }
-}
-
-static void pack_line(const struct permute_task *t, const char *k, float *line)
-{
-    const int n = t->keys.end - t->keys.begin, d = t->p->head_dim;
-    for (int i = 0; i < n; i += VF)
-        for (int c = 0; c < d; c += VF) {
-            const int part = nbhd_min(d - c, VF);
-            vf x[VF];
-#pragma GCC unroll 16
-            for (int l = 0; l < VF; l++) /* past the end: the last key again, never looked up */
-                x[l] = v_load_part((const float *)(k + t->token[nbhd_min(i + l, n - 1)] * t->p->k.axis[2]) + c, part);
-            v_transpose(x);
-#pragma GCC unroll 16
-            for (int l = 0; l < VF; l++)
-                if (l < part)
-                    v_store(line + (c + l) * t->line_step + i, x[l]);
-        }
-}
-
-/* n rows of V, whose tokens are token[], or 0, 1, .. if that is NULL. */
-static void pack_values(const struct permute_task *t, const char *v, long long step, const int *token, int n, float *to)
-{
-    for (int i = 0; i < n; i++, to += t->f->value_width) {
-        const float *row = (const float *)(v + (token ? token[i] : i) * step);
-        for (int c = 0; c < t->p->head_dim_v; c += VF)
-            v_store(to + c, v_load_part(row + c, nbhd_min(t->p->head_dim_v - c, VF)));
-    }
-}
-
-/* Address of a tensor's row (all of axis 2) at elements e of axis 0 and 1. */
-static const char *key_row(const struct permute_task *t, const struct nbhd_view *view, const int e[2])
-{
-    const char *row = view->data + t->batch * view->batch + t->kv_head * view->head;
-    for (int a = 0; a < 2; a++)
-        row += (t->cell[a].group + e[a] * (long long)t->p->axis[a].dilation) * view->axis[a];
-    return row;
-}
-
-static size_t line_index(const struct permute_task *t, const int e[2])
-{
-    return (size_t)(e[0] - t->any[0].begin) * (size_t)(t->any[1].end - t->any[1].begin) + (size_t)(e[1] - t->any[1].begin);
-}
-
-static const char *extra_values(const struct permute_task *t)
-{
-    return t->p->extra_v.data + t->batch * t->p->extra_v.batch + t->kv_head * t->p->extra_v.head;
-}
-
-static void pack_keys(const struct permute_task *t)
-{
-    int e[2];
-    for (e[0] = t->any[0].begin; e[0] < t->any[0].end; e[0]++)
-        for (e[1] = t->any[1].begin; e[1] < t->any[1].end; e[1]++) {
-            const size_t i = line_index(t, e);
-            pack_line(t, key_row(t, &t->p->k, e), t->lines + i * t->f->line_size);
-            if (t->f->pack_values)
-                pack_values(t, key_row(t, &t->p->v, e), t->p->v.axis[2], t->token, t->keys.end - t->keys.begin,
-                            t->values + i * t->f->values_size);
-        }
-    if (t->f->pack_values && t->p->extra)
-        pack_values(t, extra_values(t), t->p->extra_v.axis[2], NULL, t->p->extra, t->extra_values);
-}
-
-/* Appends a run; entry 0 begins a new portion, whose scores fit the buffer. */
-static struct key_run *append(const struct permute_task *t, int *n, int columns)
-{
-    struct key_run *run = &t->runs[*n];
-    run->entry = *n ? run[-1].entry + run[-1].columns : 0;
-    if (run->entry + columns > t->f->entries)
-        run->entry = 0;
-    run->columns = columns;
-    ++*n;
-    return run;
-}
-
-/* The runs of keys of query rows [y, y + rows) of axis 1 at element z of axis 0. */
-static int list_runs(const struct permute_task *t, int head, int z, int y, int rows)
-{
-    const struct nbhd_params *p = t->p;
-    struct nbhd_range row_keys[FWD_ROWS], outer = nbhd_keys(p->axis[0], t->cell[0].size, z);
-    const long long row_size = 2 * p->axis[2].window - 1, plane = (2 * p->axis[1].window - 1) * row_size;
-    const float *bias = p->bias ? p->bias + head * (2 * p->axis[0].window - 1) * plane : NULL;
-    int n = 0, e[2];
-    for (int r = 0; r < rows; r++)
-        row_keys[r] = nbhd_keys(p->axis[1], t->cell[1].size, y + r);
-    for (int at = 0; at < p->extra; at += t->f->entries) {
-        struct key_run *run = append(t, &n, nbhd_min(p->extra - at, t->f->entries));
-        run->line = run->bias = NULL;
-        run->k = p->extra_k.data + t->batch * p->extra_k.batch + t->kv_head * p->extra_k.head + at * p->extra_k.axis[2];
-        run->v = t->extra_v + at * t->extra_v_step;
-        run->begin = 0;
-        run->end = rows;
-    }
-    for (e[0] = outer.begin; e[0] < outer.end; e[0]++) {
-        int begin = 0, end = 0;
-        for (e[1] = row_keys[0].begin; e[1] < row_keys[rows - 1].end; e[1]++) {
-            while (row_keys[begin].end <= e[1])
-                begin++;
-            while (end < rows && row_keys[end].begin <= e[1])
-                end++;
-            struct key_run *run = append(t, &n, p->axis[2].window);
-            run->line = t->lines + line_index(t, e) * t->f->line_size;
-            run->k = NULL;
-            run->v = t->f->pack_values ? (const char *)(t->values + line_index(t, e) * t->f->values_size)
-                                       : key_row(t, &p->v, e);
-            run->bias = bias ? bias + (e[0] - z + p->axis[0].window - 1) * plane +
-                                   (e[1] - y + p->axis[1].window - 1) * row_size
-                             : NULL;
-            run->begin = begin;
-            run->end = end;
-        }
-    }
-    return n;
-}
-
-/* A row of keys is visited by a tile of up to FWD_ROWS rows of queries at once, whatever is done along axis 2. */
-static void count_rows(const struct key_run *runs, int n, int rows)
-{
-    long long visits = 0, masked = 0;
-    for (int i = 0; i < n; i++)
-        if (runs[i].line) { /* else extra keys */
-            visits++;
-            masked += runs[i].begin > 0 || runs[i].end < rows;
-        }
-    nbhd_count_visits(visits, masked);
-}
-
-static void permute_head(const struct permute_task *t, int head)
-{
-    const struct nbhd_axis *a = t->p->axis;
-    for (int z = t->cell[0].q.begin; z < t->cell[0].q.end; z++)
-        for (int y = t->cell[1].q.begin; y < t->cell[1].q.end; y += FWD_ROWS) {
-            const int rows = nbhd_min(t->cell[1].q.end - y, FWD_ROWS);
-            const int n = list_runs(t, head, z, y, rows);
-            if (nbhd_counters)
-                count_rows(t->runs, n, rows);
-            int token[2][FWD_ROWS];
-            for (int r = 0; r < rows; r++) {
-                token[0][r] = t->cell[0].group + z * a[0].dilation;
-                token[1][r] = t->cell[1].group + (y + r) * a[1].dilation;
-            }
-            for (int i = 0; i < t->blocks; i++) {
-                tile_begin(t, &t->block[i], head, token, rows);
-                permute_tile(t, &t->block[i], t->runs, n, rows);
-                tile_end(t, &t->block[i], head, token, rows);
-            }
-        }
-}
-
-/* Task number i of batch, kv head, axes; the last axis fastest. All heads of the kv head share its lines. */
-static void permute_task(const struct nbhd_params *p, const struct nbhd_fwd *f, long long task, char *scratch)
-{
-    struct permute_task t = {.p = p, .f = f};
-    const struct nbhd_range queries = nbhd_grid_cell(&f->grid[2], (int)(task % f->grid[2].count)).q;
-    task /= f->grid[2].count;
-    for (int a = 1; a >= 0; a--) {
-        t.cell[a] = nbhd_grid_cell(&f->grid[a], (int)(task % f->grid[a].count));
-        t.any[a] = nbhd_tile_any(p->axis[a], t.cell[a].size, t.cell[a].q);
-        task /= f->grid[a].count;
-    }
-    t.kv_head = (int)(task % p->kv_heads);
-    t.batch = (int)(task / p->kv_heads);
-    t.qt = (float *)(scratch + f->at_q);
-    t.o = (float *)(scratch + f->at_o);
-    t.s = (float *)(scratch + f->at_s);
-    t.maximum = (float *)(scratch + f->at_lanes);
-    t.sum = t.maximum + ROW_WIDTH;
-    t.alpha = t.sum + ROW_WIDTH;
-    t.block = (struct lane_block *)(scratch + f->at_block);
-    t.token = (int *)(scratch + f->at_token);
-    t.runs = (struct key_run *)(scratch + f->at_runs);
-    t.lines = (float *)(scratch + f->at_lines);
-    t.values = (float *)(scratch + f->at_values);
-    t.extra_values = (float *)(scratch + f->at_extra);
-    t.extra_v = f->pack_values ? scratch + f->at_extra : extra_values(&t);
-    t.extra_v_step = f->pack_values ? f->value_width * (long long)sizeof(float) : p->extra_v.axis[2];
-    t.line_step = f->line_step;
-    t.v_lane_step = f->pack_values ? f->value_width * (long long)sizeof(float) : p->v.axis[2];
-    t.v_step = f->pack_values ? t.v_lane_step : p->v.axis[2] * p->axis[2].dilation;
-    find_keys(&t, queries);
-    make_blocks(&t, queries);
-    pack_keys(&t);
-    const int share = p->heads / p->kv_heads;
-    for (int head = t.kv_head * share; head < (t.kv_head + 1) * share; head++)
-        permute_head(&t, head);
 }

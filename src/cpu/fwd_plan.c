@@ -104,14 +104,17 @@ static struct broadcast_choice choose_broadcast(const struct nbhd_problem *probl
 
 struct permute_choice {
     int extent[3]; /* of a task, in query elements; axis 2: positions */
-    double cycles; /* a batch entry and kv head; HUGE_VAL: impossible */
+    int chunk, group; /* see struct nbhd_fwd */
+    double cycles;    /* a batch entry and kv head; HUGE_VAL: impossible */
 };
 
 enum {
-    MOST_COLUMNS = 64,           /* window on axis 2 */
-    MOST_RUNS = 16384,           /* key rows of a tile */
-    CACHED_BYTES = 768 << 10,    /* of lines, that stay in a second-level cache beside what streams through */
-    MOST_BYTES = 64 << 20        /* of lines a thread */
+    MOST_COLUMNS = 64,         /* window on axis 2 */
+    MOST_RUNS = 16384,         /* key rows of a tile */
+    CACHED_BYTES = 640 << 10,  /* of lines and values, that stay in a second-level cache beside what streams through */
+    MOST_BYTES = 64 << 20,     /* of lines a thread */
+    TASKS_PER_THREAD = 6,
+    MOST_GROUP = 16
 };
 
 /* Columns that a table of two vectors can serve: the lanes' first keys are up to vf - 1 + spread apart. */
@@ -164,11 +167,50 @@ static double permute_work(const struct nbhd_problem *problem, const struct nbhd
     return d->heads / d->kv_heads * rows * vectors * (keys * per_key + d->extra * (width * 1.2 + 14.0) + per_tile);
 }
 
+/* Cuts axis 1, then axis 0, until every thread has some tasks to take. */
+static void split_tasks(const struct nbhd_problem *problem, int threads, struct permute_choice *c)
+{
+    double tasks = problem->desc.batch * ceil((double)problem->desc.kv_heads / c->group);
+    for (int i = 0; i < 3; i++)
+        tasks *= nbhd_grid_make(i == 2 ? position_axis(problem->axis[2]) : problem->axis[i], c->extent[i]).count;
+    const int wanted = threads > 1 ? threads * TASKS_PER_THREAD : 1;
+    for (int i = 1; i >= 0 && tasks < wanted; i--) {
+        const int unit = i == 1 ? c->chunk : 1, units = (c->extent[i] + unit - 1) / unit;
+        const int parts = nbhd_min(units, (int)ceil(wanted / tasks));
+        c->extent[i] = (units + parts - 1) / parts * unit;
+        tasks *= parts;
+    }
+}
+
+/* Cycles of one way to cut: the work, slower if the keys in use outgrow the cache, and packing lines. */
+static double permute_cycles(const struct nbhd_problem *problem, const struct nbhd_fwd_machine *m, double work,
+                             const struct permute_choice *c)
+{
+    const nbhd_desc *d = &problem->desc;
+    const struct nbhd_axis *a = problem->axis;
+    const int positions = most_positions(a[2], c->extent[2]);
+    const double lines = (double)most_keys(a[0], 1) * most_keys(a[1], c->chunk);
+    const double bytes = c->group * lines * positions * (d->head_dim + d->head_dim_v) * (double)sizeof(float);
+    double tasks = nbhd_grid_make(position_axis(a[2]), c->extent[2]).count, packed;
+    for (int i = 0; i < 2; i++)
+        tasks *= nbhd_grid_make(a[i], c->extent[i]).count;
+    if (nbhd_group_size(a[0], 0) == 1)
+        packed = most_keys(a[1], c->extent[1]);
+    else
+        packed = ceil((double)c->extent[1] / c->chunk) * most_keys(a[0], c->extent[0]) * most_keys(a[1], c->chunk);
+    if (c->group * lines * (double)line_bytes(d, positions, m->vf) > MOST_BYTES)
+        return HUGE_VAL;
+    /* Keys and values come from far away, the slower the less of each page is asked for at a time. */
+    const double far = 5.0 + 5.0 / c->group;
+    const double pack = tasks * packed * positions * (d->head_dim + d->head_dim_v) / m->vf * far;
+    return work * (bytes > CACHED_BYTES ? 1.1 : 1.0) + pack;
+}
+
 static struct permute_choice choose_permute(const struct nbhd_problem *problem, const struct nbhd_fwd_machine *m, int threads)
 {
     const nbhd_desc *d = &problem->desc;
     const struct nbhd_axis *a = problem->axis;
-    struct permute_choice best = {{1, 1, 1}, HUGE_VAL};
+    struct permute_choice best = {{1, 1, 1}, FWD_ROWS, 1, HUGE_VAL};
     for (int i = 0; i < 3; i++)
         if (a[i].keys != a[i].length)
             return best;
@@ -177,24 +219,20 @@ static struct permute_choice choose_permute(const struct nbhd_problem *problem, 
         return best;
     const double work = permute_work(problem, m);
     const int size[2] = {nbhd_group_size(a[0], 0), nbhd_group_size(a[1], 0)};
-    const int x = nbhd_min(a[2].length, 512);
-    for (int z = size[0];; z = (z + 1) / 2) {
-        for (int y = size[1];; y = whole_vectors((y + 1) / 2, FWD_ROWS)) {
-            const int extent[3] = {z, y, x};
-            const double lines = (double)most_keys(a[0], z) * most_keys(a[1], y);
-            const double bytes = lines * (double)line_bytes(d, most_positions(a[2], x), m->vf);
-            double tasks = nbhd_grid_make(position_axis(a[2]), x).count;
-            for (int i = 0; i < 2; i++)
-                tasks *= nbhd_grid_make(a[i], extent[i]).count;
-            const double all = tasks * d->batch * d->kv_heads, turns = ceil(all / threads) * threads / all;
-            const double pack = tasks * lines * most_positions(a[2], x) * d->head_dim / m->vf * 6.0;
-            const double cycles = (work * (bytes > CACHED_BYTES ? 1.1 : 1.0) + pack) * turns;
-            if (cycles < best.cycles && bytes < MOST_BYTES)
-                best = (struct permute_choice){{z, y, x}, cycles};
-            if (y <= FWD_ROWS)
-                break;
-        }
-        if (z == 1)
+    for (int group = 1;; group = nbhd_min(2 * group, d->kv_heads)) {
+        int parts = (a[2].length + 1023) / 1024;
+        for (int i = 0; i < 4; i++, parts *= 2)
+            for (int chunk = FWD_ROWS;; chunk *= 2) {
+                const int x = nbhd_min(a[2].length, whole_vectors((a[2].length + parts - 1) / parts, m->vf));
+                struct permute_choice c = {{size[0], size[1], x}, chunk, group, 0};
+                split_tasks(problem, threads, &c);
+                c.cycles = permute_cycles(problem, m, work, &c);
+                if (c.cycles < best.cycles)
+                    best = c;
+                if (chunk >= size[1] || size[0] == 1)
+                    break;
+            }
+        if (group >= d->kv_heads || group >= MOST_GROUP)
             break;
     }
     return best;
@@ -205,13 +243,15 @@ static struct permute_choice choose_permute(const struct nbhd_problem *problem, 
 #define CYCLES_PER_MS 3.6e6
 
 static struct nbhd_config config_of(const struct nbhd_problem *problem, int variant, const int extent[3], int heads,
-                                    double cycles)
+                                    int chunk, double cycles)
 {
     struct nbhd_config c = {.variant = variant, .stages = heads};
     for (int a = 0; a < 3; a++) {
         c.q_tile[a] = extent[a];
         c.k_tile[a] = variant == NBHD_FWD_BROADCAST && heads == 1; /* keys one by one, in any order */
     }
+    if (variant == NBHD_FWD_PERMUTE)
+        c.k_tile[1] = chunk;
     c.predicted_ms = cycles * problem->desc.batch * problem->desc.kv_heads / CYCLES_PER_MS;
     return c;
 }
@@ -230,11 +270,11 @@ int nbhd_fwd_configs(const struct nbhd_problem *problem, struct nbhd_config *con
     const bool permute_first = p.cycles < HUGE_VAL && (forced < 0 ? p.cycles < b.cycles : forced == NBHD_FWD_PERMUTE);
     int n = 0;
     if (permute_first)
-        configs[n++] = config_of(problem, NBHD_FWD_PERMUTE, p.extent, 1, p.cycles);
+        configs[n++] = config_of(problem, NBHD_FWD_PERMUTE, p.extent, p.group, p.chunk, p.cycles);
     if (n < room)
-        configs[n++] = config_of(problem, NBHD_FWD_BROADCAST, b.extent, b.heads, b.cycles);
+        configs[n++] = config_of(problem, NBHD_FWD_BROADCAST, b.extent, b.heads, 0, b.cycles);
     if (!permute_first && p.cycles < HUGE_VAL && n < room)
-        configs[n++] = config_of(problem, NBHD_FWD_PERMUTE, p.extent, 1, p.cycles);
+        configs[n++] = config_of(problem, NBHD_FWD_PERMUTE, p.extent, p.group, p.chunk, p.cycles);
     return n;
 }
 
@@ -280,11 +320,15 @@ static void build_permute(const struct nbhd_problem *problem, const struct nbhd_
     const nbhd_desc *d = &problem->desc;
     const struct nbhd_axis *a = problem->axis;
     const int *extent = config->q_tile, positions = most_positions(a[2], extent[2]);
-    f->tasks = (long long)d->batch * d->kv_heads;
+    f->group = config->stages;
+    f->tasks = (long long)d->batch * ((d->kv_heads + f->group - 1) / f->group);
     for (int i = 0; i < 3; i++) {
         f->grid[i] = nbhd_grid_make(i == 2 ? position_axis(a[2]) : a[i], extent[i]);
         f->tasks *= f->grid[i].count;
     }
+    f->chunk = config->k_tile[1];
+    f->ring[0] = most_keys(a[0], 1);
+    f->ring[1] = most_keys(a[1], nbhd_min(f->chunk, nbhd_group_size(a[1], 0)));
     f->columns = permute_columns(a[2], m);
     f->entries = FWD_BLOCK;
     f->line_step = line_step(positions, m->vf);
@@ -293,17 +337,19 @@ static void build_permute(const struct nbhd_problem *problem, const struct nbhd_
     f->pack_values = f->value_width != d->head_dim_v;
     f->values_size = f->pack_values ? (size_t)positions * (size_t)f->value_width : 0;
     const size_t row = (size_t)(FWD_ROWS * m->vf) * sizeof(float);
-    const size_t lines = (size_t)most_keys(a[0], extent[0]) * (size_t)most_keys(a[1], extent[1]);
+    const size_t lines = (size_t)f->group * (size_t)f->ring[0] * (size_t)f->ring[1];
     const size_t runs = (size_t)a[0].window * (size_t)most_keys(a[1], FWD_ROWS) + (size_t)d->extra / FWD_BLOCK + 1;
+    const size_t row_bytes = (size_t)f->value_width * sizeof(float);
     f->at_q = place(&f->scratch, (size_t)d->head_dim * row);
     f->at_o = place(&f->scratch, (size_t)f->value_width * row);
     f->at_s = place(&f->scratch, (size_t)f->entries * row);
     f->at_lanes = place(&f->scratch, 3 * row);
     f->at_block = place(&f->scratch, (size_t)((extent[2] + m->vf - 1) / m->vf) * m->lane_block);
+    f->at_tags = place(&f->scratch, lines * sizeof(long long));
     f->at_token = place(&f->scratch, (size_t)positions * sizeof(int));
     f->at_runs = place(&f->scratch, runs * sizeof(struct key_run));
     f->at_values = place(&f->scratch, lines * f->values_size * sizeof(float));
-    f->at_extra = place(&f->scratch, f->pack_values ? (size_t)d->extra * (size_t)f->value_width * sizeof(float) : 0);
+    f->at_extra = place(&f->scratch, f->pack_values ? (size_t)(d->extra * f->group) * row_bytes : 0);
     f->at_lines = place(&f->scratch, (lines * f->line_size + (size_t)(3 * m->vf)) * sizeof(float));
 }
 
@@ -322,9 +368,12 @@ nbhd_status nbhd_fwd_build(struct nbhd_plan *plan, const struct nbhd_fwd_machine
     f->threads = c->threads = nbhd_plan_threads(&plan->problem, f->tasks);
     c->predicted_ms /= f->threads;
     plan->workspace = f->scratch * (size_t)f->threads;
-    snprintf(plan->describe, sizeof plan->describe, "%s %dx%dx%d, %lld tasks, %d threads",
-             f->variant == NBHD_FWD_PERMUTE ? "permute" : "broadcast", c->q_tile[0], c->q_tile[1], c->q_tile[2], f->tasks,
-             f->threads);
+    if (f->variant == NBHD_FWD_PERMUTE)
+        snprintf(plan->describe, sizeof plan->describe, "permute, parts %dx%dx%d by %d rows and %d heads, %lld tasks, %d threads",
+                 c->q_tile[0], c->q_tile[1], c->q_tile[2], f->chunk, f->group, f->tasks, f->threads);
+    else
+        snprintf(plan->describe, sizeof plan->describe, "broadcast, tiles %dx%dx%d of %d heads, %lld tasks, %d threads",
+                 c->q_tile[0], c->q_tile[1], c->q_tile[2], f->head_tile, f->tasks, f->threads);
     return NBHD_OK;
 }
 

@@ -25,7 +25,7 @@ struct key_block {
 struct key_run {
     const float *line; /* NULL: extra keys */
     const char *k, *v; /* extra keys' first; v: what lies at lane_block.key 0 */
-    const float *bias; /* table row for query row 0 */
+    long long bias;    /* element of the head's table for query row 0 and column 0 */
     int begin, end;
     int columns, entry; /* keys; index of the first one's scores */
 };
@@ -39,6 +39,9 @@ struct nbhd_fwd {
     long long tiles, tasks;    /* tasks are runs of tiles */
     int run;                   /* tiles in a task */
     /* Permute. */
+    int group;        /* kv heads of a task */
+    int chunk;        /* queries of axis 1 that go along axis 0 together */
+    int ring[2];      /* slots of lines, per element of axis 0 and 1 */
     int columns;      /* window columns that a microkernel takes at once */
     int entries;      /* scores held per query at once */
     int line_step;    /* floats from one d of a line to the next */
@@ -46,7 +49,7 @@ struct nbhd_fwd {
     bool pack_values; /* V's rows are copied, for its width is no multiple of a vector */
     size_t line_size, values_size; /* floats of a row's keys and values */
     /* Offsets into a thread's scratch. */
-    size_t at_q, at_o, at_s, at_lanes, at_block, at_zeros, at_token, at_runs, at_lines, at_values, at_extra;
+    size_t at_q, at_o, at_s, at_lanes, at_block, at_zeros, at_token, at_runs, at_lines, at_values, at_extra, at_tags;
     size_t scratch; /* bytes a thread */
 };
 

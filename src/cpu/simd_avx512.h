@@ -28,6 +28,12 @@ V_FN vf v_load_part(const float *p, int n) { return _mm512_maskz_loadu_ps(v_firs
 V_FN void v_store_part(float *p, vf x, int n) { _mm512_mask_storeu_ps(p, v_first(n), x); }
 V_FN vf v_select(unsigned bits, vf yes, vf no) { return _mm512_mask_blend_ps((__mmask16)bits, no, yes); }
 
+/* x, held in a register: compilers like to fold a load into each of its uses, which doubles the loads. */
+V_FN vf v_keep(vf x)
+{
+    __asm__("" : "+v"(x));
+    return x;
+}
 V_FN vi v_iload(const int *p) { return _mm512_loadu_si512(p); }
 V_FN vi v_iset1(int x) { return _mm512_set1_epi32(x); }
 V_FN vi v_iadd(vi a, vi b) { return _mm512_add_epi32(a, b); }

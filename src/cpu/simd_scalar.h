@@ -45,6 +45,7 @@ V_FN vf v_select(unsigned bits, vf yes, vf no)
     V_EACH no.x[i] = bits >> i & 1 ? yes.x[i] : no.x[i];
     return no;
 }
+V_FN vf v_keep(vf x) { return x; }
 V_FN vi v_iload(const int *p) { return (vi){{p[0], p[1], p[2], p[3]}}; }
 V_FN vi v_iset1(int x) { return (vi){{x, x, x, x}}; }
 V_FN vi v_iadd(vi a, vi b)

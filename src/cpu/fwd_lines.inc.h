@@ -1,0 +1,345 @@
+/* The permuted forward's other half: a task walks its part of the grid step by step (a step is up to FWD_ROWS query rows at
+ * one element of axis 0), keeps the lines of K that the steps see in a ring of slots, and hands tiles to permute_tile.
+ *
+ *     for chunks of axis 1, f->chunk queries each
+ *         for elements of axis 0                      a slot's line stays as long as the windows move on
+ *             for steps of FWD_ROWS queries of the chunk
+ *                 for f->group kv heads               neighbours in memory: whole pages are read at a time
+ *                     for the heads that share the keys, for blocks of VF queries of axis 2: a tile */
+
+/* ---- positions: the elements of axis 2, all dilation groups laid end to end ---- */
+
+struct position {
+    int group, element, size;
+};
+
+static struct position position_of(struct nbhd_axis a, int i)
+{
+    const int size = nbhd_group_size(a, 0), longs = a.length - (size - 1) * a.dilation;
+    if (i < longs * size)
+        return (struct position){i / size, i % size, size};
+    i -= longs * size;
+    return (struct position){longs + i / (size - 1), i % (size - 1), size - 1};
+}
+
+static void position_next(struct nbhd_axis a, struct position *x)
+{
+    if (++x->element == x->size) {
+        x->element = 0;
+        x->size = nbhd_group_size(a, ++x->group);
+    }
+}
+
+static void make_blocks(struct permute_task *t, struct nbhd_range queries)
+{
+    const struct nbhd_axis a = t->p->axis[2];
+    struct position x = position_of(a, queries.begin);
+    t->blocks = (queries.end - queries.begin + VF - 1) / VF;
+    for (int i = 0; i < t->blocks; i++) {
+        struct lane_block *b = &t->block[i];
+        const int first = queries.begin + i * VF;
+        b->lanes = nbhd_min(queries.end - first, VF);
+        b->ragged = false;
+        b->straight = b->even_bias = true;
+        for (int l = 0; l < VF; l++) {
+            if (l >= b->lanes) {
+                b->start[l] = b->start[l - 1], b->count[l] = b->count[l - 1], b->token[l] = b->token[l - 1];
+                b->key[l] = b->key[l - 1], b->bias[l] = b->bias[l - 1];
+                continue;
+            }
+            const struct nbhd_range keys = nbhd_keys(a, x.size, x.element);
+            const int position = first + l - x.element + keys.begin; /* the group begins at first + l - element */
+            if (l == 0)
+                b->base = position - t->keys.begin;
+            b->start[l] = position - t->keys.begin - b->base;
+            b->count[l] = keys.end - keys.begin;
+            b->token[l] = x.group + x.element * a.dilation;
+            b->key[l] = t->f->pack_values ? position - t->keys.begin : x.group + keys.begin * a.dilation;
+            b->bias[l] = keys.begin - x.element + a.window - 1;
+            b->ragged |= b->count[l] != a.window;
+            b->straight &= b->start[l] == l;
+            b->even_bias &= b->bias[l] == b->bias[0];
+            position_next(a, &x);
+        }
+    }
+}
+
+/* Key positions that the queries see, and their tokens. */
+static void find_keys(struct permute_task *t, struct nbhd_range queries)
+{
+    const struct nbhd_axis a = t->p->axis[2];
+    const struct position first = position_of(a, queries.begin), last = position_of(a, queries.end - 1);
+    t->keys.begin = queries.begin - first.element + nbhd_keys(a, first.size, first.element).begin;
+    t->keys.end = queries.end - 1 - last.element + nbhd_keys(a, last.size, last.element).end;
+    struct position x = position_of(a, t->keys.begin);
+    for (int i = 0; i < t->keys.end - t->keys.begin; i++) {
+        t->token[i] = x.group + x.element * a.dilation;
+        if (i + 1 < t->keys.end - t->keys.begin)
+            position_next(a, &x);
+    }
+}
+
+/* ---- lines ---- */
+
+static void pack_line(const struct permute_task *t, const char *k, float *line)
+{
+    const int n = t->keys.end - t->keys.begin;
+    for (int i = 0; i < n; i += VF) {
+        const char *rows[VF];
+        for (int l = 0; l < VF; l++) /* past the end: the last key again, never looked up */
+            rows[l] = k + t->token[nbhd_min(i + l, n - 1)] * t->p->k.axis[2];
+        pack_vector(line + i, t->f->line_step, rows, VF, t->p->head_dim, false);
+    }
+}
+
+/* n rows of V, whose tokens are token[], or 0, 1, .. if that is NULL. */
+static void pack_values(const struct permute_task *t, const char *v, long long step, const int *token, int n, float *to)
+{
+    for (int i = 0; i < n; i++, to += t->f->value_width) {
+        const float *row = (const float *)(v + (token ? token[i] : i) * step);
+        for (int c = 0; c < t->p->head_dim_v; c += VF)
+            v_store(to + c, v_load_part(row + c, nbhd_min(t->p->head_dim_v - c, VF)));
+    }
+}
+
+/* Address of a tensor's row (all of axis 2) at elements e of axis 0 and 1. */
+static const char *key_row(const struct permute_task *t, const struct nbhd_view *view, const int e[2])
+{
+    const char *row = view->data + t->batch * view->batch + t->kv_head * view->head;
+    for (int a = 0; a < 2; a++)
+        row += (t->cell[a].group + e[a] * (long long)t->p->axis[a].dilation) * view->axis[a];
+    return row;
+}
+
+static size_t slot_of(const struct permute_task *t, const int e[2])
+{
+    const int *ring = t->f->ring;
+    const int row = (t->kv_head - t->kv_first) * ring[0] + e[0] % ring[0];
+    return (size_t)row * (size_t)ring[1] + (size_t)(e[1] % ring[1]);
+}
+
+static long long tag_of(const int e[2]) { return (long long)e[0] << 32 | e[1]; }
+
+/* The slot that holds the line of elements e, packed if it was not there. */
+static size_t find_line(const struct permute_task *t, const int e[2])
+{
+    const size_t slot = slot_of(t, e);
+    if (t->tag[slot] != tag_of(e)) {
+        t->tag[slot] = tag_of(e);
+        pack_line(t, key_row(t, &t->p->k, e), t->lines + slot * t->f->line_size);
+        if (t->f->pack_values)
+            pack_values(t, key_row(t, &t->p->v, e), t->p->v.axis[2], t->token, t->keys.end - t->keys.begin,
+                        t->values + slot * t->f->values_size);
+    }
+    return slot;
+}
+
+/* ---- steps ---- */
+
+struct step {
+    int z, y, rows;
+    struct nbhd_range outer, inner, row[FWD_ROWS]; /* keys of z; of all rows; of each */
+};
+
+static struct step step_at(const struct permute_task *t, int z, int y, int end)
+{
+    struct step s = {.z = z, .y = y, .rows = nbhd_min(end - y, FWD_ROWS)};
+    s.outer = nbhd_keys(t->p->axis[0], t->cell[0].size, z);
+    for (int r = 0; r < s.rows; r++)
+        s.row[r] = nbhd_keys(t->p->axis[1], t->cell[1].size, y + r);
+    s.inner = nbhd_range_of(s.row[0].begin, s.row[s.rows - 1].end);
+    return s;
+}
+
+/* Moves to the step after s in the order of the head of this file; false if it was the last. */
+static bool next_step(const struct permute_task *t, struct step *s)
+{
+    const struct nbhd_range z = t->cell[0].q, y = t->cell[1].q;
+    const int chunk = y.begin + (s->y - y.begin) / t->f->chunk * t->f->chunk, end = nbhd_min(chunk + t->f->chunk, y.end);
+    if (s->y + FWD_ROWS < end)
+        *s = step_at(t, s->z, s->y + FWD_ROWS, end);
+    else if (s->z + 1 < z.end)
+        *s = step_at(t, s->z + 1, chunk, end);
+    else if (end < y.end)
+        *s = step_at(t, z.begin, end, nbhd_min(end + t->f->chunk, y.end));
+    else
+        return false;
+    return true;
+}
+
+/* Appends a run; entry 0 begins a new portion, whose scores fit the buffer. */
+static struct key_run *append(struct permute_task *t, int columns)
+{
+    struct key_run *run = &t->runs[t->run_count];
+    run->entry = t->run_count ? run[-1].entry + run[-1].columns : 0;
+    if (run->entry + columns > t->f->entries)
+        run->entry = 0;
+    run->columns = columns;
+    t->run_count++;
+    return run;
+}
+
+static void list_extra_runs(struct permute_task *t, int rows)
+{
+    const struct nbhd_params *p = t->p;
+    for (int at = 0; at < p->extra; at += t->f->entries) {
+        struct key_run *run = append(t, nbhd_min(p->extra - at, t->f->entries));
+        run->line = NULL;
+        run->bias = 0;
+        run->k = p->extra_k.data + t->batch * p->extra_k.batch + t->kv_head * p->extra_k.head + at * p->extra_k.axis[2];
+        run->v = t->extra_v + (t->kv_head - t->kv_first) * t->extra_v_head + at * t->extra_v_step;
+        run->begin = 0;
+        run->end = rows;
+    }
+}
+
+static void list_runs(struct permute_task *t, const struct step *s)
+{
+    const struct nbhd_params *p = t->p;
+    const long long row_size = 2 * p->axis[2].window - 1, plane = (2 * p->axis[1].window - 1) * row_size;
+    int e[2];
+    t->run_count = 0;
+    list_extra_runs(t, s->rows);
+    for (e[0] = s->outer.begin; e[0] < s->outer.end; e[0]++) {
+        int begin = 0, end = 0;
+        for (e[1] = s->inner.begin; e[1] < s->inner.end; e[1]++) {
+            while (s->row[begin].end <= e[1])
+                begin++;
+            while (end < s->rows && s->row[end].begin <= e[1])
+                end++;
+            const size_t slot = find_line(t, e);
+            struct key_run *run = append(t, p->axis[2].window);
+            run->line = t->lines + slot * t->f->line_size;
+            run->k = NULL;
+            run->v = t->f->pack_values ? (const char *)(t->values + slot * t->f->values_size) : key_row(t, &p->v, e);
+            run->bias = (e[0] - s->z + p->axis[0].window - 1) * plane + (e[1] - s->y + p->axis[1].window - 1) * row_size;
+            run->begin = begin;
+            run->end = end;
+        }
+    }
+}
+
+/* Rows of keys that the next step will be the first to see. Those that have lines have been used not long ago. */
+static void list_ahead(struct permute_task *t, const struct step *next)
+{
+    int e[2];
+    t->ahead = 0;
+    for (e[0] = next->outer.begin; e[0] < next->outer.end; e[0]++)
+        for (e[1] = next->inner.begin; e[1] < next->inner.end && t->ahead < MOST_AHEAD; e[1]++) {
+            if (t->tag[slot_of(t, e)] == tag_of(e))
+                continue;
+            t->ahead_k[t->ahead] = key_row(t, &t->p->k, e);
+            t->ahead_v[t->ahead++] = key_row(t, &t->p->v, e);
+        }
+}
+
+static struct row_set rows_of(const struct permute_task *t, const struct step *s, int head)
+{
+    const struct nbhd_params *p = t->p;
+    struct row_set set = {.rows = s->rows};
+    int x[3] = {t->cell[0].group + s->z * p->axis[0].dilation, 0, 0};
+    for (int r = 0; r < s->rows; r++) {
+        x[1] = t->cell[1].group + (s->y + r) * p->axis[1].dilation;
+        set.q[r] = nbhd_view_at(&p->q, t->batch, x, head);
+        set.o[r] = nbhd_view_at(&p->o, t->batch, x, head);
+        set.lse[r] = p->lse.data ? nbhd_view_at(&p->lse, t->batch, x, head) : NULL;
+    }
+    return set;
+}
+
+/* A row of keys is visited by a tile of up to FWD_ROWS rows of queries at once, whatever is done along axis 2. */
+static void count_rows(const struct permute_task *t, int rows)
+{
+    long long visits = 0, masked = 0;
+    for (const struct key_run *run = t->runs; run < t->runs + t->run_count; run++)
+        if (run->line) { /* else extra keys */
+            visits++;
+            masked += run->begin > 0 || run->end < rows;
+        }
+    nbhd_count_visits(visits, masked);
+}
+
+/* The tiles of one step and kv head. later: what follows after them, of another kv head or step. */
+static void run_step(struct permute_task *t, const struct step *now, const struct row_set *later)
+{
+    const struct nbhd_params *p = t->p;
+    const int share = p->heads / p->kv_heads, first = t->kv_head * share;
+    const long long table = (2ll * p->axis[0].window - 1) * (2 * p->axis[1].window - 1) * (2 * p->axis[2].window - 1);
+    for (int head = first; head < first + share; head++) {
+        const struct row_set rows = rows_of(t, now, head);
+        const struct row_set after = head + 1 < first + share ? rows_of(t, now, head + 1) : *later;
+        t->bias = p->bias ? p->bias + head * table : NULL;
+        if (nbhd_counters)
+            count_rows(t, now->rows);
+        for (int i = 0; i + 1 < t->blocks; i++)
+            permute_tile(t, (struct look_ahead){&rows, i, i + 1, 0}, &rows);
+        permute_tile(t, (struct look_ahead){&after, t->blocks - 1, 0, 0}, &rows);
+        t->ahead = 0;
+    }
+}
+
+static void walk_steps(struct permute_task *t, int kv_end)
+{
+    const int share = t->p->heads / t->p->kv_heads;
+    struct step now = step_at(t, t->cell[0].q.begin, t->cell[1].q.begin,
+                              nbhd_min(t->cell[1].q.begin + t->f->chunk, t->cell[1].q.end));
+    for (bool more = true; more;) {
+        struct step next = now;
+        more = next_step(t, &next);
+        for (t->kv_head = t->kv_first; t->kv_head < kv_end; t->kv_head++) {
+            const struct row_set later = t->kv_head + 1 < kv_end ? rows_of(t, &now, (t->kv_head + 1) * share)
+                                                                 : rows_of(t, &next, t->kv_first * share);
+            list_runs(t, &now);
+            list_ahead(t, &next);
+            run_step(t, &now, &later);
+        }
+        now = next;
+    }
+}
+
+/* Task number i of batch, group of kv heads, axes; the last axis fastest. */
+static void permute_task(const struct nbhd_params *p, const struct nbhd_fwd *f, long long task, char *scratch)
+{
+    struct permute_task t = {.p = p, .f = f};
+    const struct nbhd_range queries = nbhd_grid_cell(&f->grid[2], (int)(task % f->grid[2].count)).q;
+    task /= f->grid[2].count;
+    for (int a = 1; a >= 0; a--) {
+        t.cell[a] = nbhd_grid_cell(&f->grid[a], (int)(task % f->grid[a].count));
+        task /= f->grid[a].count;
+    }
+    const int groups = (p->kv_heads + f->group - 1) / f->group;
+    t.kv_head = t.kv_first = (int)(task % groups) * f->group;
+    const int kv_end = nbhd_min(t.kv_first + f->group, p->kv_heads);
+    t.batch = (int)(task / groups);
+    t.block = (struct lane_block *)(scratch + f->at_block);
+    t.token = (int *)(scratch + f->at_token);
+    t.tag = (long long *)(scratch + f->at_tags);
+    t.lines = (float *)(scratch + f->at_lines);
+    t.values = (float *)(scratch + f->at_values);
+    t.runs = (struct key_run *)(scratch + f->at_runs);
+    t.qt = (float *)(scratch + f->at_q);
+    t.s = (float *)(scratch + f->at_s);
+    t.o = (float *)(scratch + f->at_o);
+    t.maximum = (float *)(scratch + f->at_lanes);
+    t.sum = t.maximum + ROW_WIDTH;
+    t.alpha = t.sum + ROW_WIDTH;
+    const long long value_bytes = f->value_width * (long long)sizeof(float);
+    t.v_lane_step = f->pack_values ? value_bytes : p->v.axis[2];
+    t.v_step = f->pack_values ? value_bytes : p->v.axis[2] * p->axis[2].dilation;
+    t.extra_v = p->extra_v.data + t.batch * p->extra_v.batch + t.kv_first * p->extra_v.head;
+    t.extra_v_step = p->extra_v.axis[2];
+    t.extra_v_head = p->extra_v.head;
+    if (f->pack_values && p->extra) {
+        float *to = (float *)(scratch + f->at_extra);
+        for (int head = 0; head < kv_end - t.kv_first; head++, to += (long long)p->extra * f->value_width)
+            pack_values(&t, t.extra_v + head * t.extra_v_head, t.extra_v_step, NULL, p->extra, to);
+        t.extra_v = scratch + f->at_extra;
+        t.extra_v_step = value_bytes;
+        t.extra_v_head = p->extra * value_bytes;
+    }
+    for (int i = 0; i < f->group * f->ring[0] * f->ring[1]; i++)
+        t.tag[i] = -1;
+    find_keys(&t, queries);
+    make_blocks(&t, queries);
+    walk_steps(&t, kv_end);
+}
