@@ -165,6 +165,19 @@ typedef struct nbhd_args {
  * Allocates nothing, and on a GPU does not wait. */
 NBHD_API nbhd_status nbhd_execute(const nbhd_plan *plan, const nbhd_args *args, void *workspace, void *stream);
 
+/* ---- merge ---- */
+/* Partial results over disjoint sets of keys become the result over all of them, on the CPU:
+ *     lse = log sum_p exp(lse_p),   o = sum_p exp(lse_p - lse) o_p
+ * desc tells the shape of every part, o [batch, axes, heads, head_dim_v] of its dtype and lse [batch, axes, heads] of
+ * float32, and threads; parts: 1 to 64. A part whose lse is -inf saw no key: its o is not read; where all are, o is 0 and lse
+ * -inf. o and lse may be a part's own memory; lse may be NULL. Starts threads at its first call. */
+NBHD_API nbhd_status nbhd_merge(const nbhd_desc *desc, int parts, const nbhd_tensor *o_parts,
+                                const nbhd_tensor *lse_parts, const nbhd_tensor *o, const nbhd_tensor *lse);
+/* Its gradient, written to do_parts and dlse_parts, from dout and dlse (NULL: zero). */
+NBHD_API nbhd_status nbhd_merge_backward(const nbhd_desc *desc, int parts, const nbhd_tensor *o_parts,
+                                         const nbhd_tensor *lse_parts, const nbhd_tensor *dout, const nbhd_tensor *dlse,
+                                         const nbhd_tensor *do_parts, const nbhd_tensor *dlse_parts);
+
 #ifdef __cplusplus
 }
 #endif

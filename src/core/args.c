@@ -84,6 +84,28 @@ static nbhd_status bind(const struct nbhd_problem *p, const nbhd_tensor *tensor,
     return use == WRITE ? check_output(s, p->desc.batch, view, name) : NBHD_OK;
 }
 
+/* A tensor outside of nbhd_args, of o's or lse's shape. */
+static nbhd_status bind_alone(const struct nbhd_problem *p, const nbhd_tensor *tensor, const char *name, bool write, int width,
+                              size_t element, struct nbhd_view *view)
+{
+    const struct shape s = shape_of(p, OF_QUERY, p->desc.heads, width, element);
+    if (!tensor || !tensor->data)
+        return nbhd_fail(NBHD_ERROR_INVALID, "%s is NULL", name);
+    return bind(p, tensor, name, write ? WRITE : READ, &s, view);
+}
+
+nbhd_status nbhd_bind_o(const struct nbhd_problem *p, const nbhd_tensor *tensor, const char *name, bool write,
+                        struct nbhd_view *view)
+{
+    return bind_alone(p, tensor, name, write, p->desc.head_dim_v, nbhd_dtype_size(p->desc.dtype), view);
+}
+
+nbhd_status nbhd_bind_lse(const struct nbhd_problem *p, const nbhd_tensor *tensor, const char *name, bool write,
+                          struct nbhd_view *view)
+{
+    return bind_alone(p, tensor, name, write, 1, sizeof(float), view);
+}
+
 static nbhd_status bind_tables(const struct nbhd_problem *p, const nbhd_args *args, struct nbhd_params *params)
 {
     const bool gradient = p->desc.pass == NBHD_BACKWARD || p->desc.pass == NBHD_QK_BACKWARD;

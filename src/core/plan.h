@@ -6,6 +6,11 @@
 
 /* args.c: checks args against the problem and lays out the block that kernels read. */
 nbhd_status nbhd_params_bind(const struct nbhd_problem *problem, const nbhd_args *args, struct nbhd_params *params);
+/* args.c: the same for one tensor of o's shape, or of lse's (float32), outside of args; NULL is an error. */
+nbhd_status nbhd_bind_o(const struct nbhd_problem *problem, const nbhd_tensor *tensor, const char *name, bool write,
+                        struct nbhd_view *view);
+nbhd_status nbhd_bind_lse(const struct nbhd_problem *problem, const nbhd_tensor *tensor, const char *name, bool write,
+                          struct nbhd_view *view);
 /* desc.c: copies args of any size known to the caller. */
 nbhd_status nbhd_args_copy(nbhd_args *to, const nbhd_args *from);
 /* kernel.c: true, with a sentence, if the row cannot compute the problem on this machine. */
