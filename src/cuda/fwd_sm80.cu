@@ -39,7 +39,6 @@
 #define NBHD_PIECES (((NBHD_HEAD_DIM > NBHD_HEAD_DIM_V ? NBHD_HEAD_DIM : NBHD_HEAD_DIM_V) + 15) / 16 * 2)
 #include "device/stream_sm80.cuh"
 
-#define TILES (NBHD_ROWS / NBHD_WARPS / 16) /* of 16 rows that a warp owns */
 #define K_PITCH PITCH(NBHD_HEAD_DIM)
 #define V_PITCH PITCH(NBHD_HEAD_DIM_V)
 #define Q_PITCH (16 * NBHD_PIECES + 16)     /* also O's */
@@ -62,39 +61,16 @@ struct rows {
     float max[TILES][2], sum[TILES][2];
 };
 
-typedef float scores[TILES][NBHD_N / 8][4];
 typedef float output[TILES][2 * V_STEPS][4];
 
 #define NO_KEYS -1e30f
 #define RAISE_AT 8.0f
 
-NBHD_FN void set_grid(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, const struct place *t,
-                      struct tables *tab, int extra)
-{
-    int kv_head = t->head / (p->heads / p->kv_heads);
-#pragma unroll
-    for (int s = 0; s < 2; s++) {
-        const struct nbhd_view *view = extra ? s ? &p->extra_v : &p->extra_k : s ? &p->v : &p->k;
-        const char *base = view->data + t->batch * view->batch + kv_head * view->head;
-#pragma unroll
-        for (int a = 0; a < 3; a++) {
-            base += extra ? 0 : t->group[a] * view->axis[a];
-            tab->step[s][a] = extra ? (a == 2 ? view->axis[2] : 0) : p->axis[a].dilation * view->axis[a];
-        }
-        tab->base[s] = base;
-    }
-#pragma unroll
-    for (int a = 0; a < 3; a++) {
-        tab->box[a] = extra ? (a == 2 ? NBHD_N : 1) : b->column_box[a];
-        const int2 *window = tab->window + row_first(b, a);
-        tab->begin[a] = window[0].x;
-        tab->end[a] = window[b->row_box[a] - 1].y;
-    }
-}
-
 #if NBHD_BIAS
-NBHD_FN void fill_bias(const struct nbhd_params *p, const struct place *t, const struct memory *m)
+/* After enter_grid; a barrier must follow. */
+NBHD_FN void fill_bias(const struct nbhd_params *p, const struct memory *m)
 {
+    const struct place *t = &m->tab->place;
     const struct nbhd_axis *axis = p->axis;
     int pitch1 = 2 * axis[2].window - 1, pitch0 = pitch1 * (2 * axis[1].window - 1);
     for (int i = (int)threadIdx.x; i < NBHD_ROWS; i += THREADS) {
@@ -111,101 +87,6 @@ NBHD_FN void fill_bias(const struct nbhd_params *p, const struct place *t, const
     }
 }
 #endif
-
-/* Tables of a grid: 0 the windows, 1 the extra keys. Between barriers. */
-NBHD_FN void enter_grid(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, const struct place *t,
-                        const struct memory *m, int extra)
-{
-    __syncthreads();
-    fill_windows(p, b, t, m->tab, extra);
-    __syncthreads();
-    if (threadIdx.x == 0)
-        set_grid(p, b, t, m->tab, extra);
-    fill_limits(b, t, m->tab);
-    __syncthreads();
-    fill_columns(m->tab);
-    __syncthreads();
-    fill_prefix(m->tab);
-#if NBHD_BIAS
-    if (!extra)
-        fill_bias(p, t, m);
-#endif
-    __syncthreads();
-}
-
-/* S = Q K^T. q, k: all of Q, the box of K. */
-NBHD_FN void multiply_qk(scores s, const char *q_tile, const char *k_tile)
-{
-    unsigned q = lane_a(shared_address(q_tile) + (fresh_thread() >> 5) * (WARP_ROWS * Q_PITCH), Q_PITCH);
-    unsigned k = lane_b(shared_address(k_tile), K_PITCH);
-#pragma unroll
-    for (int m = 0; m < TILES; m++)
-#pragma unroll
-        for (int j = 0; j < NBHD_N / 8; j++)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                s[m][j][i] = 0;
-#pragma unroll
-    for (int d = 0; d < K_STEPS; d++) {
-        unsigned a[TILES][4], f[4];
-#pragma unroll
-        for (int m = 0; m < TILES; m++)
-            ldmatrix_x4(a[m], q + m * 16 * Q_PITCH + d * 32);
-#pragma unroll
-        for (int j = 0; j < NBHD_N / 16; j++) {
-            ldmatrix_x4(f, k + j * 16 * K_PITCH + d * 32);
-#pragma unroll
-            for (int m = 0; m < TILES; m++) {
-                MMA(s[m][2 * j], a[m], f[0], f[1]);
-                MMA(s[m][2 * j + 1], a[m], f[2], f[3]);
-            }
-        }
-    }
-}
-
-/* O += P V. */
-NBHD_FN void multiply_pv(output o, scores s, const char *v_tile)
-{
-    unsigned v = lane_b_trans(shared_address(v_tile), V_PITCH);
-#pragma unroll
-    for (int j = 0; j < NBHD_N / 16; j++) {
-        unsigned a[TILES][4], f[4];
-#pragma unroll
-        for (int m = 0; m < TILES; m++)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                a[m][i] = PACK(s[m][2 * j + i / 2][i % 2 * 2 + 1], s[m][2 * j + i / 2][i % 2 * 2]);
-#pragma unroll
-        for (int d = 0; d < V_STEPS; d++) {
-            ldmatrix_x4_trans(f, v + j * 16 * V_PITCH + d * 32);
-#pragma unroll
-            for (int m = 0; m < TILES; m++) {
-                MMA(o[m][2 * d], a[m], f[0], f[1]);
-                MMA(o[m][2 * d + 1], a[m], f[2], f[3]);
-            }
-        }
-    }
-}
-
-/* The number in the tile of the calling lane's row i of its 16-row tile m. */
-NBHD_FN int row_number(int m, int i)
-{
-    return ((int)threadIdx.x >> 5) * WARP_ROWS + 16 * m + ((int)threadIdx.x >> 2 & 7) + 8 * i;
-}
-
-NBHD_FN void apply_mask(scores s, const struct nbhd_boxes_sm80 *b, const struct tables *tab, int turn)
-{
-#pragma unroll
-    for (int m = 0; m < TILES; m++)
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            unsigned word = row_word(b, tab, turn, row_number(m, i));
-#pragma unroll
-            for (int e = 0; e < NBHD_N / 4; e++)
-                if (!(word >> e & 1))
-                    s[m][e / 2][2 * i + e % 2] = -__int_as_float(0x7f800000);
-        }
-}
 
 #if NBHD_SCALED
 /* The final scores. Where a bias is out of the table, the score is masked anyway. at: the box; extra keys have no bias. */
@@ -296,9 +177,8 @@ NBHD_FN void softmax_step(scores s, struct rows *r, output o, float scale)
 NBHD_FN void finish(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, const struct place *t,
                     const struct memory *mem, struct rows *r, output o)
 {
-    int lane = (int)threadIdx.x & 31;
     char *own = mem->q + ((int)threadIdx.x >> 5) * WARP_ROWS * Q_PITCH;
-    __syncwarp();
+    float factor[TILES][2];
 #pragma unroll
     for (int m = 0; m < TILES; m++)
 #pragma unroll
@@ -306,15 +186,12 @@ NBHD_FN void finish(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b
             float sum = r->sum[m][i];
             sum += __shfl_xor_sync(~0u, sum, 1);
             sum += __shfl_xor_sync(~0u, sum, 2);
-            float scale = __fdividef(1, sum);
-            char *to = own + (16 * m + (lane >> 2) + 8 * i) * Q_PITCH + (lane & 3) * 4;
-#pragma unroll
-            for (int d = 0; d < 2 * V_STEPS; d++)
-                *(unsigned *)(to + 16 * d) = PACK(o[m][d][2 * i + 1] * scale, o[m][d][2 * i] * scale);
+            factor[m][i] = __fdividef(1, sum);
             unsigned row = mem->tab->row[row_number(m, i)];
-            if (p->lse.data && !(lane & 3) && !(row & NBHD_ROW_ABSENT))
+            if (p->lse.data && !(threadIdx.x & 3) && !(row & NBHD_ROW_ABSENT))
                 *(float *)row_address(p, &p->lse, t, row) = r->max[m][i] * (NBHD_SCALED ? 1 : p->scale) + logf(sum);
         }
+    stage_rows(&o[0][0][0], factor, mem->q, Q_PITCH, V_STEPS);
     __syncwarp();
     store_warp_rows(p, &p->o, t, mem->tab, own, Q_PITCH, NBHD_HEAD_DIM_V, b->wide);
 }
@@ -355,7 +232,7 @@ NBHD_FN void walk(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, 
         }
         first = 0;
         if (!(now & BOX_SKIP))
-            multiply_qk(s, mem->q, mem->k);
+            multiply_nt(s, mem->q, Q_PITCH, mem->k, K_PITCH, K_STEPS);
         cp_async_wait_all();
         __syncthreads(); /* V is there, and no warp needs K */
 #endif
@@ -371,15 +248,15 @@ NBHD_FN void walk(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, 
         }
         if (!(now & BOX_SKIP)) {
 #if NBHD_STAGES == 2
-            multiply_qk(s, mem->q, mem->k + turn * K_BYTES);
+            multiply_nt(s, mem->q, Q_PITCH, mem->k + turn * K_BYTES, K_PITCH, K_STEPS);
 #endif
 #if NBHD_SCALED
             scale_scores(s, p, mem, here, extra);
 #endif
             if (now & BOX_MASK)
-                apply_mask(s, b, tab, turn);
+                apply_mask(s, -__int_as_float(0x7f800000), b, tab, turn, 0);
             softmax_step(s, r, o, b->scale_log2);
-            multiply_pv(o, s, mem->v + (NBHD_STAGES == 2 ? turn * V_BYTES : 0));
+            multiply_nn(&o[0][0][0], s, mem->v + (NBHD_STAGES == 2 ? turn * V_BYTES : 0), V_PITCH, V_STEPS);
         }
         if (!more)
             break;
@@ -428,7 +305,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
     }
 #pragma unroll 1
     for (int extra = 0; extra <= (p.extra > 0); extra++) {
-        enter_grid(&p, &b, &mem.tab->place, &mem, extra ? p.extra : 0);
+        enter_grid(&p, &b, mem.tab, extra);
+#if NBHD_BIAS
+        if (!extra)
+            fill_bias(&p, &mem);
+        __syncthreads();
+#endif
         walk(&p, &b, &mem, &r, o, extra);
     }
     finish(&p, &b, &mem.tab->place, &mem, &r, o);

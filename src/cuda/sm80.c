@@ -1,5 +1,6 @@
 /* Boxes for the sm80 kernels, by counting: the cost of a choice is a product over axes, so every choice can be tried. */
 #include "cuda/sm80.h"
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include "core/tiles.h"
@@ -207,6 +208,65 @@ done:
     for (int a = 0; a < 3; a++)
         free(s.known[a]);
     return best.cost;
+}
+
+int nbhd_sm80_tables(const struct nbhd_sm80_variant *v, int streams)
+{
+    return 256 + (8 * streams + 4) * v->n + 4 * v->rows + 40 * (v->rows + 2) + 16 * (v->n + 5) + 128 * v->warps;
+}
+
+double nbhd_sm80_blocks(const struct nbhd_problem *problem, const struct nbhd_boxes_sm80 *boxes, int heads)
+{
+    double blocks = (double)problem->desc.batch * (heads / boxes->pack);
+    for (int i = 0; i < 3; i++)
+        blocks *= (double)boxes->tiles[i] * problem->axis[i].dilation;
+    return blocks;
+}
+
+/* CTAs that fit a multiprocessor; 0 if the kernel would spill or does not fit. */
+static int resident(const struct nbhd_sm80_kernel *k, const struct nbhd_sm80_variant *v, const nbhd_desc *d,
+                    const struct nbhd_cuda_machine *machine)
+{
+    const int accumulators = k->accumulators(v, d);
+    if (accumulators > k->most_accumulators)
+        return 0;
+    const int by_registers = 65536 / (32 * v->warps * nbhd_min(255, accumulators + k->others));
+    const int by_memory = (machine->shared_max + 1024) / (k->shared(v, d) + 1024);
+    return nbhd_min(nbhd_min(by_registers, by_memory), 6);
+}
+
+/* Of the rate that large products reach: measured on an H200, docs/notes/sm80.md. 16 rows a warp read shared memory twice
+ * as often as 32, which tells where rows are long; short boxes have more barriers; few warps hide little. */
+static double speed(const struct nbhd_sm80_variant *v, const nbhd_desc *d, int fit)
+{
+    const bool wide = d->head_dim > 96 || d->head_dim_v > 96;
+    const double rows = v->rows / v->warps >= 32 ? 1 : wide ? 0.7 : 0.88, n = v->n >= 64 ? 1 : v->n >= 32 ? 0.87 : 0.6;
+    const int warps = nbhd_min(8, fit * v->warps);
+    return rows * n * (v->stages == 1 ? 0.96 : 1) * (0.46 + 0.0675 * warps);
+}
+
+void nbhd_sm80_choose(struct nbhd_sm80_choice *choice, const struct nbhd_problem *problem,
+                      const struct nbhd_sm80_kernel *k, const struct nbhd_cuda_machine *machine)
+{
+    choice->variant = NULL;
+    for (int i = 0; i < k->count; i++) {
+        const struct nbhd_sm80_variant *v = &k->variants[i];
+        const int fit = resident(k, v, &problem->desc, machine);
+        if (fit < 1)
+            continue;
+        const struct nbhd_sm80_shape shape = {v->rows, v->warps, v->n, k->inverse, k->packs};
+        struct nbhd_boxes_sm80 boxes = {.wide = 0};
+        double ctas = 1;
+        const double steps = nbhd_sm80_boxes(problem, &shape, &boxes, &ctas);
+        const double flops = 2.0 * v->rows / v->warps * v->n * k->width * steps;
+        const double rate = 2.9e9 * speed(v, &problem->desc, fit) * machine->multiprocessors; /* FLOP per ms */
+        const double waves = ctas / (machine->multiprocessors * fit);
+        const double ms = flops / rate * (ceil(waves) / waves);
+        if (!choice->variant || ms < choice->ms)
+            *choice = (struct nbhd_sm80_choice){v, boxes, fit, ms};
+    }
+    for (int i = 0; i < 3; i++)
+        choice->boxes.reverse |= problem->axis[i].edge == NBHD_EDGE_CAUSAL && !k->inverse;
 }
 
 bool nbhd_sm80_wide(const struct nbhd_view *const *views, int count, int head_dim, int head_dim_v)

@@ -18,6 +18,43 @@ struct nbhd_sm80_shape {
 double nbhd_sm80_boxes(const struct nbhd_problem *problem, const struct nbhd_sm80_shape *shape,
                        struct nbhd_boxes_sm80 *boxes, double *ctas);
 
+/* A way to compile a kernel. */
+struct nbhd_sm80_variant {
+    int rows, warps, n, stages;
+};
+
+/* What a problem needs of a variant, and what comes of it. */
+struct nbhd_sm80_choice {
+    const struct nbhd_sm80_variant *variant; /* NULL: none fits */
+    struct nbhd_boxes_sm80 boxes;
+    int resident; /* CTAs on a multiprocessor */
+    double ms;
+};
+
+/* A kernel as the choice sees it. accumulators: registers that hold sums and scores, of variant v; shared: bytes. */
+struct nbhd_sm80_kernel {
+    const struct nbhd_sm80_variant *variants;
+    int count;
+    bool inverse, packs;
+    int width; /* multiply-adds for a row and a column */
+    int most_accumulators; /* with more the kernel spills */
+    int others;            /* registers of a thread besides */
+    int (*accumulators)(const struct nbhd_sm80_variant *v, const nbhd_desc *desc);
+    int (*shared)(const struct nbhd_sm80_variant *v, const nbhd_desc *desc);
+};
+
+/* The variant and boxes that should take the least time on the machine. */
+void nbhd_sm80_choose(struct nbhd_sm80_choice *choice, const struct nbhd_problem *problem,
+                      const struct nbhd_sm80_kernel *kernel, const struct nbhd_cuda_machine *machine);
+
+/* CTAs of a launch: row boxes x heads x batch x dilation groups, as row_place counts them. INT_MAX + 1.0 or more: too many. */
+double nbhd_sm80_blocks(const struct nbhd_problem *problem, const struct nbhd_boxes_sm80 *boxes, int heads);
+
+/* Bytes of struct tables (device/stream_sm80.cuh), or a little more. */
+int nbhd_sm80_tables(const struct nbhd_sm80_variant *v, int streams);
+static inline int nbhd_sm80_padded(int dim) { return (dim + 15) / 16 * 16; }
+static inline int nbhd_sm80_pitch(int dim) { return 2 * nbhd_sm80_padded(dim) + 16; } /* bytes from row to row */
+
 /* Whether rows of this many elements in all these views can be moved in pieces of 16 bytes. Absent views pass. */
 bool nbhd_sm80_wide(const struct nbhd_view *const *views, int count, int head_dim, int head_dim_v);
 

@@ -13,8 +13,9 @@
  * union are 0 in shared memory and masked.
  *
  * Rows in shared memory are an odd number of 16-byte pieces apart, so that ldmatrix has no bank conflicts.
- * Parameters: NBHD_ROWS, NBHD_N, NBHD_WARPS, NBHD_STREAMS (tensors of the columns), NBHD_INVERSE (1: rows are keys,
- * columns are the queries that see them), NBHD_PIECES (16-byte pieces of the widest streamed row). */
+ * Parameters: NBHD_ROWS, NBHD_N, NBHD_WARPS, NBHD_BF16, NBHD_STREAMS (tensors of the columns), NBHD_INVERSE (1: rows are keys,
+ * columns are the queries that see them), NBHD_PIECES (16-byte pieces of the widest streamed row),
+ * NBHD_PART (columns computed at once; all, unless it is defined). */
 #ifndef NBHD_DEVICE_STREAM_SM80_CUH
 #define NBHD_DEVICE_STREAM_SM80_CUH
 
@@ -114,7 +115,8 @@ NBHD_FN void fill_rows(const struct nbhd_boxes_sm80 *b, const struct place *t, s
     if (threadIdx.x == 0)
         tab->place = *t;
     int used = b->row_box[0] * b->row_box[1] * b->row_box[2] * b->pack;
-    for (int i = (int)threadIdx.x; i < NBHD_ROWS; i += THREADS) {
+#pragma unroll 1
+    for (int i = (int)fresh_thread(); i < NBHD_ROWS; i += THREADS) {
         int r = nbhd_min(i, used - 1);
         unsigned row = box_coordinates(b->row_box, r / b->pack);
         int absent = i >= used;
@@ -129,9 +131,10 @@ NBHD_FN void fill_rows(const struct nbhd_boxes_sm80 *b, const struct place *t, s
 NBHD_FN void fill_windows(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, const struct place *t,
                           struct tables *tab, int extra)
 {
-#pragma unroll
+#pragma unroll 1
     for (int a = 0; a < 3; a++)
-        for (int i = (int)threadIdx.x; i < b->row_box[a]; i += THREADS) {
+#pragma unroll 1
+        for (int i = (int)fresh_thread(); i < b->row_box[a]; i += THREADS) {
             int x = nbhd_min(t->origin[a] + i, t->size[a] - 1), n = nbhd_group_size(p->axis[a], t->group[a]);
             struct nbhd_range w = NBHD_INVERSE ? nbhd_queries(p->axis[a], n, x) : nbhd_keys(p->axis[a], n, x);
             if (extra)
@@ -164,7 +167,8 @@ NBHD_FN int4 rows_limit(const struct nbhd_boxes_sm80 *b, const struct place *t, 
 
 NBHD_FN void fill_limits(const struct nbhd_boxes_sm80 *b, const struct place *t, struct tables *tab)
 {
-    for (int i = (int)threadIdx.x; i < 8 * NBHD_WARPS; i += THREADS) {
+#pragma unroll 1
+    for (int i = (int)fresh_thread(); i < 8 * NBHD_WARPS; i += THREADS) {
         int warp = i >> 3, all = i >> 2 & 1;
         tab->limit[warp][i & 7] = rows_limit(b, t, tab, i & 3, all ? 0 : warp * WARP_ROWS,
                                              all ? NBHD_ROWS - 1 : (warp + 1) * WARP_ROWS - 1);
@@ -175,7 +179,8 @@ NBHD_FN void fill_limits(const struct nbhd_boxes_sm80 *b, const struct place *t,
 NBHD_FN void fill_columns(struct tables *tab)
 {
     int box[3] = {tab->box[0], tab->box[1], tab->box[2]};
-    for (int i = (int)threadIdx.x; i < NBHD_N; i += THREADS) {
+#pragma unroll 1
+    for (int i = (int)fresh_thread(); i < NBHD_N; i += THREADS) {
         int used = i < box[0] * box[1] * box[2];
         unsigned c = used ? box_coordinates(box, i) : 0;
         tab->column[i] = used ? c : 0x7f7f7f;
@@ -190,7 +195,8 @@ NBHD_FN void fill_columns(struct tables *tab)
 NBHD_FN void fill_prefix(struct tables *tab)
 {
     int first1 = tab->box[0] + 1, first2 = first1 + tab->box[1] + 1, count = first2 + tab->box[2] + 1;
-    for (int i = (int)threadIdx.x; i < 4 * count; i += THREADS) {
+#pragma unroll 1
+    for (int i = (int)fresh_thread(); i < 4 * count; i += THREADS) {
         int x = i >> 2, q = i & 3, axis = (x >= first1) + (x >= first2);
         x -= axis == 0 ? 0 : axis == 1 ? first1 : first2;
         unsigned word = 0;
@@ -273,20 +279,34 @@ NBHD_FN unsigned lane_piece(unsigned tile, int pitch)
     return tile + thread / LANES * (unsigned)pitch + thread % LANES * 16;
 }
 
-/* Which of this thread's columns (bit i: column threadIdx.x / LANES + i ROW_STEP) lie in the union. */
-NBHD_FN unsigned columns_inside(const struct tables *tab, const int *at, int flags)
+/* The last coordinates inside the union, for column_inside. */
+NBHD_FN unsigned last_inside(const struct tables *tab, const int *at)
 {
-    unsigned last = 0x808080, inside = 0;
-    if (!(flags & BOX_EDGE))
-        return ~0u;
+    unsigned last = 0x808080;
 #pragma unroll
     for (int a = 0; a < 3; a++)
         last |= (unsigned)(nbhd_min(tab->end[a] - at[a], tab->box[a]) - 1) << 8 * a;
+    return last;
+}
+
+/* A byte of `last` is at least that of the column: no borrow clears its highest bit. */
+NBHD_FN int column_inside(const struct tables *tab, unsigned last, int column)
+{
+    return ((last - tab->column[column]) & 0x808080) == 0x808080;
+}
+
+/* Which of this thread's columns (bit i: column threadIdx.x / LANES + i ROW_STEP) lie in the union. */
+NBHD_FN unsigned columns_inside(const struct tables *tab, const int *at, int flags)
+{
+    unsigned inside = 0, last;
+    if (!(flags & BOX_EDGE))
+        return ~0u;
+    last = last_inside(tab, at);
 #pragma unroll
     for (int i = 0; i < COLUMN_STEPS; i++) {
         int column = (int)threadIdx.x / LANES + i * ROW_STEP;
         if (NBHD_N % ROW_STEP == 0 || column < NBHD_N)
-            inside |= (unsigned)(((last - tab->column[column]) & 0x808080) == 0x808080) << i;
+            inside |= (unsigned)column_inside(tab, last, column) << i;
     }
     return inside;
 }
@@ -354,7 +374,7 @@ NBHD_FN void load_rows(const struct nbhd_params *p, const struct nbhd_view *view
 NBHD_FN void store_warp_rows(const struct nbhd_params *p, const struct nbhd_view *view, const struct place *t,
                              const struct tables *tab, const char *from, int pitch, int width, int wide)
 {
-    int lane = (int)threadIdx.x & 31, first = ((int)threadIdx.x >> 5) * WARP_ROWS, piece = lane % LANES;
+    int thread = (int)fresh_thread(), lane = thread & 31, first = (thread >> 5) * WARP_ROWS, piece = lane % LANES;
     int elements = nbhd_min(8, width - 8 * piece);
     for (int r = lane / LANES; r < WARP_ROWS; r += 32 / LANES) {
         unsigned row = tab->row[first + r];
@@ -370,9 +390,10 @@ NBHD_FN void store_warp_rows(const struct nbhd_params *p, const struct nbhd_view
     }
 }
 
-/* ---- products of a warp ---- */
+/* ---- products of a warp: fragments as in mma_sm80.cuh ---- */
 
 #define PITCH(width) (((width) + 15) / 16 * 32 + 16)
+#define TILES (WARP_ROWS / 16) /* of 16 rows that a warp owns */
 
 #if NBHD_BF16
 #define MMA mma_m16n8k16_bf16
@@ -382,20 +403,164 @@ NBHD_FN void store_warp_rows(const struct nbhd_params *p, const struct nbhd_view
 #define PACK cvt_rn_f16x2_f32
 #endif
 
-/* Addresses in the three ways that ldmatrix_x4 is used, of the calling lane. At `tile`, of rows `pitch` apart:
- * A of 16 rows and 16 columns; B from 16 rows (n) and 16 columns (k); B, transposed, from 16 rows (k) and 16 columns (n). */
-NBHD_FN unsigned lane_a(unsigned tile, int pitch)
+/* Columns of a box that are computed at once. */
+#ifndef NBHD_PART
+#define NBHD_PART NBHD_N
+#endif
+
+/* Of the warp's rows against these columns. */
+typedef float scores[TILES][NBHD_PART / 8][4];
+
+/* The number in the CTA of the calling lane's row i of the warp's tile m. */
+NBHD_FN int row_number(int m, int i)
 {
-    int lane = (int)threadIdx.x & 31;
-    return tile + (unsigned)((lane & 15) * pitch + (lane >> 4) * 16);
+    return ((int)threadIdx.x >> 5) * WARP_ROWS + 16 * m + ((int)threadIdx.x >> 2 & 7) + 8 * i;
 }
 
-NBHD_FN unsigned lane_b(unsigned tile, int pitch)
+/* What the calling lane points ldmatrix_x4 at: 16 rows of 16 elements, as they are needed for A, or for B transposed. */
+NBHD_FN unsigned lane_rows(const char *tile, int pitch)
 {
     int lane = (int)threadIdx.x & 31;
-    return tile + (unsigned)(((lane & 7) + (lane >> 4) * 8) * pitch + (lane >> 3 & 1) * 16);
+    return shared_address(tile) + (unsigned)((lane & 15) * pitch + (lane >> 4) * 16);
 }
 
-NBHD_FN unsigned lane_b_trans(unsigned tile, int pitch) { return lane_a(tile, pitch); }
+/* The same for B where rows are its columns. */
+NBHD_FN unsigned lane_columns(const char *tile, int pitch)
+{
+    int lane = (int)threadIdx.x & 31;
+    return shared_address(tile) + (unsigned)(((lane & 7) + (lane >> 4) * 8) * pitch + (lane >> 3 & 1) * 16);
+}
+
+/* s = A B^T: the warp's rows of the CTA's `rows` by the box `columns`, over 16 x steps elements. */
+NBHD_FN void multiply_nt(scores s, const char *rows, int row_pitch, const char *columns, int column_pitch, int steps)
+{
+    unsigned from = lane_rows(rows + (threadIdx.x >> 5) * (WARP_ROWS * row_pitch), row_pitch);
+    unsigned box = lane_columns(columns, column_pitch);
+#pragma unroll
+    for (int m = 0; m < TILES; m++)
+#pragma unroll
+        for (int j = 0; j < NBHD_PART / 8; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                s[m][j][i] = 0;
+#pragma unroll
+    for (int d = 0; d < steps; d++) {
+        unsigned a[TILES][4], f[4];
+#pragma unroll
+        for (int m = 0; m < TILES; m++)
+            ldmatrix_x4(a[m], from + m * 16 * row_pitch + d * 32);
+#pragma unroll
+        for (int j = 0; j < NBHD_PART / 16; j++) {
+            ldmatrix_x4(f, box + j * 16 * column_pitch + d * 32);
+#pragma unroll
+            for (int m = 0; m < TILES; m++) {
+                MMA(s[m][2 * j], a[m], f[0], f[1]);
+                MMA(s[m][2 * j + 1], a[m], f[2], f[3]);
+            }
+        }
+    }
+}
+
+/* sum += S B: the box `columns`, 16 x steps elements wide. sum: [TILES][2 x steps][4]. */
+NBHD_FN void multiply_nn(float *sum, scores s, const char *columns, int pitch, int steps)
+{
+    unsigned box = lane_rows(columns, pitch);
+#pragma unroll
+    for (int j = 0; j < NBHD_PART / 16; j++) {
+        unsigned a[TILES][4], f[4];
+#pragma unroll
+        for (int m = 0; m < TILES; m++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                a[m][i] = PACK(s[m][2 * j + i / 2][i % 2 * 2 + 1], s[m][2 * j + i / 2][i % 2 * 2]);
+#pragma unroll
+        for (int d = 0; d < steps; d++) {
+            ldmatrix_x4_trans(f, box + j * 16 * pitch + d * 32);
+#pragma unroll
+            for (int m = 0; m < TILES; m++) {
+                float *to = sum + 4 * (2 * steps * m + 2 * d);
+                MMA(to, a[m], f[0], f[1]);
+                MMA(to + 4, a[m], f[2], f[3]);
+            }
+        }
+    }
+}
+
+/* Puts factor[m][i] times the warp's sums where its rows are in shared memory. */
+NBHD_FN void stage_rows(const float *sum, float factor[TILES][2], char *rows, int pitch, int steps)
+{
+    unsigned thread = fresh_thread(), lane = thread & 31;
+    char *to = rows + ((thread >> 5) * WARP_ROWS + (lane >> 2)) * pitch + (lane & 3) * 4;
+#pragma unroll
+    for (int m = 0; m < TILES; m++)
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+#pragma unroll
+            for (int d = 0; d < 2 * steps; d++) {
+                const float *x = sum + 4 * (2 * steps * m + d) + 2 * i;
+                *(unsigned *)(to + (16 * m + 8 * i) * pitch + 16 * d) = PACK(x[1] * factor[m][i], x[0] * factor[m][i]);
+            }
+}
+
+/* Puts value where a row does not see a column. first: of the box's columns, the one that s begins with. */
+NBHD_FN void apply_mask(scores s, float value, const struct nbhd_boxes_sm80 *b, const struct tables *tab, int turn,
+                        int first)
+{
+#pragma unroll
+    for (int m = 0; m < TILES; m++)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            unsigned word = row_word(b, tab, turn, row_number(m, i)) >> first / 4;
+#pragma unroll
+            for (int e = 0; e < NBHD_PART / 4; e++)
+                if (!(word >> e & 1))
+                    s[m][e / 2][2 * i + e % 2] = value;
+        }
+}
+
+#if !NBHD_INVERSE
+/* ---- grids of keys, for rows that are queries: 0 the windows, 1 the extra keys ---- */
+
+NBHD_FN void set_grid(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, const struct place *t,
+                      struct tables *tab, int extra)
+{
+    int kv_head = t->head / (p->heads / p->kv_heads);
+#pragma unroll
+    for (int s = 0; s < 2; s++) {
+        const struct nbhd_view *view = extra ? s ? &p->extra_v : &p->extra_k : s ? &p->v : &p->k;
+        const char *base = view->data + t->batch * view->batch + kv_head * view->head;
+#pragma unroll 1
+        for (int a = 0; a < 3; a++) {
+            base += extra ? 0 : t->group[a] * view->axis[a];
+            tab->step[s][a] = extra ? (a == 2 ? view->axis[2] : 0) : p->axis[a].dilation * view->axis[a];
+        }
+        tab->base[s] = base;
+    }
+#pragma unroll 1
+    for (int a = 0; a < 3; a++) {
+        tab->box[a] = extra ? (a == 2 ? NBHD_N : 1) : b->column_box[a];
+        const int2 *window = tab->window + row_first(b, a);
+        tab->begin[a] = window[0].x;
+        tab->end[a] = window[b->row_box[a] - 1].y;
+    }
+}
+
+/* Fills the tables for a grid. Begins and ends with a barrier. */
+NBHD_FN void enter_grid(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, struct tables *tab, int extra)
+{
+    const struct place *t = &tab->place;
+    __syncthreads();
+    fill_windows(p, b, t, tab, extra ? p->extra : 0);
+    __syncthreads();
+    if (threadIdx.x == 0)
+        set_grid(p, b, t, tab, extra);
+    fill_limits(b, t, tab);
+    __syncthreads();
+    fill_columns(tab);
+    __syncthreads();
+    fill_prefix(tab);
+    __syncthreads();
+}
+#endif
 
 #endif

@@ -1,0 +1,304 @@
+/* Host half of bwd_sm80.cu and bwd_sm80_dq.cu: the launches that make up a backward.
+ *
+ *     delta     every query's statistics, into the workspace
+ *     dk dv     keys stationary; both at once where registers allow, else one after the other
+ *     the same for extra keys, as an axis of their own that every query sees whole
+ *     dq        queries stationary */
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include "cuda/sm80.h"
+
+static const struct nbhd_sm80_variant key_variants[] = {
+    {128, 4, 64, 2}, {128, 4, 32, 2}, {64, 4, 64, 2}, {64, 4, 32, 2}, {64, 4, 16, 2}, {32, 2, 16, 2},
+};
+static const struct nbhd_sm80_variant query_variants[] = {
+    {128, 4, 64, 2}, {128, 4, 32, 2}, {64, 4, 64, 2}, {64, 4, 32, 2}, {64, 4, 16, 2}, {32, 2, 16, 2},
+};
+
+struct launch {
+    struct CUfunc_st *function;
+    struct nbhd_cuda_grid grid;
+    struct nbhd_boxes_sm80 boxes;
+};
+
+/* keys[i], extra[i]: with both sums i is 0; split, 0 is dV and 1 is dK. */
+struct state {
+    struct nbhd_cuda_module *key_module[2], *query_module;
+    struct CUfunc_st *delta;
+    struct nbhd_cuda_grid delta_grid;
+    struct launch keys[2], extra[2], queries;
+    struct nbhd_axis extra_axis[3];
+    int parts; /* launches for dK and dV */
+};
+
+/* ---- what a variant needs ---- */
+
+/* Columns computed at once: NBHD_PART. */
+static int part(const struct nbhd_sm80_variant *v) { return nbhd_min(v->n, 32); }
+
+static int both_accumulators(const struct nbhd_sm80_variant *v, const nbhd_desc *d)
+{
+    return v->rows / v->warps * (nbhd_sm80_padded(d->head_dim) + nbhd_sm80_padded(d->head_dim_v) + 2 * part(v)) / 32;
+}
+
+/* Of the kernel for dK alone, and enough for that for dV. */
+static int one_accumulators(const struct nbhd_sm80_variant *v, const nbhd_desc *d)
+{
+    const int widest = d->head_dim > d->head_dim_v ? d->head_dim : d->head_dim_v;
+    return v->rows / v->warps * (nbhd_sm80_padded(widest) + 2 * part(v)) / 32;
+}
+
+static int query_accumulators(const struct nbhd_sm80_variant *v, const nbhd_desc *d)
+{
+    return v->rows / v->warps * (nbhd_sm80_padded(d->head_dim) + 2 * part(v)) / 32;
+}
+
+static int shared_rows(const struct nbhd_sm80_variant *v, const nbhd_desc *d)
+{
+    return (v->rows + v->stages * v->n) * (nbhd_sm80_pitch(d->head_dim) + nbhd_sm80_pitch(d->head_dim_v));
+}
+
+static int key_shared(const struct nbhd_sm80_variant *v, const nbhd_desc *d)
+{
+    return shared_rows(v, d) + 16 * v->n + nbhd_sm80_tables(v, 3);
+}
+
+static int query_shared(const struct nbhd_sm80_variant *v, const nbhd_desc *d)
+{
+    return shared_rows(v, d) + 8 * v->rows + nbhd_sm80_tables(v, 2);
+}
+
+/* ---- the choice ---- */
+
+struct choices {
+    struct nbhd_sm80_choice keys, extra, queries;
+    bool split;
+};
+
+static struct nbhd_problem extra_problem(const struct nbhd_problem *problem)
+{
+    struct nbhd_problem p = *problem;
+    for (int i = 0; i < 3; i++) {
+        const int keys = i == 2 ? problem->desc.extra : 1;
+        p.axis[i] = (struct nbhd_axis){problem->axis[i].length, keys, keys, 1, 1, NBHD_EDGE_NEAREST};
+    }
+    p.desc.extra = 0;
+    return p;
+}
+
+static bool choose(const struct nbhd_problem *problem, const struct nbhd_cuda_machine *machine, struct choices *c)
+{
+    const nbhd_desc *d = &problem->desc;
+    const int k = nbhd_sm80_padded(d->head_dim), v = nbhd_sm80_padded(d->head_dim_v);
+    const int most = 192; /* ptxas 13.0 spills none, for any generation */
+    struct nbhd_sm80_kernel keys = {.variants = key_variants,
+                                    .count = sizeof key_variants / sizeof *key_variants,
+                                    .inverse = true,
+                                    .width = 2 * (k + v),
+                                    .most_accumulators = most,
+                                    .others = 76,
+                                    .accumulators = both_accumulators,
+                                    .shared = key_shared};
+    const struct nbhd_sm80_kernel queries = {.variants = query_variants,
+                                             .count = sizeof query_variants / sizeof *query_variants,
+                                             .packs = true,
+                                             .width = 2 * k + v,
+                                             .most_accumulators = most,
+                                             .others = 76,
+                                             .accumulators = query_accumulators,
+                                             .shared = query_shared};
+    nbhd_sm80_choose(&c->keys, problem, &keys, machine);
+    c->split = !c->keys.variant;
+    if (c->split) {
+        keys.accumulators = one_accumulators;
+        keys.width = 3 * k + 2 * v;
+        nbhd_sm80_choose(&c->keys, problem, &keys, machine);
+    }
+    nbhd_sm80_choose(&c->queries, problem, &queries, machine);
+    if (!c->keys.variant || !c->queries.variant)
+        return false;
+    if (d->extra) { /* by the same code: only its boxes are chosen */
+        const struct nbhd_problem p = extra_problem(problem);
+        keys.variants = c->keys.variant;
+        keys.count = 1;
+        nbhd_sm80_choose(&c->extra, &p, &keys, machine);
+    }
+    return true;
+}
+
+static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
+{
+    if (problem->desc.bias)
+        return nbhd_refuse(why, "bias is 1; this kernel computes no gradient of a bias");
+    return nbhd_sm80_refuses(problem, why);
+}
+
+static int configs(const struct nbhd_problem *problem, struct nbhd_config *config, int room)
+{
+    struct nbhd_cuda_machine machine;
+    struct choices c;
+    (void)room;
+    *config = (struct nbhd_config){.variant = 0};
+    if (nbhd_cuda_machine(&machine) || !choose(problem, &machine, &c))
+        return 1;
+    *config = (struct nbhd_config){.variant = c.split,
+                                   .stages = 2,
+                                   .threads = 32 * c.keys.variant->warps,
+                                   .predicted_ms = c.keys.ms + c.queries.ms + (problem->desc.extra ? c.extra.ms : 0)};
+    for (int i = 0; i < 3; i++) {
+        config->q_tile[i] = c.queries.boxes.row_box[i];
+        config->k_tile[i] = c.keys.boxes.row_box[i];
+    }
+    return 1;
+}
+
+/* ---- building ---- */
+
+static nbhd_status compile(struct nbhd_cuda_module **module, struct CUfunc_st **function, const struct nbhd_problem *p,
+                           const struct nbhd_sm80_choice *c, const char *file, const char *name, const char *parts)
+{
+    const nbhd_desc *d = &p->desc;
+    const struct nbhd_sm80_variant *v = c->variant;
+    struct nbhd_options options = {.used = 0};
+    nbhd_option(&options, "-DNBHD_HEAD_DIM=%d -DNBHD_HEAD_DIM_V=%d -DNBHD_BF16=%d", d->head_dim, d->head_dim_v,
+                d->dtype == NBHD_BF16);
+    nbhd_option(&options, "-DNBHD_ROWS=%d -DNBHD_WARPS=%d -DNBHD_N=%d -DNBHD_PART=%d -DNBHD_CTAS=%d%s", v->rows, v->warps, v->n,
+                part(v), c->resident, parts);
+    const nbhd_status status = nbhd_cuda_acquire(module, file, &options, p->flags);
+    return status ? status : nbhd_cuda_function(function, *module, name);
+}
+
+static nbhd_status set_launch(struct launch *launch, const struct nbhd_problem *p, const struct nbhd_sm80_choice *c,
+                              int heads, int shared)
+{
+    const double blocks = nbhd_sm80_blocks(p, &c->boxes, heads);
+    if (blocks > INT_MAX)
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "the problem has %.0f tiles; cuda.bwd_sm80 launches %d at most", blocks,
+                         INT_MAX);
+    launch->boxes = c->boxes;
+    launch->boxes.scale_log2 = 1.44269504f * p->desc.scale;
+    launch->grid = (struct nbhd_cuda_grid){.blocks = {(unsigned)blocks, 1, 1},
+                                           .threads = {32 * (unsigned)c->variant->warps, 1, 1},
+                                           .shared = (unsigned)shared};
+    return NBHD_OK;
+}
+
+static nbhd_status build_keys(struct state *state, const struct nbhd_problem *p, const struct choices *c)
+{
+    static const char *const parts[] = {" -DNBHD_DK=1 -DNBHD_DV=1", " -DNBHD_DK=0 -DNBHD_DV=1", " -DNBHD_DK=1 -DNBHD_DV=0"};
+    const struct nbhd_problem extra = extra_problem(p);
+    nbhd_status status = NBHD_OK;
+    state->parts = c->split ? 2 : 1;
+    for (int i = 0; i < state->parts && !status; i++) {
+        const int bytes = key_shared(c->keys.variant, &p->desc);
+        status = compile(&state->key_module[i], &state->keys[i].function, p, &c->keys, "bwd_sm80.cu",
+                         "nbhd_bwd_sm80_dkdv", parts[c->split + i]);
+        if (!status)
+            status = set_launch(&state->keys[i], p, &c->keys, p->desc.kv_heads, bytes);
+        if (!status && p->desc.extra)
+            status = set_launch(&state->extra[i], &extra, &c->extra, p->desc.kv_heads, bytes);
+        state->extra[i].function = state->keys[i].function;
+    }
+    for (int i = 0; i < 3; i++)
+        state->extra_axis[i] = extra.axis[i];
+    return status;
+}
+
+/* LANES threads a row: as device/stream_sm80.cuh. */
+static nbhd_status build_delta(struct state *state, const struct nbhd_problem *p, size_t *workspace)
+{
+    const int widest = p->desc.head_dim > p->desc.head_dim_v ? p->desc.head_dim : p->desc.head_dim_v;
+    double rows = (double)p->desc.batch * p->desc.heads;
+    int lanes = 2;
+    while (8 * lanes < widest)
+        lanes *= 2;
+    for (int i = 0; i < 3; i++)
+        rows *= p->axis[i].length;
+    const double blocks = rows * lanes / 256 + 1;
+    if (blocks > INT_MAX)
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "the problem has %.0f queries x heads; cuda.bwd_sm80 takes %.0f at most",
+                         rows, 256.0 * INT_MAX / lanes);
+    *workspace = (size_t)rows * 8;
+    state->delta_grid = (struct nbhd_cuda_grid){.blocks = {(unsigned)blocks, 1, 1}, .threads = {256, 1, 1}};
+    return nbhd_cuda_function(&state->delta, state->key_module[0], "nbhd_bwd_sm80_delta");
+}
+
+static nbhd_status build(struct nbhd_plan *plan)
+{
+    const struct nbhd_problem *p = &plan->problem;
+    struct nbhd_cuda_machine machine;
+    struct choices c;
+    struct state *state = plan->state = calloc(1, sizeof *state);
+    if (!state)
+        return nbhd_fail(NBHD_ERROR_MEMORY, "a plan's state could not be allocated");
+    nbhd_status status = nbhd_cuda_machine(&machine);
+    if (status)
+        return status;
+    if (!choose(p, &machine, &c))
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "no tile of cuda.bwd_sm80 fits the GPU's %d bytes of shared memory",
+                         machine.shared_max);
+    const int *k = c.keys.boxes.row_box, *kq = c.keys.boxes.column_box;
+    const int *q = c.queries.boxes.row_box, *qk = c.queries.boxes.column_box;
+    snprintf(plan->describe, sizeof plan->describe, "dK dV: %d keys %dx%dx%d by %d queries %dx%dx%d%s; dQ: %d queries "
+             "%dx%dx%d of %d heads by %d keys %dx%dx%d", c.keys.variant->rows, k[0], k[1], k[2], c.keys.variant->n, kq[0],
+             kq[1], kq[2], c.split ? ", one by one" : "", c.queries.variant->rows, q[0], q[1], q[2],
+             c.queries.boxes.pack, c.queries.variant->n, qk[0], qk[1], qk[2]);
+    if ((status = build_keys(state, p, &c)) || (status = build_delta(state, p, &plan->workspace)))
+        return status;
+    status = compile(&state->query_module, &state->queries.function, p, &c.queries, "bwd_sm80_dq.cu", "nbhd_bwd_sm80_dq",
+                     "");
+    return status ? status : set_launch(&state->queries, p, &c.queries, p->desc.heads,
+                                        query_shared(c.queries.variant, &p->desc));
+}
+
+/* ---- running ---- */
+
+static nbhd_status start(const struct nbhd_cuda_module *module, const struct launch *launch,
+                         const struct nbhd_params *params, bool wide, void *stats, void *stream)
+{
+    struct nbhd_boxes_sm80 boxes = launch->boxes;
+    boxes.wide = wide;
+    return nbhd_cuda_launch(module, launch->function, &launch->grid, stream, (void *[]){(void *)params, &boxes, &stats});
+}
+
+static bool all_wide(const struct nbhd_params *p)
+{
+    const struct nbhd_view *views[] = {&p->q,  &p->k,  &p->v,  &p->o,       &p->dout,    &p->dq,
+                                       &p->dk, &p->dv, &p->extra_k, &p->extra_v, &p->dextra_k, &p->dextra_v};
+    return nbhd_sm80_wide(views, sizeof views / sizeof *views, p->head_dim, p->head_dim_v);
+}
+
+static nbhd_status run(const struct nbhd_plan *plan, const struct nbhd_params *params, void *workspace, void *stream)
+{
+    const struct state *state = plan->state;
+    int wide = all_wide(params);
+    struct nbhd_params extra = *params;
+    extra.k = params->extra_k;
+    extra.v = params->extra_v;
+    extra.dk = params->dextra_k;
+    extra.dv = params->dextra_v;
+    extra.extra = 0;
+    for (int i = 0; i < 3; i++)
+        extra.axis[i] = state->extra_axis[i];
+    nbhd_status status = nbhd_cuda_launch(state->key_module[0], state->delta, &state->delta_grid, stream,
+                                          (void *[]){(void *)params, &wide, &workspace});
+    for (int i = 0; i < state->parts && params->extra && !status; i++)
+        status = start(state->key_module[i], &state->extra[i], &extra, wide, workspace, stream);
+    for (int i = 0; i < state->parts && !status; i++)
+        status = start(state->key_module[i], &state->keys[i], params, wide, workspace, stream);
+    return status ? status : start(state->query_module, &state->queries, params, wide, workspace, stream);
+}
+
+static void drop(struct nbhd_plan *plan)
+{
+    struct state *state = plan->state;
+    if (state) {
+        nbhd_cuda_release(state->key_module[0]);
+        nbhd_cuda_release(state->key_module[1]);
+        nbhd_cuda_release(state->query_module);
+    }
+    free(state);
+}
+
+const struct nbhd_kernel_ops nbhd_cuda_bwd_sm80 = {refuse, configs, build, run, drop};
