@@ -104,8 +104,9 @@ typedef struct nbhd_sim_device {
     double tile;        /* us a query tile: load, write back */
     double launch;      /* us a call */
     double l2, memory;  /* bytes */
+    int element;        /* bytes of an element in the kernels that this prices: others are UNSUPPORTED; 0: any */
 } nbhd_sim_device;
-#define NBHD_SIM_DEVICE_INIT {sizeof(nbhd_sim_device), 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define NBHD_SIM_DEVICE_INIT {sizeof(nbhd_sim_device), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 /* Known devices: "h200" and "h200-bwd", 16-bit kernels forward and backward. INVALID names those there are. */
 NBHD_API nbhd_status nbhd_sim_device_get(nbhd_sim_device *device, const char *name);
 

@@ -182,7 +182,9 @@ static void check_model_order(void)
         last = ms;
     }
     nbhd_desc bad = parse("bf16 d128 128x128 w16x16");
-    bad.pass = NBHD_QK;
+    bad.dtype = NBHD_F32;
+    CHECK(nbhd_sim_predict(&device, &bad, &t, &ms) == NBHD_ERROR_UNSUPPORTED, "h200 prices 16-bit kernels");
+    bad.dtype = NBHD_BF16, bad.pass = NBHD_QK;
     CHECK(nbhd_sim_predict(&device, &bad, &t, &ms) == NBHD_ERROR_UNSUPPORTED, "qk has no model");
 }
 

@@ -72,13 +72,17 @@ static int read_price(const char *word, nbhd_sim_device *device)
         device->processors = value < 1e6 ? (int)value : 0;
         return TOOL_DONE;
     }
+    if (!strncmp(word, "element=", 8)) {
+        device->element = value < 64 ? (int)value : 64;
+        return TOOL_DONE;
+    }
     for (int i = 0; i < PRICES; i++)
         if (strlen(price_names[i]) == (size_t)(equal - word) && !strncmp(word, price_names[i], (size_t)(equal - word))) {
             *price(device, i) = value;
             return TOOL_DONE;
         }
     return tool_fail(TOOL_USAGE,
-                     "--model: '%s' is none of processors, matrix, softmax, mask, step, tile, launch, l2, memory", word);
+                     "--model: '%s' is none of processors, element, matrix, softmax, mask, step, tile, launch, l2, memory", word);
 }
 
 int sim_model_read(const char *text, nbhd_sim_device *device)
@@ -103,7 +107,7 @@ int sim_model_read(const char *text, nbhd_sim_device *device)
 void sim_model_print(const nbhd_sim_device *device)
 {
     nbhd_sim_device d = *device;
-    printf("processors=%d", d.processors);
+    printf("processors=%d element=%d", d.processors, d.element);
     for (int i = 0; i < PRICES; i++)
         printf(" %s=%.4g", price_names[i], *price(&d, i));
     putchar('\n');

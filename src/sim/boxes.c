@@ -148,6 +148,8 @@ nbhd_status nbhd_sim_rank(const nbhd_desc *desc, const nbhd_sim_tiles *tiles, un
     if (!r)
         return nbhd_fail(NBHD_ERROR_MEMORY, "no memory for a list of tiles");
     nbhd_status status = nbhd_sim_request_init(r, desc, tiles, q_tokens, kv_tokens);
+    if (!status && device)
+        status = nbhd_sim_model_check(&priced, &r->problem.desc);
     nbhd_sim_setting *all = NULL;
     if (!status) {
         all = malloc(((size_t)r->q_boxes * (size_t)r->kv_boxes * 3 + 1) * sizeof *all);

@@ -13,8 +13,8 @@ static const struct {
 } known[] = {
     /* Hopper, 16-bit, head_dim 128, burst clocks. L2 and memory were measured alone; the rest is `nbhd sim --fit` of
      * bench/results/h200-*-prototype.csv. */
-    {"h200", {sizeof(nbhd_sim_device), 132, 1164, 4.885, 7.994, 0.0261, 6.044, 4, 9.5, 4.0}},
-    {"h200-bwd", {sizeof(nbhd_sim_device), 132, 842.3, 4.536, 3.096, 0.05976, 6.702, 4, 9.5, 4.0}},
+    {"h200", {sizeof(nbhd_sim_device), 132, 1164, 4.885, 7.994, 0.0261, 6.044, 4, 9.5, 4.0, 2}},
+    {"h200-bwd", {sizeof(nbhd_sim_device), 132, 842.3, 4.536, 3.096, 0.05976, 6.702, 4, 9.5, 4.0, 2}},
 };
 
 nbhd_status nbhd_sim_device_get(nbhd_sim_device *device, const char *name)
@@ -42,6 +42,18 @@ nbhd_status nbhd_sim_device_check(nbhd_sim_device *to, const nbhd_sim_device *fr
     if (!(to->step >= 0 && to->tile >= 0 && to->launch >= 0))
         return nbhd_fail(NBHD_ERROR_INVALID, "device.step, tile, launch are %g, %g, %g; times must not be negative",
                          to->step, to->tile, to->launch);
+    return NBHD_OK;
+}
+
+nbhd_status nbhd_sim_model_check(const nbhd_sim_device *device, const nbhd_desc *desc)
+{
+    const size_t size = nbhd_dtype_size(desc->dtype);
+    if (device->element && (size_t)device->element != size)
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "dtype is %s; these prices are of kernels with elements of %d bytes",
+                         nbhd_dtype_name(desc->dtype), device->element);
+    if (desc->pass > NBHD_BACKWARD)
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "pass is %s; the model of time knows fwd and bwd",
+                         nbhd_pass_name(desc->pass));
     return NBHD_OK;
 }
 
@@ -135,9 +147,8 @@ nbhd_status nbhd_sim_predict(const nbhd_sim_device *device, const nbhd_desc *des
     nbhd_status status = nbhd_sim_device_check(&d, device);
     if (status || (status = nbhd_sim_case_init(&c, desc, tiles)) || (status = nbhd_sim_case_count(&c, &counts)))
         return status;
-    if (c.problem.desc.pass > NBHD_BACKWARD)
-        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "pass is %s; the model of time knows fwd and bwd",
-                         nbhd_pass_name(c.problem.desc.pass));
+    if ((status = nbhd_sim_model_check(&d, &c.problem.desc)))
+        return status;
     *ms = nbhd_sim_model_ms(&d, &c, &counts);
     return NBHD_OK;
 }
@@ -185,7 +196,8 @@ static nbhd_status fit_rows(const nbhd_sim_device *device, const nbhd_sim_sample
         if (!samples[s].tiles.q_tile[0] || !samples[s].tiles.kv_tile[0])
             return nbhd_fail(NBHD_ERROR_INVALID, "sample %d has no tiles; a fit needs q_tile and kv_tile of each", s);
         nbhd_status status = nbhd_sim_case_init(&c, &samples[s].desc, &samples[s].tiles);
-        if (status || (status = nbhd_sim_case_count(&c, &counts)))
+        if (status || (status = nbhd_sim_model_check(device, &c.problem.desc)) ||
+            (status = nbhd_sim_case_count(&c, &counts)))
             return nbhd_fail(status, "sample %d: %s", s, nbhd_last_error());
         const double fixed = around(device, &c) + device->launch, us = samples[s].ms * 1e3 - fixed;
         if (!(us > 0) || !isfinite(us))

@@ -35,6 +35,7 @@ t sim --find "d64 30x48" --sparsity 1.2
 t sim "d64 8 w3" --share 0.5
 t sim "d64 8 w3" --share 0.5 --steps 3 --dense-steps 4
 t sim "d64 8 w3" -m abacus
+t sim "d64 8 w3" -m h200
 t sim "d64 8 w3" -m matrix=3
 t sim "d64 8 w3" -m "h200 mask=lots"
 t sim --fit nowhere.csv -m h200
