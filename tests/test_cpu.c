@@ -58,13 +58,13 @@ static void check_row(const struct nbhd_kernel *kernel)
     }
 }
 
-/* The vector forward has two algorithms; each has to take all that it can, not only what the planner would give it. */
+/* The vector kernels have two algorithms; each has to take all that it can, not only what the planner would give it. */
 static void check_rows(void)
 {
     int rows = 0;
     for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
         if (runs_here(k) && k->pass <= NBHD_BACKWARD) {
-            const bool two = k->pass == NBHD_FORWARD && k->needs != NBHD_ISA_SCALAR;
+            const bool two = k->needs != NBHD_ISA_SCALAR;
             for (int variant = two ? NBHD_FWD_BROADCAST : -1; variant <= (two ? NBHD_FWD_PERMUTE : -1); variant++) {
                 nbhd_fwd_force(variant);
                 check_row(k);

@@ -24,6 +24,7 @@
 
 #include "cpu/bwd_common.inc.h"
 #include "cpu/bwd_broadcast.inc.h"
+#include "cpu/bwd_permute.inc.h"
 
 /* ---- phases ---- */
 
@@ -78,13 +79,16 @@ static void round_task(void *context, long long task, int thread)
     int slot = t.slot, round = c->round;
     for (int i = 2; i >= 0; i--) {
         const struct nbhd_rounds *axis = &b->axis[i];
-        if (!nbhd_rounds_at(axis, c->p->axis[i], round % axis->rounds, slot % axis->slots, &t.region[i]))
+        if (!nbhd_rounds_at(axis, b->cut[i], round % axis->rounds, slot % axis->slots, &t.region[i]))
             return;
         t.extra &= !axis->paired || round % axis->rounds == 0; /* extra keys once for each query */
         slot /= axis->slots;
         round /= axis->rounds;
     }
-    bwd_broadcast_task(&t, scratch);
+    if (b->variant == NBHD_FWD_PERMUTE)
+        bwd_permute_task(&t, scratch);
+    else
+        bwd_broadcast_task(&t, scratch);
 }
 
 /* row = sum over slots of row i of the tables at `sums`, a slot's `step` floats after the last one's. */
@@ -198,7 +202,8 @@ static nbhd_status bwd_run(const struct nbhd_plan *plan, const struct nbhd_param
     return NBHD_OK;
 }
 
-static const struct nbhd_bwd_machine bwd_machine = {{VF, V_COLUMNS, 0}, V_STRIP * VF};
+static const struct nbhd_bwd_machine bwd_machine = {
+    {VF, V_COLUMNS, sizeof(struct lane_block)}, V_STRIP * VF, sizeof(struct bwd_keys)};
 
 static int bwd_configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room)
 {

@@ -30,7 +30,7 @@ V_FN void kv_micro(const float *p, const float *x, int lanes, float *const *rows
     for (int r = 0; r < n; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < nv; v++)
-            acc[r][v] = v_load_part(rows[r] + column + v * VF, v + 1 < nv ? VF : last);
+            acc[r][v] = load_up_to(rows[r] + column + v * VF, v + 1 < nv ? VF : last);
     for (int i = 0; i < lanes; i++) {
         vf y[V_STRIP];
 #pragma GCC unroll 4
@@ -48,7 +48,7 @@ V_FN void kv_micro(const float *p, const float *x, int lanes, float *const *rows
     for (int r = 0; r < n; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < nv; v++)
-            v_store_part(rows[r] + column + v * VF, acc[r][v], v + 1 < nv ? VF : last);
+            store_up_to(rows[r] + column + v * VF, acc[r][v], v + 1 < nv ? VF : last);
 }
 
 V_FN void kv_panel(const float *p, const float *x, int lanes, float *const *rows, int keys, int column, const int nv,

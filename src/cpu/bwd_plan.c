@@ -6,6 +6,9 @@
 #include "cpu/bwd_plan.h"
 #include "cpu/cpu.h"
 
+/* Work is cut for so many threads, whatever there are: the order of sums depends on it. */
+enum { DESIGN_THREADS = 16 };
+
 bool nbhd_bwd_refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
 {
     const nbhd_desc *d = &problem->desc;
@@ -20,23 +23,24 @@ bool nbhd_bwd_refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
     return false;
 }
 
+/* The algorithm that is best for the forward is so here; not by the number of threads, on which no bit may depend. */
 int nbhd_bwd_configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room,
                      const struct nbhd_bwd_machine *machine)
 {
+    struct nbhd_problem design = *problem;
     struct nbhd_config both[2];
-    const int n = nbhd_fwd_configs(problem, both, 2, &machine->fwd);
-    (void)room;
-    for (int i = 0; i < n; i++)
-        if (both[i].variant == NBHD_FWD_BROADCAST)
-            configs[0] = both[i];
-    configs[0].predicted_ms *= 2.5;
-    return 1;
+    design.desc.threads = DESIGN_THREADS;
+    const int n = nbhd_fwd_configs(&design, both, 2, &machine->fwd);
+    for (int i = 0; i < n && i < room; i++) {
+        configs[i] = both[i];
+        configs[i].predicted_ms *= 2.5;
+    }
+    return n < room ? n : room;
 }
 
 /* ---- rounds ---- */
 
-/* The cut is made for so many threads, whatever there are: the order of sums depends on it. */
-enum { DESIGN_THREADS = 16, MOST_CUTS = 24 };
+enum { MOST_CUTS = 24 };
 
 /* Cycles that a round costs each thread beyond its tasks; that a tile costs when it is loaded again, per element of its rows. */
 #define ROUND_CYCLES 3e4
@@ -47,18 +51,25 @@ struct cut {
     double visits;
 };
 
-static int list_cuts(struct nbhd_axis a, int tile, struct cut cuts[MOST_CUTS])
+/* Regions are of whole tiles, or where permuted of whole vectors and steps of rows. There, rows of keys are packed by each
+ * region that sees them, and pairing would cut windows up. */
+static int list_cuts(const struct nbhd_bwd *b, int axis, int vf, struct cut cuts[MOST_CUTS])
 {
     static const int regions[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
+    const bool permute = b->variant == NBHD_FWD_PERMUTE;
+    const int grain[3] = {1, FWD_ROWS, vf}, tile = permute ? grain[axis] : b->tile[axis];
+    const struct nbhd_axis a = b->cut[axis];
     const int tiles = (nbhd_group_size(a, 0) + tile - 1) / tile;
     int n = 0;
-    for (int paired = 0; paired < 2; paired++)
+    for (int paired = 0; paired < (permute ? 1 : 2); paired++)
         for (size_t i = 0; i < sizeof regions / sizeof *regions && (!i || regions[i] <= tiles); i++) {
             if (paired && regions[i] == 1)
                 continue;
-            cuts[n].rounds = nbhd_rounds_make(a, tile, regions[i], paired);
-            cuts[n].visits = nbhd_rounds_visits(&cuts[n].rounds, a, tile);
-            n++;
+            struct cut *cut = &cuts[n++];
+            cut->rounds = nbhd_rounds_make(a, tile, regions[i], paired);
+            cut->visits = nbhd_rounds_visits(&cut->rounds, a, tile);
+            if (permute)
+                cut->visits += (double)(a.window - 1) / cut->rounds.regions.tile;
         }
     return n;
 }
@@ -85,7 +96,7 @@ static void cut_into_rounds(const struct nbhd_problem *problem, struct nbhd_bwd 
     struct cut cuts[3][MOST_CUTS];
     int n[3];
     for (int a = 0; a < 3; a++)
-        n[a] = list_cuts(problem->axis[a], b->tile[a], cuts[a]);
+        n[a] = list_cuts(b, a, vf, cuts[a]);
     const double pairs = nbhd_desc_pairs(&problem->desc);
     double best = HUGE_VAL;
     for (int i = 0; i < n[0]; i++)
@@ -157,6 +168,85 @@ static void place_broadcast(const struct nbhd_problem *problem, struct nbhd_bwd 
     b->at_keys = place(end, d->dtype != NBHD_F32 ? FWD_BLOCK * both : 0);
 }
 
+/* ---- permute ---- */
+
+enum { RING_BYTES = 384 << 10 /* of lines, that stay in a second-level cache beside what streams through */ };
+
+static int most_keys(struct nbhd_axis a, int t) { return nbhd_min(nbhd_group_size(a, 0), t + a.window + a.stride - 2); }
+
+/* Lines of a multiple of a large power of two fall into few cache sets. */
+static int padded_step(int positions, int vf)
+{
+    const int step = whole(positions, vf);
+    return step % (8 * vf) ? step : step + vf;
+}
+
+static size_t line_bytes(const nbhd_desc *d, const struct nbhd_bwd *b)
+{
+    return ((size_t)(d->head_dim + d->head_dim_v) * (size_t)b->line_step +
+            (b->unpack ? (size_t)b->positions * (size_t)b->width : 0)) * sizeof(float);
+}
+
+/* Boxes go along axis 0 with as many rows of axis 1 as the ring allows; where there is no axis 0, along axis 1. */
+static void choose_box(const struct nbhd_problem *problem, struct nbhd_bwd *b, const struct nbhd_bwd_machine *m)
+{
+    const struct nbhd_axis *a = problem->axis;
+    const int rows = nbhd_group_size(a[1], 0);
+    b->tile[0] = nbhd_group_size(a[0], 0);
+    b->tile[2] = a[2].dilation > 1 ? a[2].length : nbhd_min(a[2].length, 256);
+    b->positions = nbhd_min(a[2].length, b->tile[2] + 2 * (a[2].window + a[2].stride));
+    b->line_step = padded_step(b->positions, m->fwd.vf);
+    b->ring[0] = most_keys(a[0], 1);
+    const double fit = RING_BYTES / ((double)line_bytes(&problem->desc, b) * b->ring[0]);
+    int chunk = FWD_ROWS;
+    while (chunk < rows && most_keys(a[1], chunk + FWD_ROWS) <= fit)
+        chunk += FWD_ROWS;
+    b->tile[1] = b->tile[0] == 1 ? rows : chunk;
+    b->ring[1] = most_keys(a[1], b->tile[0] == 1 ? FWD_ROWS : chunk);
+}
+
+static void place_permute(const struct nbhd_problem *problem, struct nbhd_bwd *b, const struct nbhd_bwd_machine *m)
+{
+    const nbhd_desc *d = &problem->desc;
+    const struct nbhd_axis *a = problem->axis;
+    const size_t row = FWD_ROWS * (size_t)m->fwd.vf * sizeof(float), pad = 3 * (size_t)m->fwd.vf * sizeof(float);
+    const size_t lines = (size_t)b->ring[0] * (size_t)b->ring[1];
+    const size_t runs = (size_t)a[0].window * (size_t)most_keys(a[1], FWD_ROWS) + (size_t)d->extra / FWD_BLOCK + 1;
+    const size_t blocks = (size_t)(b->tile[2] + m->fwd.vf - 1) / (size_t)m->fwd.vf;
+    const size_t line = lines * (size_t)b->line_step * sizeof(float);
+    size_t *end = &b->scratch;
+    b->at_qt = place(end, (size_t)d->head_dim * row);
+    b->at_dt = place(end, (size_t)d->head_dim_v * row);
+    b->at_q = place(end, (size_t)b->width * row);
+    b->at_d = place(end, (size_t)b->width_v * row);
+    b->at_dqt = place(end, (size_t)b->width * row);
+    b->at_s = place(end, FWD_BLOCK * row);
+    b->at_ds = place(end, FWD_BLOCK * row);
+    b->at_lanes = place(end, 2 * row);
+    b->at_block = place(end, blocks * m->fwd.lane_block);
+    b->at_token = place(end, (size_t)b->positions * sizeof(int));
+    b->at_tags = place(end, lines * sizeof(long long));
+    b->at_runs = place(end, runs * m->run);
+    b->at_keys = place(end, b->unpack ? lines * (size_t)b->positions * (size_t)b->width * sizeof(float) : 0);
+    b->at_extra_keys = place(end, (size_t)d->extra * (size_t)(b->width + b->width_v) * sizeof(float));
+    b->at_k_lines = place(end, (size_t)d->head_dim * line + pad);
+    b->at_v_lines = place(end, (size_t)d->head_dim_v * line + pad);
+}
+
+static void build_permute(const struct nbhd_problem *problem, struct nbhd_bwd *b, const struct nbhd_bwd_machine *m)
+{
+    const struct nbhd_axis a = problem->axis[2];
+    const int spread = m->fwd.vf - 1 + a.stride - 1 + (a.dilation > 1 ? a.window - 1 : 0);
+    b->columns = nbhd_min(m->fwd.columns, 2 * m->fwd.vf - spread);
+    b->unpack = problem->desc.dtype != NBHD_F32 || b->width != problem->desc.head_dim;
+    b->head_tile = 1;
+    choose_box(problem, b, m);
+    if (a.dilation > 1) /* groups lie end to end: one region of all positions */
+        b->cut[2] = (struct nbhd_axis){a.length, a.length, a.length, 1, 1, NBHD_EDGE_NEAREST};
+}
+
+/* ---- the plan ---- */
+
 nbhd_status nbhd_bwd_build(struct nbhd_plan *plan, const struct nbhd_bwd_machine *machine)
 {
     const struct nbhd_problem *problem = &plan->problem;
@@ -174,16 +264,23 @@ nbhd_status nbhd_bwd_build(struct nbhd_plan *plan, const struct nbhd_bwd_machine
     b->width_v = whole(d->head_dim_v, machine->fwd.vf);
     b->table = d->bias;
     for (int i = 0; i < 3; i++) {
+        b->cut[i] = problem->axis[i];
         b->tile[i] = c->q_tile[i];
         b->table *= 2 * problem->axis[i].window - 1;
     }
+    const bool permute = b->variant == NBHD_FWD_PERMUTE;
+    if (permute)
+        build_permute(problem, b, machine);
     cut_into_rounds(problem, b, machine->fwd.vf);
     b->threads = c->threads = nbhd_plan_threads(problem, (long long)d->batch * d->kv_heads * b->slots);
     place_shared(problem, b, &b->at_scratch);
-    place_broadcast(problem, b);
+    if (permute)
+        place_permute(problem, b, machine);
+    else
+        place_broadcast(problem, b);
     plan->workspace = b->at_scratch + b->scratch * (size_t)b->threads;
-    snprintf(plan->describe, sizeof plan->describe, "broadcast %dx%dx%d, %d rounds of %lld tasks, %d threads", b->tile[0],
-             b->tile[1], b->tile[2], b->rounds, (long long)d->batch * d->kv_heads * b->slots, b->threads);
+    snprintf(plan->describe, sizeof plan->describe, "%s %dx%dx%d, %d rounds of %lld tasks, %d threads",
+             permute ? "permute" : "broadcast", b->tile[0], b->tile[1], b->tile[2], b->rounds, (long long)d->batch * d->kv_heads * b->slots, b->threads);
     return NBHD_OK;
 }
 

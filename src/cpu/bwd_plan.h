@@ -9,14 +9,21 @@
 
 struct nbhd_bwd {
     int variant, threads;
-    int tile[3];               /* queries of a tile on each axis */
+    int tile[3];               /* queries of a broadcast tile, or most of a box of permuted ones, on each axis */
     int head_tile, head_tiles; /* query heads of one kv head that share a tile; such tiles per kv head */
+    struct nbhd_axis cut[3];   /* what rounds cut up: the problem's axes; axis 2 in positions where it is dilated and permuted */
     struct nbhd_rounds axis[3];
     int rounds, slots;         /* products over the axes */
     bool sum_dq;               /* dq is summed over rounds */
     long long table;           /* entries of a head's bias table; 0: its gradient may not be asked for */
     int width, width_v;        /* head_dim and head_dim_v in whole vectors */
-    int strip;                 /* columns of a strip of the tile's rows */
+    int strip;                 /* broadcast: columns of a strip of the tile's rows */
+    /* Permute. */
+    int columns;   /* window columns that a microkernel takes at once */
+    int ring[2];   /* slots of lines, per element of axis 0 and 1 */
+    int positions; /* most key positions of a line */
+    int line_step; /* floats from one element to the next in lines */
+    bool unpack;   /* rows of K are unpacked: 16-bit, or not whole vectors */
     /* The workspace: shared parts first, then each thread's scratch. Offsets in bytes. */
     size_t at_dq, at_dk, at_dv; /* float32 sums of 16-bit gradients, contiguous */
     size_t at_extra;            /* [batch][kv_heads][slots][extra][head_dim + head_dim_v] */
@@ -24,12 +31,14 @@ struct nbhd_bwd {
     size_t at_scratch, scratch; /* scratch: bytes a thread */
     /* Offsets into a thread's scratch. */
     size_t at_qt, at_dt, at_dqt, at_q, at_d, at_s, at_ds, at_lanes, at_block, at_zeros, at_keys;
+    size_t at_k_lines, at_v_lines, at_token, at_tags, at_runs, at_extra_keys;
 };
 
 /* What the planner must know of an instruction set. */
 struct nbhd_bwd_machine {
     struct nbhd_fwd_machine fwd;
-    int strip; /* V_STRIP * VF */
+    int strip;     /* V_STRIP * VF */
+    size_t run;    /* sizeof(struct bwd_keys) */
 };
 
 bool nbhd_bwd_refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT]);

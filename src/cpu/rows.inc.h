@@ -1,10 +1,21 @@
 /* Rows of tensors and vectors: what every vector kernel needs of them. */
 
+/* As v_load_part and v_store_part, for 1 <= n <= VF where n is mostly VF: masked stores are slow on some machines. */
+V_FN vf load_up_to(const float *p, int n) { return n == VF ? v_load(p) : v_load_part(p, n); }
+
+V_FN void store_up_to(float *p, vf x, int n)
+{
+    if (n == VF)
+        v_store(p, x);
+    else
+        v_store_part(p, x, n);
+}
+
 /* n <= VF elements of a row of the dtype, from element i on. */
 V_FN vf v_load_as(const char *row, int dtype, int i, int n)
 {
     if (dtype == NBHD_F32)
-        return v_load_part((const float *)(const void *)row + i, n);
+        return load_up_to((const float *)(const void *)row + i, n);
     const uint16_t *half = (const uint16_t *)(const void *)row + i;
     return dtype == NBHD_F16 ? v_load_f16(half, n) : v_load_bf16(half, n);
 }
@@ -12,7 +23,7 @@ V_FN vf v_load_as(const char *row, int dtype, int i, int n)
 V_FN void v_store_as(char *row, int dtype, int i, vf x, int n)
 {
     if (dtype == NBHD_F32)
-        v_store_part((float *)(void *)row + i, x, n);
+        store_up_to((float *)(void *)row + i, x, n);
     else if (dtype == NBHD_F16)
         v_store_f16((uint16_t *)(void *)row + i, x, n);
     else
