@@ -2,6 +2,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "args.h"
 #include "device.h"
@@ -28,7 +29,7 @@ struct options {
 struct outcome {
     struct image image;
     int window[2];
-    double sigma, before, after, ms;
+    double sigma, before, after, ms, cpu_ms;
     struct nlm nlm;
     struct nlm_report report;
 };
@@ -181,6 +182,7 @@ static void print_json(const struct options *o, const struct outcome *r)
     json_text(&j, "kernel", r->report.kernel);
     json_text(&j, "device", device_choices[o->device]);
     json_real(&j, "ms", r->ms);
+    json_real(&j, "cpu_ms", r->cpu_ms);
     json_real(&j, "features_ms", r->report.features_ms);
     json_real(&j, "attention_ms", r->report.attention_ms);
     json_real(&j, "parts", r->report.parts);
@@ -203,8 +205,10 @@ static int denoise(const struct options *o, struct outcome *r, const struct imag
     if (!image_copy(&noisy, &r->image))
         return tool_fail(TOOL_FAILED, "out of memory");
     double begun = now_ms();
+    clock_t cpu = clock();
     status = nlm_denoise(&r->nlm, &noisy, &r->image, &r->report);
     r->ms = now_ms() - begun;
+    r->cpu_ms = (double)(clock() - cpu) * 1e3 / CLOCKS_PER_SEC;
     if (!status && clean->sample) {
         r->before = image_psnr(&noisy, clean);
         r->after = image_psnr(&r->image, clean);
