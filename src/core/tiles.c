@@ -117,19 +117,29 @@ double nbhd_axis_tiles(struct nbhd_axis a, int tile)
     return tiles;
 }
 
-double nbhd_axis_pairs(struct nbhd_axis a)
+/* The queries of a stride group share their leader, so over the group each end of the window stands still or moves by one
+ * a query: its first and last query tell the sum. */
+static double group_pairs(struct nbhd_axis a, int n)
 {
     double pairs = 0;
+    for (int q = 0; q < n;) {
+        const int last = nbhd_min(q / a.stride * a.stride + a.stride, n) - 1;
+        const struct nbhd_range first_keys = nbhd_keys(a, n, q), last_keys = nbhd_keys(a, n, last);
+        const double ends = (double)first_keys.end + last_keys.end - first_keys.begin - last_keys.begin;
+        pairs += (last - q + 1) * ends / 2;
+        q = last + 1;
+    }
+    return pairs;
+}
+
+double nbhd_axis_pairs(struct nbhd_axis a)
+{
     if (a.keys != a.length)
         return (double)a.length * a.keys;
     if (a.edge == NBHD_EDGE_NEAREST)
         return (double)a.length * a.window;
-    for (int g = 0; g < a.dilation; g++) {
-        int n = nbhd_group_size(a, g);
-        for (int q = 0; q < n; q++) {
-            struct nbhd_range keys = nbhd_keys(a, n, q);
-            pairs += keys.end - keys.begin;
-        }
-    }
+    double pairs = 0;
+    for (int g = 0; g < a.dilation; g++)
+        pairs += group_pairs(a, nbhd_group_size(a, g));
     return pairs;
 }
