@@ -66,8 +66,7 @@ static int configs(const struct nbhd_problem *problem, struct nbhd_config *confi
                                           .threads = 128 * (plans[i].variant.groups + 1),
                                           .predicted_ms = plans[i].ms};
         memcpy(configs[i].q_tile, plans[i].q_box, sizeof configs[i].q_tile);
-        if (plans[i].shapes == 1 && plans[i].pack == 1)
-            memcpy(configs[i].k_tile, plans[i].k_box[0], sizeof configs[i].k_tile);
+        memcpy(configs[i].k_tile, plans[i].k_box[0], sizeof configs[i].k_tile);
     }
     return count;
 }
@@ -79,8 +78,11 @@ static void add_options(struct nbhd_options *o, const struct nbhd_problem *probl
     nbhd_option(o, "-DNBHD_MMA_TYPE=\"%s\"", problem->desc.dtype == NBHD_BF16 ? "bf16" : "f16");
     nbhd_option(o, "-DNBHD_N=%d -DNBHD_QK=wgmma_%s_n%d -DNBHD_PV=wgmma_rs_bt_n%d", v->n, v->q_registers ? "rs" : "ss",
                 v->n, problem->desc.head_dim_v);
-    nbhd_option(o, "-DNBHD_GROUPS=%d -DNBHD_CTAS=%d -DNBHD_STAGES=%d -DNBHD_Q_REGISTERS=%d -DNBHD_MAPS=%d", v->groups,
-                v->ctas, v->stages, v->q_registers, state->maps);
+    nbhd_option(o, "-DNBHD_GROUPS=%d -DNBHD_CTAS=%d -DNBHD_STAGES=%d -DNBHD_Q_REGISTERS=%d -DNBHD_TAKE_TURNS=%d", v->groups,
+                v->ctas, v->stages, v->q_registers, v->take_turns);
+    nbhd_option(o, "-DNBHD_MAPS=%d", state->maps);
+    nbhd_option(o, "-DNBHD_MASK_STEPS=%d -DNBHD_MASK=wgmma_rs_n%d -DNBHD_MASK_BITS=%d", state->plan.mask_steps, v->n,
+                state->plan.mask_bits);
     static const int registers[4][4] = {[1] = {[2] = 216, [3] = 120}, [2] = {[1] = 232}, [3] = {[1] = 152}};
     nbhd_option(o, "-DNBHD_REGISTERS_LOAD=40 -DNBHD_REGISTERS_MATH=%d", registers[v->groups][v->ctas]);
 }
@@ -129,7 +131,6 @@ static nbhd_status build(struct nbhd_plan *plan)
         .threads = {128 * ((unsigned)p->variant.groups + 1), 1, 1},
         .shared = (unsigned)nbhd_sm90_shared(problem, p)};
     describe(plan, p);
-    plan->picky = true;
     struct nbhd_options options = {.used = 0};
     add_options(&options, problem, state);
     nbhd_status status = nbhd_cuda_acquire(&state->module, "fwd_sm90.cu", &options, problem->flags);

@@ -11,7 +11,7 @@
  *     warpgroups 1..   64 rows each: S = Q K^T, softmax, O += P V                                NBHD_REGISTERS_MATH
  *
  *     shared memory, from a multiple of 1024:
- *     | Q, later O: chunks x 64 G rows x 128 | K: stages x chunks x N x 128 | V: the same | struct tables |
+ *     | Q, later O: chunks x 64 G rows x 128 | K: stages x chunks x N x 128 | V: the same | mask columns | struct tables |
  *
  * A consumer's step j, with two products in flight while the softmax runs:
  *     issue S(j) = Q K(j)^T | issue O += P(j-1) V(j-1) | mask words | wait S | max, exp, sum | wait O | scale O, pack P(j)
@@ -45,11 +45,26 @@
 #ifndef NBHD_STAGES
 #error "NBHD_STAGES: boxes of K, and of V, in flight"
 #endif
+#ifndef NBHD_TAKE_TURNS
+#error "NBHD_TAKE_TURNS: 1 lets two consumer warpgroups issue their products in turns"
+#endif
 #ifndef NBHD_Q_REGISTERS
 #error "NBHD_Q_REGISTERS: 1 keeps Q in registers"
 #endif
+#ifndef NBHD_MASK_STEPS
+#error "NBHD_MASK_STEPS: masks of boxes as more columns of the product: their number / 16, 0 to 2"
+#endif
+#ifndef NBHD_MASK
+#error "NBHD_MASK: the instruction of those columns, wgmma_rs_n<N>"
+#endif
+#ifndef NBHD_MASK_BITS
+#error "NBHD_MASK_BITS: 1 where keys are masked by their number: boxes of 1 x 1 x N, extra keys"
+#endif
 #ifndef NBHD_MAPS
 #error "NBHD_MAPS: room for maps in the arguments: slices x shapes of key boxes"
+#endif
+#if NBHD_TAKE_TURNS && NBHD_GROUPS != 2
+#error "NBHD_TAKE_TURNS is for two groups: with another number they would wait forever"
 #endif
 #if !defined(NBHD_REGISTERS_LOAD) || !defined(NBHD_REGISTERS_MATH)
 #error "NBHD_REGISTERS_LOAD, NBHD_REGISTERS_MATH: per thread of the loading and of the consumer warpgroups"
@@ -69,9 +84,13 @@
 #define Q_BYTES (Q_CHUNKS * Q_ROWS * 128)
 #define K_BYTES (QK_CHUNKS * NBHD_N * 128)
 #define V_BYTES (PV_CHUNKS * NBHD_N * 128)
+/* Origins of boxes and bounds of windows, where masks compare them, count from the begin of the tile's union, plus this:
+ * a window may begin a box's extent before it. */
+#define MASK_BIAS 256
+#define MASK_BYTES (NBHD_MASK_STEPS * NBHD_N * 32)
 #define THREADS (128 * (NBHD_GROUPS + 1))
 
-/* A mask bit for each column of a row that a lane holds: bit 2j + c is column 8j + 2q + c. */
+/* A bit for each column of a row that a lane holds: bit 2j + c is column 8j + 2q + c. */
 #if NBHD_N <= 128
 typedef unsigned word;
 #else
@@ -93,13 +112,13 @@ struct tables {
     unsigned long long q_full, full[2][NBHD_STAGES], empty[2][NBHD_STAGES];
     int4 box[NBHD_STAGES];       /* of each K stage: origin on the three axes, flags */
     unsigned row[Q_ROWS];        /* as in struct nbhd_boxes */
+    unsigned origin[NBHD_STAGES][4]; /* of each K stage: as find_mask takes it, in both halves */
     int2 window[Q_ROWS + 2];     /* keys seen from each coordinate of the query box, axis after axis */
     int2 any[3], all[NBHD_GROUPS][3]; /* keys that some row of the tile, that all rows of a warpgroup see, per axis */
     struct place place;          /* here, since no role has the registers for it */
     int shift[3];                /* what selects the dilation group and the batch in the maps' coordinates */
     int shape;                   /* of this tile's key boxes */
-    unsigned scratch, pad[1 + 2 * (NBHD_GROUPS & 1)]; /* pad: prefix is aligned to 16 */
-    word prefix[1];              /* as many as the shape has */
+    unsigned scratch;
 };
 
 NBHD_STATIC_ASSERT(sizeof(struct tables) <= NBHD_SM90_TABLES(NBHD_GROUPS, NBHD_STAGES), "the host counts on it");
@@ -114,13 +133,17 @@ NBHD_FN struct place tile_place(const struct nbhd_params *p, const struct nbhd_b
     t.origin[1] = x / b->tiles[2];
     for (int a = 2; a >= 0; a--) {
         t.origin[a] *= b->q_box[a];
-        t.group[a] = slice % p->axis[a].dilation;
-        slice /= p->axis[a].dilation;
-        t.size[a] = nbhd_group_size(p->axis[a], t.group[a]);
+        t.group[a] = 0;
+        t.size[a] = p->axis[a].length;
+        if (p->axis[a].dilation > 1) {
+            t.group[a] = slice % p->axis[a].dilation;
+            slice /= p->axis[a].dilation;
+            t.size[a] = nbhd_group_size(p->axis[a], t.group[a]);
+        }
     }
     t.batch = slice;
     t.head = blockIdx.y * b->pack;
-    t.kv_head = t.head / (p->heads / p->kv_heads);
+    t.kv_head = p->heads == p->kv_heads ? t.head : t.head / (p->heads / p->kv_heads);
     return t;
 }
 
@@ -131,10 +154,10 @@ NBHD_FN int map_coordinate(const struct nbhd_boxes *b, const struct tables *tab,
     return origin[axis] * b->step[axis] + tab->shift[axis];
 }
 
-NBHD_FN void load_q_box(const struct nbhd_boxes *b, const struct tables *tab, const struct nbhd_tensor_map *map,
-                        unsigned tile, unsigned full)
+NBHD_FN void load_q_box(const struct nbhd_boxes *b, const struct place *t, const struct tables *tab,
+                        const struct nbhd_tensor_map *map, unsigned tile)
 {
-    const struct place *t = &tab->place;
+    unsigned full = smem_address(&tab->q_full);
     mbar_arrive_expect(full, QK_CHUNKS * b->rows * 128);
     for (int c = 0; c < QK_CHUNKS; c++)
         tma_load_5d(tile + c * (Q_ROWS * 128), map, full, 64 * c, t->head, map_coordinate(b, tab, t->origin, 2),
@@ -155,19 +178,16 @@ NBHD_FN int mask_flags(const struct nbhd_key_box *k, const struct tables *tab, c
     return flags;
 }
 
-/* Moves origin to the next box of the union; returns which axes moved. */
-NBHD_FN int next_box(const struct nbhd_key_box *k, const struct tables *tab, int *origin)
+/* Moves origin to the next box of the union. */
+NBHD_FN void next_box(const struct nbhd_key_box *k, const struct tables *tab, int *origin)
 {
-    int moved = 0;
 #pragma unroll
     for (int a = 2; a >= 0; a--) {
-        moved |= NBHD_SM90_MOVED(a);
         origin[a] += k->extent[a];
         if (origin[a] < tab->any[a].y)
-            break;
+            return;
         origin[a] = tab->any[a].x;
     }
-    return moved;
 }
 
 NBHD_FN int is_last_box(const struct nbhd_key_box *k, const struct tables *tab, const int *origin)
@@ -186,7 +206,6 @@ NBHD_FN void load_boxes(const struct nbhd_boxes *b, struct tables *tab, int v, u
 {
     const struct nbhd_key_box *k = &b->shape[tab->shape];
     int origin[3], stage = 0, phase = 1, flags;
-    int moved = NBHD_SM90_MOVED(0) | NBHD_SM90_MOVED(1) | NBHD_SM90_MOVED(2);
     int chunks = v ? PV_CHUNKS : QK_CHUNKS, kv_head = tab->place.kv_head;
     for (int at = 0; at < extra_keys; at += NBHD_N) {
         unsigned full = smem_address(&tab->full[v][stage]), dst = tiles + stage * chunks * (NBHD_N * 128);
@@ -204,14 +223,20 @@ NBHD_FN void load_boxes(const struct nbhd_boxes *b, struct tables *tab, int v, u
     do {
         unsigned full = smem_address(&tab->full[v][stage]), dst = tiles + stage * chunks * (NBHD_N * 128);
         int4 box = make_int4(origin[0], origin[1], origin[2], 0);
+        unsigned from_union[3];
+        for (int a = 0; a < 3; a++)
+            from_union[a] = (unsigned)(origin[a] - tab->any[a].x + MASK_BIAS) * 0x10001;
         int x0 = map_coordinate(b, tab, origin, 0), x1 = map_coordinate(b, tab, origin, 1),
             x2 = map_coordinate(b, tab, origin, 2);
         flags = is_last_box(k, tab, origin) ? NBHD_SM90_LAST : 0;
-        box.w = v ? 0 : flags | moved | mask_flags(k, tab, origin);
-        moved = next_box(k, tab, origin);
+        box.w = v ? 0 : flags | mask_flags(k, tab, origin);
+        next_box(k, tab, origin);
         mbar_wait(smem_address(&tab->empty[v][stage]), phase);
-        if (!v)
+        if (!v) {
             tab->box[stage] = box;
+            for (int a = 0; a < 3; a++)
+                tab->origin[stage][a] = from_union[a];
+        }
         mbar_arrive_expect(full, chunks * k->tokens * 128);
         for (int c = 0; c < chunks; c++)
             tma_load_5d(dst + c * NBHD_N * 128, map, full, 64 * c, kv_head, x2, x1, x0);
@@ -228,43 +253,19 @@ NBHD_FN word bits_below(int x, int q)
     return sizeof(word) == 4 ? ~(word)shl_b32(~0u, bits) : ~(word)shl_b64(~0ull, bits);
 }
 
-/* What a thread's two rows see of a box, axis by axis. From box to box mostly one axis moves, so only its words are looked
- * up again. stale: flags NBHD_SM90_MOVED of the axes that have moved since. */
-struct mask {
-    int stale;
-    word axis[3][2];
-};
-
-NBHD_FN word interval(const struct tables *tab, const struct nbhd_key_box *k, int axis, int2 window, int origin, int q)
+/* The bits of a box of consecutive keys that one row sees; q: the lane's quarter. */
+NBHD_FN word row_bits(const struct nbhd_boxes *b, const struct tables *tab, int4 box, int extra_keys, unsigned row,
+                      int q)
 {
-    int begin = window.x - origin, end = window.y - origin;
-    if (axis == 2 && k->linear)
-        return bits_below(nbhd_min(end, k->tokens), q) & ~bits_below(begin, q);
-    const word *prefix = tab->prefix + k->prefix_at[axis] + q;
-    begin = nbhd_max(0, nbhd_min(begin, k->extent[axis]));
-    end = nbhd_max(0, nbhd_min(end, k->extent[axis]));
-    return prefix[4 * end] & ~prefix[4 * begin];
-}
-
-/* row0, row1: as in struct nbhd_boxes; q: the lane's quarter. */
-NBHD_FN void move_mask(struct mask *m, const struct nbhd_boxes *b, const struct tables *tab, int4 box, unsigned row0,
-                       unsigned row1, int q)
-{
-    const struct nbhd_key_box *k = &b->shape[tab->shape];
-    const int origin[3] = {box.x, box.y, box.z};
-    const int first[3] = {0, b->q_box[0], b->q_box[0] + b->q_box[1]};
-#pragma unroll
-    for (int a = 0; a < 3; a++)
-        if (m->stale & NBHD_SM90_MOVED(a)) {
-            int2 w0 = tab->window[first[a] + coordinate(row0, a)], w1 = tab->window[first[a] + coordinate(row1, a)];
-            m->axis[a][0] = interval(tab, k, a, w0, origin[a], q);
-            m->axis[a][1] = interval(tab, k, a, w1, origin[a], q);
-        }
-    m->stale = 0;
+    if (box.w & NBHD_SM90_EXTRA)
+        return bits_below(extra_keys - box.z, q);
+    int2 window = tab->window[b->q_box[0] + b->q_box[1] + coordinate(row, 2)];
+    int end = nbhd_min(window.y - box.z, b->shape[0].tokens);
+    return bits_below(end, q) & ~bits_below(window.x - box.z, q);
 }
 
 /* Scores outside the mask become -inf. Row by row: ptxas then moves a byte of the word to predicates at a time. */
-NBHD_FN void apply_mask(float *s, word row0, word row1)
+NBHD_FN void apply_bits(float *s, word row0, word row1)
 {
     const float masked = -__int_as_float(0x7f800000);
 #pragma unroll
@@ -275,12 +276,97 @@ NBHD_FN void apply_mask(float *s, word row0, word row1)
         s[4 * (e / 2) + 2 + e % 2] = row1 >> e & 1 ? s[4 * (e / 2) + 2 + e % 2] : masked;
 }
 
-NBHD_FN void mask_scores(float *s, const struct mask *m, int4 box, int extra_keys, int q)
+/* What a thread knows of its part of the queries' mask columns. An A operand of a step has four columns of it: 2q, 2q + 1,
+ * 2q + 8, 2q + 9. For each: where the box's origin on the column's axis stands, and the bounds between which that origin
+ * must lie to be seen by the thread's rows, as 0x8000 - bound, row 1's in the upper half. A sum with an origin then has
+ * the sign bit of a half set where the origin has reached the bound. */
+#define MASK_PROBES (4 * NBHD_MASK_STEPS + !NBHD_MASK_STEPS)
+struct probes {
+    unsigned begin[MASK_PROBES], end[MASK_PROBES], axis[MASK_PROBES];
+};
+
+NBHD_FN void find_probes(struct probes *p, const struct nbhd_boxes *b, const struct tables *tab, unsigned row0,
+                         unsigned row1, int q)
 {
-    word row0 = m->axis[0][0] & m->axis[1][0] & m->axis[2][0], row1 = m->axis[0][1] & m->axis[1][1] & m->axis[2][1];
-    if (box.w & NBHD_SM90_EXTRA)
-        row0 = row1 = bits_below(extra_keys - box.z, q);
-    apply_mask(s, row0, row1);
+    const struct nbhd_key_box *k = &b->shape[tab->shape];
+#pragma unroll
+    for (int i = 0; i < 4 * NBHD_MASK_STEPS; i++) {
+        int column = i / 4 * 16 + 2 * q + i % 2 + (i & 2) * 4;
+        p->axis[i] = 0;
+        p->begin[i] = 0x80008000; /* seen from anywhere */
+        p->end[i] = column == k->mask_at[3] ? 0x80008000 : 0; /* or from nowhere: keys past the box */
+        for (int a = 0, first = 0; a < 3; first += b->q_box[a++]) {
+            int x = column - k->mask_at[a];
+            if (k->mask_at[a] < 0 || x < 0 || x >= k->extent[a])
+                continue;
+            int shift = tab->any[a].x + x - MASK_BIAS;
+            int2 w0 = tab->window[first + coordinate(row0, a)], w1 = tab->window[first + coordinate(row1, a)];
+            p->axis[i] = a;
+            p->begin[i] = 0x80008000 - (w0.x - shift) - ((unsigned)(w1.x - shift) << 16);
+            p->end[i] = 0x80008000 - (w0.y - shift) - ((unsigned)(w1.y - shift) << 16);
+        }
+    }
+}
+
+/* Times MASK_ONE, what a key that is not seen adds to its score: -2^100, or -2^30 where float16 allows no more. */
+#define MASK_FAR (NBHD_DTYPE == 2 ? 0xf180f180u : 0xf800f800u)
+#define MASK_ONE (NBHD_DTYPE == 2 ? 0x3f80u : 0x7800u)
+
+/* The A operands of the mask columns for the box in this stage. */
+NBHD_FN void find_mask(unsigned *a, const struct probes *p, const struct tables *tab, int stage)
+{
+#pragma unroll
+    for (int i = 0; i < 2 * NBHD_MASK_STEPS; i++) { /* a pair of columns, for both rows */
+        unsigned unseen[2];
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            unsigned origin = tab->origin[stage][p->axis[2 * i + c]];
+            unseen[c] = ~(origin + p->begin[2 * i + c]) | (origin + p->end[2 * i + c]);
+        }
+        a[2 * i] = prmt_b32(unseen[0], unseen[1], 0xdd99) & MASK_FAR; /* the sign of each lower half, 16 times */
+        a[2 * i + 1] = prmt_b32(unseen[0], unseen[1], 0xffbb) & MASK_FAR;
+    }
+}
+
+/* Issues the mask's part of S for the box in `stage`. keys: the keys' columns, see write_mask_keys. */
+NBHD_FN void issue_mask(float *s, const struct probes *p, const struct tables *tab, int stage, unsigned keys)
+{
+    unsigned a[MASK_PROBES];
+    find_mask(a, p, tab, stage);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < NBHD_MASK_STEPS; i++)
+        NBHD_MASK(s, a + 4 * i, wgmma_k_major_32(keys + i * NBHD_N * 32), 1);
+    wgmma_commit();
+}
+
+/* The keys' mask columns: tiles of 16 columns, a key's 32 bytes a row, 32-byte swizzle (address bit 4 ^= bit 7). */
+NBHD_FN void write_mask_keys(const struct nbhd_key_box *k, unsigned keys)
+{
+    for (int i = threadIdx.x; i < 2 * NBHD_MASK_STEPS * NBHD_N; i += THREADS) {
+        int piece = i / NBHD_N, key = i % NBHD_N; /* 8 columns of a key */
+        int one[3] = {key / (k->extent[1] * k->extent[2]), key / k->extent[2] % k->extent[1], key % k->extent[2]};
+        unsigned words[4] = {0, 0, 0, 0};
+        for (int a = 0; a < 4; a++) {
+            int column = k->mask_at[a] + (a < 3 ? one[a] : 0) - 8 * piece;
+            int is_set = k->mask_at[a] >= 0 && (a == 3) == (key >= k->tokens);
+            for (int w = 0; w < 4; w++)
+                if (is_set && column >> 1 == w)
+                    words[w] |= MASK_ONE << 16 * (column & 1);
+        }
+        st_shared_v4(keys + piece / 2 * (NBHD_N * 32) + key * 32 + ((piece & 1) << 4 ^ (key & 4) << 2),
+                     make_uint4(words[0], words[1], words[2], words[3]));
+    }
+}
+
+/* How this warpgroup masks a box: not at all, by more columns of the product, or bit by bit. */
+#define BY_COLUMNS 1
+#define BY_BITS 2
+
+NBHD_FN int box_flags(int4 box, int group)
+{
+    int how = NBHD_MASK_STEPS && !(box.w & NBHD_SM90_EXTRA) ? BY_COLUMNS : NBHD_MASK_BITS ? BY_BITS : 0;
+    return __shfl_sync(~0u, box.w >> 4 * group & 7 ? how : 0, 0); /* uniform */
 }
 
 /* State of a thread's two rows: running maximum of raw scores, its part of the running sum, and the factor by which the
@@ -440,7 +526,7 @@ NBHD_FN void store_rows(const struct nbhd_params *p, const struct nbhd_boxes *b,
 
 /* One consumer warpgroup: all boxes, then the output. */
 NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_boxes *b, struct tables *tab, unsigned q_tile,
-                     unsigned k_tiles, unsigned v_tiles)
+                     unsigned k_tiles, unsigned v_tiles, unsigned mask_keys)
 {
     int group = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1; /* uniform: else descriptors live in vector registers */
     int lane = threadIdx.x & 31, quarter = lane & 3;
@@ -451,7 +537,6 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_boxes *b, st
     float scale_log2 = p->scale * 1.44269504f;
     float s[NBHD_N / 2], o[NBHD_HEAD_DIM_V / 2];
     unsigned packed[NBHD_N / 4];
-    struct mask mask = {0, {{0}}};
     struct rows r = {{-1e30f, -1e30f}, {0, 0}, {1, 1}};
 #pragma unroll
     for (int i = 0; i < NBHD_HEAD_DIM_V / 2; i++)
@@ -465,40 +550,47 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_boxes *b, st
     unsigned long long q = wgmma_k_major(q_tile + group * 64 * 128);
 #endif
 
+    struct probes probes;
+    find_probes(&probes, b, tab, row0, row1, quarter);
+
     mbar_wait(k_full, 0);
     int4 box = tab->box[0];
     issue_qk(s, q, k_tiles);
-    int masked = box.w >> 4 * group & 7;
-    mask.stale |= box.w;
-    if (masked && !(box.w & NBHD_SM90_EXTRA))
-        move_mask(&mask, b, tab, box, row0, row1, quarter);
+    int flags = box_flags(box, group);
+    if (NBHD_MASK_STEPS && flags & BY_COLUMNS)
+        issue_mask(s, &probes, tab, 0, mask_keys);
     wgmma_wait_0();
     NBHD_PIN_F(s, NBHD_N / 2);
     if (lane == 0)
         mbar_arrive(k_empty);
-    if (masked)
-        mask_scores(s, &mask, box, p->extra, quarter);
+    if (NBHD_MASK_BITS && flags & BY_BITS)
+        apply_bits(s, row_bits(b, tab, box, p->extra, row0, quarter), row_bits(b, tab, box, p->extra, row1, quarter));
     softmax_step(s, &r, scale_log2);
     pack_probabilities(packed, s);
 
+    if (NBHD_TAKE_TURNS && group == 1)
+        named_barrier_arrive(4, 256); /* group 0 begins */
     int stage = 0, phase = 0; /* of the box whose probabilities are packed */
     while (!(box.w & NBHD_SM90_LAST)) {
         int next = stage + 1 == NBHD_STAGES ? 0 : stage + 1, next_phase = phase ^ (next == 0);
         mbar_wait(k_full + 8 * next, next_phase);
         box = tab->box[next];
+        if (NBHD_TAKE_TURNS)
+            named_barrier_sync(4 + group, 256);
         issue_qk(s, q, k_tiles + next * K_BYTES);
+        flags = box_flags(box, group);
+        if (NBHD_MASK_STEPS && flags & BY_COLUMNS)
+            issue_mask(s, &probes, tab, next, mask_keys);
         mbar_wait(v_full + 8 * stage, phase);
         issue_pv(o, packed, v_tiles + stage * V_BYTES);
-        masked = box.w >> 4 * group & 7;
-        mask.stale |= box.w;
-        if (masked && !(box.w & NBHD_SM90_EXTRA))
-            move_mask(&mask, b, tab, box, row0, row1, quarter);
+        if (NBHD_TAKE_TURNS)
+            named_barrier_arrive(5 - group, 256);
         wgmma_wait_1();
         NBHD_PIN_F(s, NBHD_N / 2);
         if (lane == 0)
             mbar_arrive(k_empty + 8 * next);
-        if (masked)
-            mask_scores(s, &mask, box, p->extra, quarter);
+        if (NBHD_MASK_BITS && flags & BY_BITS)
+            apply_bits(s, row_bits(b, tab, box, p->extra, row0, quarter), row_bits(b, tab, box, p->extra, row1, quarter));
         softmax_step(s, &r, scale_log2);
         wgmma_wait_0_after(r.sum[0] + r.sum[1], smem_address(&tab->scratch));
         NBHD_PIN_F(o, NBHD_HEAD_DIM_V / 2);
@@ -535,8 +627,8 @@ NBHD_FN int best_shape(const struct nbhd_params *p, const struct nbhd_boxes *b, 
 }
 
 /* Barriers, and the tables that all roles read. */
-NBHD_FN void prepare(const struct nbhd_params *p, const struct nbhd_boxes *b, const struct place *t,
-                     struct tables *tab)
+NBHD_FN void prepare(const struct nbhd_params *p, const struct nbhd_boxes *b, const struct place *t, struct tables *tab,
+                     const struct nbhd_tensor_map *q_map, unsigned q_tile)
 {
     int thread = threadIdx.x;
     if (thread < 32) {
@@ -557,6 +649,7 @@ NBHD_FN void prepare(const struct nbhd_params *p, const struct nbhd_boxes *b, co
         if (!b->sliced)
             tab->shift[0] += t->batch; /* rank 3 with a batch is sliced, so one of the two is 0 */
         tab->place = *t;
+        load_q_box(b, t, tab, q_map, q_tile);
     }
     for (int i = thread; i < Q_ROWS; i += THREADS)
         tab->row[i] = b->row[i];
@@ -579,19 +672,16 @@ NBHD_FN void prepare_bounds(const struct nbhd_boxes *b, struct tables *tab)
         tab->all[g][a] = make_int2(window[coordinate(b->high[g], a)].x, window[coordinate(b->low[g], a)].y);
 }
 
-/* What depends on the shape that prepare chose. V rows past the box are multiplied by zero probabilities, so they must
- * not be NaN. */
-NBHD_FN void prepare_shape(const struct nbhd_boxes *b, struct tables *tab, unsigned v_tiles)
+/* What depends on the shape that prepare chose. Rows past the box meet zero probabilities, so they must not be NaN. */
+NBHD_FN void prepare_shape(const struct nbhd_boxes *b, struct tables *tab, unsigned k_tiles, unsigned mask_keys)
 {
     const struct nbhd_key_box *k = &b->shape[tab->shape];
-    for (int i = threadIdx.x; i < k->prefix_words; i += THREADS)
-        tab->prefix[i] = (word)b->prefix[k->prefix_first + i];
     int unused = (NBHD_N - k->tokens) * 8; /* 16-byte pieces per chunk */
-    for (int i = threadIdx.x; i < unused * NBHD_STAGES * PV_CHUNKS; i += THREADS)
-        st_shared_v4(v_tiles + i / unused * (NBHD_N * 128) + k->tokens * 128 + i % unused * 16,
-                          make_uint4(0, 0, 0, 0));
-    if (unused)
-        fence_proxy_async();
+    for (int i = threadIdx.x; i < unused * NBHD_STAGES * (QK_CHUNKS + PV_CHUNKS); i += THREADS)
+        st_shared_v4(k_tiles + i / unused * (NBHD_N * 128) + k->tokens * 128 + i % unused * 16,
+                     make_uint4(0, 0, 0, 0));
+    write_mask_keys(k, mask_keys);
+    fence_proxy_async();
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
@@ -600,26 +690,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
 {
     extern __shared__ __align__(1024) char shared[];
     unsigned q_tile = smem_address(shared), k_tiles = q_tile + Q_BYTES, v_tiles = k_tiles + NBHD_STAGES * K_BYTES;
-    struct tables *tab = (struct tables *)(shared + Q_BYTES + NBHD_STAGES * (K_BYTES + V_BYTES));
+    unsigned mask_keys = v_tiles + NBHD_STAGES * V_BYTES;
+    struct tables *tab = (struct tables *)(shared + Q_BYTES + NBHD_STAGES * (K_BYTES + V_BYTES) + MASK_BYTES);
     struct place t = tile_place(&p, &b);
     if (t.origin[0] >= t.size[0] || t.origin[1] >= t.size[1] || t.origin[2] >= t.size[2])
         return; /* a dilation group with fewer elements than the first */
-    prepare(&p, &b, &t, tab);
+    int slice = b.sliced ? blockIdx.z : 0;
+    prepare(&p, &b, &t, tab, &maps.q[slice], q_tile);
     __syncthreads();
     prepare_bounds(&b, tab);
-    prepare_shape(&b, tab, v_tiles);
+    prepare_shape(&b, tab, k_tiles, mask_keys);
     __syncthreads();
 
     if (threadIdx.x < 128) {
         NBHD_SET_REGISTERS_DOWN(NBHD_REGISTERS_LOAD);
-        int slice = b.sliced ? blockIdx.z : 0, v = threadIdx.x / 32;
-        if (threadIdx.x == 0)
-            load_q_box(&b, tab, &maps.q[slice], q_tile, smem_address(&tab->q_full));
+        int v = threadIdx.x / 32;
         if (threadIdx.x == 0 || threadIdx.x == 32)
             load_boxes(&b, tab, v, v ? v_tiles : k_tiles, p.extra, &maps.kv[v][slice * b.shapes + tab->shape],
                        &maps.extra[v]);
     } else {
         NBHD_SET_REGISTERS_UP(NBHD_REGISTERS_MATH);
-        consume(&p, &b, tab, q_tile, k_tiles, v_tiles);
+        consume(&p, &b, tab, q_tile, k_tiles, v_tiles, mask_keys);
     }
 }

@@ -13,7 +13,8 @@ enum {
     Q_BOXES = 16,       /* query boxes that are looked at closely */
     FINALISTS = 6,      /* (query box, variant) pairs that get more shapes */
     MOST_COMBINATIONS = 1024,
-    MOST_VARIANTS = 36
+    MOST_VARIANTS = 36,
+    MOST_MASKED = 32000 /* keys of an axis that mask columns can tell apart: 15 bits */
 };
 
 /* Query tiles of one extent on one axis, by the lengths of their union and of the part that needs no mask. */
@@ -23,7 +24,7 @@ struct tile_class {
 };
 
 struct axis_tiles {
-    int extent, classes;
+    int extent, classes, step; /* step: classes were made of every step-th tile */
     double keys, tiles; /* sum of unions; query tiles */
     struct tile_class class[MOST_CLASSES];
 };
@@ -70,6 +71,7 @@ static int add_tiles(struct axis_tiles *t, struct tile_class c)
 static int classify(struct axis_tiles *t, const struct axis_memo *memo, int step)
 {
     t->keys = t->tiles = t->classes = 0;
+    t->step = step;
     int tiles = ceil_div(memo->n, t->extent);
     for (int i = 0; i < tiles; i += step) {
         int q = nbhd_min(i + step / 2, tiles - 1) * t->extent, count = nbhd_min(step, tiles - i);
@@ -111,14 +113,21 @@ static int full(const struct tile_class *c, int k)
 static double box_clocks(const nbhd_desc *d, const struct nbhd_sm90_variant *v)
 {
     double dims = (d->head_dim + 15) / 16 * 16 + d->head_dim_v;
-    double matrix = v->groups * v->n * dims / 32, softmax = 4.0 * v->groups * v->n;
+    double matrix = v->groups * v->n * dims / 32, softmax = 4.9 * v->groups * v->n;
     double load = v->n * dims * 2 / 40;
-    return fmax(matrix + softmax, load) + 180 * v->groups;
+    /* What a box costs whatever its size; little where CTAs overlap each other. */
+    double fixed = v->groups == 1 ? 80 : 100 + 50 * v->groups + 2.0 * v->groups * nbhd_max(0, 128 - v->n);
+    return fmax(fmax(0.65 * matrix + softmax, 1.2 * matrix), load) + fixed;
 }
 
-static double mask_clocks(const struct nbhd_sm90_variant *v) { return 0.9 * v->groups * v->n; }
+/* More for a box that needs a mask. */
+static double mask_clocks(const struct nbhd_sm90_plan *p)
+{
+    const struct nbhd_sm90_variant *v = &p->variant;
+    return p->mask_steps ? p->mask_steps * (0.5 * v->groups * v->n + 60) : 1.6 * v->groups * v->n;
+}
 
-static double tile_clocks(const struct nbhd_sm90_variant *v) { return v->ctas > 1 ? 1400 : 2600; }
+static double tile_clocks(const struct nbhd_sm90_variant *v) { return 6500.0 / v->ctas; }
 
 static double plan_ms(const struct search *s, const struct nbhd_sm90_plan *p)
 {
@@ -127,7 +136,7 @@ static double plan_ms(const struct search *s, const struct nbhd_sm90_plan *p)
     for (int a = 0; a < 3; a++)
         slices *= s->problem->axis[a].dilation;
     double extra = ceil_div(d->extra, p->variant.n) * p->tiles;
-    double clocks = (p->boxes + extra) * box_clocks(d, &p->variant) + (p->boxes - p->full_boxes) * mask_clocks(&p->variant) +
+    double clocks = (p->boxes + extra) * box_clocks(d, &p->variant) + (p->boxes - p->full_boxes) * mask_clocks(p) +
                     p->tiles * tile_clocks(&p->variant);
     double waves = p->tiles * slices / (s->multiprocessors * p->variant.ctas);
     double uneven = waves > 8 ? 1 + 0.5 / waves : ceil(waves) / waves;
@@ -136,33 +145,72 @@ static double plan_ms(const struct search *s, const struct nbhd_sm90_plan *p)
 
 /* ---- shared memory ---- */
 
-static int is_linear(const int k_box[3]) { return k_box[0] * k_box[1] == 1; }
-
-static int prefix_words(const int k_box[3])
-{
-    return 4 * (k_box[0] + k_box[1] + 2 + (is_linear(k_box) ? 0 : k_box[2] + 1));
-}
-
 int nbhd_sm90_shared(const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan)
 {
     const struct nbhd_sm90_variant *v = &plan->variant;
     int qk = ceil_div(problem->desc.head_dim, 64), pv = ceil_div(problem->desc.head_dim_v, 64), rows = 64 * v->groups;
-    int words = 0;
-    for (int i = 0; i < plan->shapes; i++)
-        words = nbhd_max(words, prefix_words(plan->k_box[i]));
     return 128 * (nbhd_max(qk, pv) * rows + v->stages * (qk + pv) * v->n) + NBHD_SM90_TABLES(v->groups, v->stages) +
-           words * (v->n > 128 ? 8 : 4);
+           plan->mask_steps * v->n * 32;
 }
 
-static int fits(const struct search *s, const struct nbhd_sm90_plan *p)
+/* Whether any query tile's boxes need a mask on an axis. */
+static int is_masked(const struct axis_tiles *t, int k)
 {
-    int words = 0;
-    for (int i = 0; i < p->shapes; i++)
-        words += prefix_words(p->k_box[i]);
-    if (words > NBHD_SM90_PREFIX)
+    for (int i = 0; i < t->classes; i++)
+        if (t->step > 1 || visited(&t->class[i], k) != full(&t->class[i], k))
+            return 1;
+    return 0;
+}
+
+/* Lays out the mask columns of a plan's shapes; 0 if they are too many. A problem of one axis is masked by bits: it has
+ * too many coordinates, and few boxes that need a mask. */
+static int lay_out_masks(struct search *s, struct nbhd_sm90_plan *p)
+{
+    int one_axis = 1;
+    for (int a = 0; a < 2; a++)
+        one_axis &= s->problem->axis[a].length == 1 && s->problem->axis[a].keys == 1;
+    p->mask_bits = s->problem->desc.extra % p->variant.n != 0;
+    for (int i = 0; i < p->shapes && one_axis; i++)
+        p->mask_bits |= is_masked(tiles_of(&s->memo[2], p->q_box[2]), p->k_box[i][2]) || p->k_box[i][2] < p->variant.n;
+    p->mask_steps = 0;
+    for (int i = 0; i < p->shapes; i++) {
+        const int *k = p->k_box[i];
+        int columns = 0;
+        for (int a = 0; a < 4; a++) {
+            int extent = a < 3 ? k[a] : 1;
+            int needed = a < 3 ? is_masked(tiles_of(&s->memo[a], p->q_box[a]), k[a]) : k[0] * k[1] * k[2] < p->variant.n;
+            if (needed && !one_axis && a < 3 && s->problem->axis[a].keys > MOST_MASKED)
+                return 0;
+            p->mask_at[i][a] = needed && !one_axis ? columns : -1;
+            columns += needed && !one_axis ? extent : 0;
+        }
+        if (columns > NBHD_SM90_MASK)
+            return 0;
+        p->mask_steps = nbhd_max(p->mask_steps, ceil_div(columns, 16));
+    }
+    return 1;
+}
+
+/* Registers that S, P and O of a consumer thread may take, by its mask's steps: what the compiler manages without spills. */
+static int register_room(const struct nbhd_sm90_plan *p)
+{
+    static const struct {
+        int groups, ctas, room[3];
+    } kinds[] = {{2, 1, {196, 196, 184}}, {3, 1, {124, 116, 104}}, {1, 2, {176, 176, 164}}, {1, 3, {92, 80, 0}}};
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (kinds[i].groups == p->variant.groups && kinds[i].ctas == p->variant.ctas)
+            return kinds[i].room[p->mask_steps];
+    return 0;
+}
+
+/* Whether a plan fits the machine; sets its masks. */
+static int fits(struct search *s, struct nbhd_sm90_plan *p)
+{
+    const struct nbhd_sm90_variant *v = &p->variant;
+    if (!lay_out_masks(s, p) || v->n * 3 / 4 + (s->problem->desc.head_dim_v + 1) / 2 > register_room(p))
         return 0;
     /* The system keeps 1 KB of each CTA's share. */
-    return nbhd_sm90_shared(s->problem, p) <= (s->shared_max + 1024) / p->variant.ctas - 1024;
+    return nbhd_sm90_shared(s->problem, p) <= (s->shared_max + 1024) / v->ctas - 1024;
 }
 
 /* ---- the search ---- */
@@ -333,18 +381,15 @@ static void add_shapes(struct search *s, struct nbhd_sm90_plan *p, struct combin
     }
 }
 
-/* Variants whose S, P and O fit a consumer thread's registers. */
 static int variants_of(const nbhd_desc *d, struct nbhd_sm90_variant *list)
 {
     static const int sizes[] = {64, 80, 96, 112, 128, 144, 160, 176, 192};
-    static const struct {
-        int groups, ctas, registers;
-    } kinds[] = {{2, 1, 196}, {3, 1, 104}, {1, 2, 176}, {1, 3, 88}};
+    static const int kinds[][2] = {{2, 1}, {3, 1}, {1, 2}, {1, 3}}; /* warpgroups, CTAs */
     int count = 0;
     for (size_t kind = 0; kind < sizeof kinds / sizeof *kinds; kind++)
         for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-            if (sizes[i] * 3 / 4 + (d->head_dim_v + 1) / 2 <= kinds[kind].registers)
-                list[count++] = (struct nbhd_sm90_variant){kinds[kind].groups, sizes[i], kinds[kind].ctas, 2, 0};
+            list[count++] = (struct nbhd_sm90_variant){kinds[kind][0], sizes[i], kinds[kind][1], 2, 0,
+                                                            kind == 0 && d->head_dim <= 64 && d->head_dim_v <= 64};
     return count;
 }
 
@@ -440,31 +485,11 @@ int nbhd_sm90_plans(const struct nbhd_problem *problem, int multiprocessors, int
 
 /* ---- what the kernel is told ---- */
 
-static void fill_prefix(struct nbhd_boxes *boxes, struct nbhd_key_box *k, int n)
-{
-    int at = 0;
-    for (int a = 0; a < (k->linear ? 2 : 3); a++) {
-        k->prefix_at[a] = at;
-        for (int x = 0; x <= k->extent[a]; x++)
-            for (int q = 0; q < 4; q++, at++) {
-                unsigned long long word = 0;
-                for (int e = 0; e < n / 4; e++) {
-                    int column = 8 * (e / 2) + 2 * q + e % 2;
-                    const int place[3] = {column / (k->extent[1] * k->extent[2]),
-                                          column / k->extent[2] % k->extent[1], column % k->extent[2]};
-                    if (column < k->tokens && place[a] < x)
-                        word |= 1ull << e;
-                }
-                boxes->prefix[k->prefix_first + at] = word;
-            }
-    }
-}
-
 void nbhd_sm90_boxes(struct nbhd_boxes *boxes, const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan)
 {
     memset(boxes, 0, sizeof *boxes);
     const int *q = plan->q_box;
-    int tokens = q[0] * q[1] * q[2], first = 0, rows = 64 * plan->variant.groups;
+    int tokens = q[0] * q[1] * q[2], rows = 64 * plan->variant.groups;
     boxes->shapes = plan->shapes;
     boxes->rows = tokens * plan->pack;
     boxes->pack = plan->pack;
@@ -495,10 +520,6 @@ void nbhd_sm90_boxes(struct nbhd_boxes *boxes, const struct nbhd_problem *proble
         struct nbhd_key_box *k = &boxes->shape[i];
         memcpy(k->extent, plan->k_box[i], sizeof k->extent);
         k->tokens = k->extent[0] * k->extent[1] * k->extent[2];
-        k->linear = is_linear(k->extent);
-        k->prefix_first = first;
-        k->prefix_words = prefix_words(k->extent);
-        fill_prefix(boxes, k, plan->variant.n);
-        first += k->prefix_words;
+        memcpy(k->mask_at, plan->mask_at[i], sizeof k->mask_at);
     }
 }

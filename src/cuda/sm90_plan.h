@@ -8,7 +8,7 @@
 
 /* A compiled variant: consumer warpgroups of 64 rows each, keys per box, CTAs per multiprocessor. */
 struct nbhd_sm90_variant {
-    int groups, n, ctas, stages, q_registers;
+    int groups, n, ctas, stages, q_registers, take_turns;
 };
 
 struct nbhd_sm90_plan {
@@ -16,6 +16,8 @@ struct nbhd_sm90_plan {
     int pack;                       /* query heads in a tile */
     int q_box[3];
     int shapes, k_box[NBHD_SM90_SHAPES][3];
+    int mask_at[NBHD_SM90_SHAPES][4]; /* as in struct nbhd_key_box */
+    int mask_steps, mask_bits;        /* NBHD_MASK_STEPS, NBHD_MASK_BITS of the kernel */
     int sliced;                     /* as in struct nbhd_boxes */
     double tiles, boxes, full_boxes; /* of one head block: query tiles; key boxes visited; those of them without a mask */
     double ms;                      /* predicted */

@@ -6,31 +6,29 @@
 
 #define NBHD_SM90_ROWS 192   /* most rows of a query tile: 3 consumer warpgroups */
 #define NBHD_SM90_SHAPES 4   /* most shapes of key boxes */
-#define NBHD_SM90_PREFIX 640 /* most words of the prefix tables of all shapes */
+#define NBHD_SM90_MASK 32    /* most columns that a mask adds to the product of Q and K */
 
-/* Bytes that the kernel's tables take beside their prefix table, at most. */
-#define NBHD_SM90_TABLES(groups, stages) (256 + 48 * (stages) + 792 * (groups))
+/* Bytes that the kernel's tables take, at most. */
+#define NBHD_SM90_TABLES(groups, stages) (256 + 64 * (stages) + 792 * (groups))
 
 /* Flags of one key box: a nibble per consumer warpgroup from bit 0, the axes on which it needs a mask; and: */
 #define NBHD_SM90_LAST (1 << 30)
 #define NBHD_SM90_EXTRA (1 << 29)
 #define NBHD_SM90_ALL_GROUPS 0x111 /* bit 0 of each nibble */
-#define NBHD_SM90_MOVED(axis) (1 << (12 + (axis))) /* the origin on this axis is not that of the box before */
 
-/* One shape of key boxes. Its prefix table has, for axis a, bound x and lane quarter q, at prefix_at[a] + 4 x + q, bit e
- * set for the columns 8 (e / 2) + 2 q + e % 2 whose coordinate on a is below x: prefix[end] & ~prefix[begin] is an interval
- * of the axis. Bits of columns past the box are 0. */
+/* One shape of key boxes. Its mask is part of the product Q K^T: to each key belong 16 or 32 more columns, a 1 at the key's
+ * coordinate on each axis, and to each query a large negative number at every coordinate that it does not see.
+ * mask_at[a]: the first column of axis a; -1 where no query of the problem needs a mask on that axis. mask_at[3]: a column
+ * for the keys past `tokens`; -1 if there are none. */
 struct nbhd_key_box {
-    int extent[3], tokens;        /* tokens: their product, at most N */
-    int prefix_first, prefix_words, prefix_at[3]; /* at counts from first */
-    int linear;                   /* 1: 1 x 1 x extent; axis 2 has no table, its bits are computed */
+    int extent[3], tokens; /* tokens: the product, at most N */
+    int mask_at[4];
 };
 
 /* Row r of a query tile is token r / pack of the box (row-major), head r % pack of the packed heads. row[r]: coordinates in
  * the box and head, a byte each: axis 0 | axis 1 << 8 | axis 2 << 16 | head << 24. A tile takes the shape that needs the
  * fewest boxes for its union, the first of equals. */
 struct nbhd_boxes {
-    unsigned long long prefix[NBHD_SM90_PREFIX];
     unsigned row[NBHD_SM90_ROWS];
     struct nbhd_key_box shape[NBHD_SM90_SHAPES];
     int shapes;

@@ -27,6 +27,12 @@ NBHD_FN unsigned long long wgmma_mn_major(unsigned address, int rows)
     return (unsigned long long)((address & 0x3ffff) >> 4 | (unsigned)rows * 8 << 16) | 0x40000040ull << 32;
 }
 
+/* K-major tile of 16 columns, 32 bytes a row, 32-byte swizzle (address bit 4 ^= bit 7): one k-step. */
+NBHD_FN unsigned long long wgmma_k_major_32(unsigned address)
+{
+    return (unsigned long long)((address & 0x3ffff) >> 4 | 1u << 16) | 0xc0000010ull << 32;
+}
+
 /* The same descriptor, `units` of 16 bytes further. */
 NBHD_FN unsigned long long wgmma_advance(unsigned long long descriptor, int units)
 {
@@ -56,6 +62,14 @@ NBHD_FN void wgmma_wait_0_after(float value, unsigned scratch)
     _Pragma("unroll") for (int pin = 0; pin < (count); pin++) asm volatile("" : "+f"((d)[pin])::"memory")
 #define NBHD_PIN_R(a, count)                                                                                          \
     _Pragma("unroll") for (int pin = 0; pin < (count); pin++) asm volatile("" : "+r"((a)[pin])::"memory")
+
+/* Picks bytes of b:a; bit 3 of a selector's digit takes the byte's sign, eight times. */
+NBHD_FN unsigned prmt_b32(unsigned a, unsigned b, unsigned selector)
+{
+    unsigned y;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(selector));
+    return y;
+}
 
 /* Two neighbouring columns of an operand in registers. */
 NBHD_FN unsigned cvt_rn_bf16x2_f32(float low, float high)

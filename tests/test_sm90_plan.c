@@ -1,0 +1,167 @@
+/* Plans of fwd_sm90 without a GPU: the counts that they are ranked by against a walk over all tiles, and the mask columns
+ * that the kernel is told of against the windows, key by key. */
+#include <math.h>
+#include "cuda/sm90_plan.h"
+#include "test.h"
+
+enum { MULTIPROCESSORS = 132, SHARED = 232448, ROOM = 4, MOST_TILES = 4000 };
+
+static const char *const lines[] = {
+    "fwd bf16 h24 d128 30x48x80 w18x24x24",
+    "fwd bf16 h24 d128 30x48x80 w18x24x24 s16x8x8",
+    "fwd bf16 h24 d128 256x256 w80x80",
+    "fwd bf16 h24 d128 256x256 w80x80 s16x16 extra=512",
+    "fwd bf16 h24 d128 32768 w2048",
+    "fwd bf16 h2 d64 1000 ec",
+    "fwd f16 h24/8 d128 30x48x80 w18x24x24",
+    "fwd bf16 h8 d64 69x64x96 w3x5x5",
+    "fwd bf16 b32 h2 d64 64x64 w7x7",
+    "fwd bf16 h2 d256 37x45 w13x20",
+    "fwd bf16 h2 d192/64 37x45 w13x20",
+    "fwd bf16 h2 d40 12x15x17 w5x6x7 etct",
+    "fwd bf16 b2 h4 d32 28x28 w7x7 r4x4",
+    "fwd bf16 b2 h2 d64 333 w15 r20",
+    "fwd bf16 h2 d64 9x20x22 w4x8x9 s3x4x5 r1x2x2",
+    "fwd bf16 h71/1 d64 20x30 w5x5",
+    "fwd bf16 h1 d8 1x1x1",
+    "fwd bf16 h1 d64 5x3 w1x1",
+    "fwd bf16 h2 d128 16x44x80 w16x24x16 s1x8x16",
+};
+
+/* One query tile, in the group of its axes' first elements. */
+struct tile {
+    int origin[3], n[3];
+    struct nbhd_range any[3], all[3];
+};
+
+static void place(struct tile *t, const struct nbhd_problem *p, const struct nbhd_boxes *b, int x)
+{
+    for (int a = 0; a < 3; a++) {
+        t->n[a] = nbhd_group_size(p->axis[a], 0);
+        t->origin[a] = x % b->tiles[a] * b->q_box[a];
+        x /= b->tiles[a];
+        struct nbhd_range q = nbhd_range_of(t->origin[a], nbhd_min(t->origin[a] + b->q_box[a], t->n[a]));
+        t->any[a] = nbhd_tile_any(p->axis[a], t->n[a], q);
+        t->all[a] = nbhd_tile_all(p->axis[a], t->n[a], q);
+    }
+}
+
+static int boxes_in(const struct tile *t, const int *extent)
+{
+    int count = 1;
+    for (int a = 0; a < 3; a++)
+        count *= (t->any[a].end - t->any[a].begin + extent[a] - 1) / extent[a];
+    return count;
+}
+
+/* As the kernel chooses. */
+static const struct nbhd_key_box *shape_of(const struct tile *t, const struct nbhd_boxes *b)
+{
+    const struct nbhd_key_box *best = &b->shape[0];
+    for (int i = 1; i < b->shapes; i++)
+        if (boxes_in(t, b->shape[i].extent) < boxes_in(t, best->extent))
+            best = &b->shape[i];
+    return best;
+}
+
+static int full_boxes(const struct tile *t, const struct nbhd_key_box *k, int n)
+{
+    int count = k->tokens == n;
+    for (int a = 0; a < 3; a++) {
+        int inside = 0;
+        for (int x = t->any[a].begin; x < t->any[a].end; x += k->extent[a])
+            inside += x >= t->all[a].begin && x + k->extent[a] <= t->all[a].end;
+        count *= inside;
+    }
+    return count;
+}
+
+/* The mask of one axis of a tile: every coordinate of the query box and every key of every box. */
+static int check_axis(const struct nbhd_problem *p, const struct nbhd_boxes *b, const struct tile *t,
+                      const struct nbhd_key_box *k, int a)
+{
+    int wrong = 0;
+    for (int i = 0; i < b->q_box[a]; i++) {
+        struct nbhd_range keys = nbhd_keys(p->axis[a], t->n[a], nbhd_min(t->origin[a] + i, t->n[a] - 1));
+        for (int x = t->any[a].begin; x < t->any[a].end; x += k->extent[a])
+            for (int e = 0; e < k->extent[a]; e++) {
+                int seen = x + e >= keys.begin && x + e < keys.end;
+                int relative = x + e - t->any[a].begin + 256; /* find_probes: 15 bits, row and origin apart */
+                wrong += k->mask_at[a] < 0 ? !seen : relative - e < 0 || relative >= 0x8000;
+            }
+    }
+    return wrong;
+}
+
+static void check_boxes(const char *line, const struct nbhd_problem *p, const struct nbhd_sm90_plan *plan)
+{
+    static struct nbhd_boxes b;
+    nbhd_sm90_boxes(&b, p, plan);
+    double tiles = (double)b.tiles[0] * b.tiles[1] * b.tiles[2], boxes = 0, full = 0;
+    int tokens = b.q_box[0] * b.q_box[1] * b.q_box[2], wrong = 0;
+    CHECK(b.rows == tokens * b.pack && b.rows <= 64 * plan->variant.groups, "%s: %d rows", line, b.rows);
+    CHECK(p->desc.heads / p->desc.kv_heads % b.pack == 0, "%s: %d heads in a tile", line, b.pack);
+    for (int r = 0; r < b.rows; r++) {
+        int at[3] = {(int)(b.row[r] & 255), (int)(b.row[r] >> 8 & 255), (int)(b.row[r] >> 16 & 255)};
+        int token = (at[0] * b.q_box[1] + at[1]) * b.q_box[2] + at[2];
+        wrong += token * b.pack + (int)(b.row[r] >> 24) != r;
+        for (int a = 0; a < 3; a++)
+            wrong += at[a] < (int)(b.low[r / 64] >> 8 * a & 255) || at[a] > (int)(b.high[r / 64] >> 8 * a & 255);
+    }
+    CHECK(wrong == 0, "%s: %d rows are not where they should be", line, wrong);
+    int step = tiles > MOST_TILES ? (int)(tiles / MOST_TILES) | 1 : 1, dense = p->axis[0].length * p->axis[1].length == 1;
+    for (int x = 0; x < (int)tiles; x += step) {
+        struct tile t;
+        place(&t, p, &b, x);
+        const struct nbhd_key_box *k = shape_of(&t, &b);
+        boxes += boxes_in(&t, k->extent);
+        full += full_boxes(&t, k, plan->variant.n);
+        for (int a = 0; a < 3 && !dense; a++)
+            wrong += check_axis(p, &b, &t, k, a);
+    }
+    CHECK(wrong == 0, "%s: %d keys are not masked as they should be", line, wrong);
+    if (step > 1)
+        return;
+    int dilated = p->axis[0].dilation * p->axis[1].dilation * p->axis[2].dilation > 1;
+    CHECK(dilated || (plan->tiles == tiles && fabs(plan->boxes - boxes) < 0.5), "%s: %g boxes planned, %g visited", line,
+          plan->boxes, boxes);
+    CHECK(dilated || fabs(plan->full_boxes - full) < 0.5, "%s: %g boxes without a mask planned, %g visited", line,
+          plan->full_boxes, full);
+}
+
+static void check_columns(const char *line, const struct nbhd_sm90_plan *plan)
+{
+    for (int i = 0; i < plan->shapes; i++) {
+        const int *k = plan->k_box[i];
+        int used[NBHD_SM90_MASK] = {0}, tokens = k[0] * k[1] * k[2];
+        CHECK(tokens <= plan->variant.n, "%s: box of %d keys for N=%d", line, tokens, plan->variant.n);
+        for (int a = 0; a < 4; a++)
+            for (int x = 0; plan->mask_at[i][a] >= 0 && x < (a < 3 ? k[a] : 1); x++)
+                if (CHECK(plan->mask_at[i][a] + x < 16 * plan->mask_steps, "%s: column past the steps", line))
+                    CHECK(used[plan->mask_at[i][a] + x]++ == 0, "%s: column used twice", line);
+        CHECK(plan->mask_bits || tokens == plan->variant.n || plan->mask_at[i][3] >= 0,
+              "%s: keys past a box of %d are not masked", line, tokens);
+    }
+}
+
+int main(void)
+{
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        nbhd_desc desc;
+        struct nbhd_problem problem;
+        struct nbhd_sm90_plan plans[ROOM];
+        if (!CHECK(!nbhd_desc_parse(&desc, lines[i]) && !nbhd_problem_init(&problem, &desc), "%s: %s", lines[i],
+                   nbhd_last_error()))
+            continue;
+        int count = nbhd_sm90_plans(&problem, MULTIPROCESSORS, SHARED, plans, ROOM);
+        CHECK(count >= 1, "%s: no plan", lines[i]);
+        for (int k = 0; k < count; k++) {
+            CHECK(k == 0 || plans[k].ms >= plans[k - 1].ms, "%s: plan %d is faster than the one before", lines[i], k);
+            CHECK(nbhd_sm90_shared(&problem, &plans[k]) <= SHARED, "%s: %d bytes of shared memory", lines[i],
+                  nbhd_sm90_shared(&problem, &plans[k]));
+            check_boxes(lines[i], &problem, &plans[k]);
+            check_columns(lines[i], &plans[k]);
+        }
+    }
+    return test_done();
+}
