@@ -114,7 +114,7 @@ typedef struct nbhd_plan nbhd_plan;
 
 enum {
     NBHD_PLAN_NO_JIT = 1,       /* use only kernels that are compiled or cached already */
-    NBHD_PLAN_MEASURE = 2,      /* time the candidates instead of trusting the cost model */
+    NBHD_PLAN_MEASURE = 2,      /* CPU: time the candidates, and remember the winner as wisdom (below) */
     NBHD_PLAN_DETERMINISTIC = 4 /* the same bits at every execution, also where that is slower */
 };
 
@@ -130,6 +130,16 @@ NBHD_API const char *nbhd_plan_describe(const nbhd_plan *plan); /* and its choic
 NBHD_API double nbhd_plan_predicted_ms(const nbhd_plan *plan);  /* by the cost model; 0 where there is none */
 /* NULL is allowed; sets *plan to NULL. A plan for a GPU must go before the CUDA context that it was made in. */
 NBHD_API void nbhd_plan_destroy(nbhd_plan **plan);
+
+/* Wisdom: what NBHD_PLAN_MEASURE found, kept in the process and consulted by every plan that names no kernel. A measurement
+ * takes about two seconds; it uses made-up tensors of the problem's size. The file is text: "nbhd wisdom 1", then a line
+ * "machine <processor>" above the choices measured there, "<kernel> <configuration> <ms> <device> <problem> threads=<n>".
+ * Choices of other machines, or of kernels and configurations that this build does not offer, are not used.
+ * load adds a file's; lines that it cannot read are left out and counted in *ignored (NULL is allowed), nbhd_last_error tells
+ * of the first. save replaces the file. All may be called from any thread. */
+NBHD_API nbhd_status nbhd_wisdom_load(const char *path, int *ignored);
+NBHD_API nbhd_status nbhd_wisdom_save(const char *path);
+NBHD_API void nbhd_wisdom_forget(void);
 
 /* Kernels, best first: name of the i-th, NULL past the end. */
 NBHD_API const char *nbhd_kernel_name(int i);

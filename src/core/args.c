@@ -125,6 +125,82 @@ static nbhd_status bind_tables(const struct nbhd_problem *p, const nbhd_args *ar
     return NBHD_OK;
 }
 
+enum form { FORM_Q, FORM_K, FORM_V, FORM_O, FORM_LSE, FORM_SCORES, FORM_EXTRA_K, FORM_EXTRA_V };
+
+static struct shape shape_for(const struct nbhd_problem *p, enum form form)
+{
+    const nbhd_desc *d = &p->desc;
+    const size_t element = nbhd_dtype_size(d->dtype);
+    switch (form) {
+    case FORM_Q: return shape_of(p, OF_QUERY, d->heads, d->head_dim, element);
+    case FORM_K: return shape_of(p, OF_KEY, d->kv_heads, d->head_dim, element);
+    case FORM_V: return shape_of(p, OF_KEY, d->kv_heads, d->head_dim_v, element);
+    case FORM_O: return shape_of(p, OF_QUERY, d->heads, d->head_dim_v, element);
+    case FORM_LSE: return shape_of(p, OF_QUERY, d->heads, 1, sizeof(float));
+    case FORM_EXTRA_K: return shape_of(p, OF_EXTRA, d->kv_heads, d->head_dim, element);
+    case FORM_EXTRA_V: return shape_of(p, OF_EXTRA, d->kv_heads, d->head_dim_v, element);
+    default: break;
+    }
+    return shape_of(p, OF_QUERY, d->heads, p->axis[0].window * p->axis[1].window * p->axis[2].window, element);
+}
+
+/* One row per tensor that a pass may touch; a pass is a column: r read, w written, o optional, blank not used. */
+static const struct row {
+    size_t arg, view; /* offsets in nbhd_args and nbhd_params */
+    const char *name;
+    enum form form;
+    const char use[7]; /* fwd bwd qk av qk_bwd av_bwd */
+} rows[] = {
+#define ROW(name, form, use) {offsetof(nbhd_args, name), offsetof(struct nbhd_params, name), #name, form, use}
+    ROW(q, FORM_Q, "rrr r "),
+    ROW(k, FORM_K, "rrr r "),
+    ROW(v, FORM_V, "rr r r"),
+    ROW(o, FORM_O, "wr w  "),
+    ROW(lse, FORM_LSE, "or    "),
+    ROW(extra_k, FORM_EXTRA_K, "rr    "),
+    ROW(extra_v, FORM_EXTRA_V, "rr    "),
+    ROW(dout, FORM_O, " r   r"),
+    ROW(dlse, FORM_LSE, " o    "),
+    ROW(dq, FORM_Q, " w  w "),
+    ROW(dk, FORM_K, " w  w "),
+    ROW(dv, FORM_V, " w   w"),
+    ROW(dextra_k, FORM_EXTRA_K, " w    "),
+    ROW(dextra_v, FORM_EXTRA_V, " w    "),
+    ROW(scores, FORM_SCORES, "  wr r"),
+    ROW(dscores, FORM_SCORES, "    rw"),
+#undef ROW
+};
+enum { ROWS = sizeof rows / sizeof *rows };
+
+static char use_of(const struct nbhd_problem *p, const struct row *row)
+{
+    const bool extra = row->form == FORM_EXTRA_K || row->form == FORM_EXTRA_V;
+    return extra && !p->desc.extra ? ' ' : row->use[p->desc.pass];
+}
+
+size_t nbhd_args_place(const struct nbhd_problem *p, char *memory, nbhd_args *args)
+{
+    size_t at = 0, table = (size_t)p->desc.heads * sizeof(float);
+    *args = (nbhd_args)NBHD_ARGS_INIT;
+    for (int i = 0; i < ROWS; i++) {
+        const char use = use_of(p, &rows[i]);
+        if (use == ' ' || use == 'o')
+            continue;
+        const struct shape s = shape_for(p, rows[i].form);
+        nbhd_tensor *tensor = (nbhd_tensor *)(void *)((char *)args + rows[i].arg);
+        tensor->data = memory ? memory + at : NULL;
+        const size_t row = s.element * (size_t)s.width * (size_t)s.heads * (size_t)p->desc.batch;
+        at += (row * (size_t)s.axes[0] * (size_t)s.axes[1] * (size_t)s.axes[2] + 63) / 64 * 64;
+    }
+    if (!p->desc.bias)
+        return at;
+    for (int i = 0; i < 3; i++)
+        table *= (size_t)(2 * p->axis[i].window - 1);
+    args->bias.data = memory ? memory + at : NULL;
+    args->dbias.data = memory ? memory + at + (table + 63) / 64 * 64 : NULL;
+    return at + 2 * ((table + 63) / 64 * 64);
+}
+
 nbhd_status nbhd_params_bind(const struct nbhd_problem *p, const nbhd_args *given, struct nbhd_params *params)
 {
     nbhd_args args;
@@ -132,49 +208,15 @@ nbhd_status nbhd_params_bind(const struct nbhd_problem *p, const nbhd_args *give
     if (status)
         return status;
     const nbhd_desc *d = &p->desc;
-    const size_t element = nbhd_dtype_size(d->dtype);
-    const int windows = p->axis[0].window * p->axis[1].window * p->axis[2].window;
-    const struct shape q = shape_of(p, OF_QUERY, d->heads, d->head_dim, element);
-    const struct shape k = shape_of(p, OF_KEY, d->kv_heads, d->head_dim, element);
-    const struct shape v = shape_of(p, OF_KEY, d->kv_heads, d->head_dim_v, element);
-    const struct shape o = shape_of(p, OF_QUERY, d->heads, d->head_dim_v, element);
-    const struct shape lse = shape_of(p, OF_QUERY, d->heads, 1, sizeof(float));
-    const struct shape scores = shape_of(p, OF_QUERY, d->heads, windows, element);
-    const struct shape extra_k = shape_of(p, OF_EXTRA, d->kv_heads, d->head_dim, element);
-    const struct shape extra_v = shape_of(p, OF_EXTRA, d->kv_heads, d->head_dim_v, element);
-    /* One row per tensor that a pass may touch; a pass is a column: r read, w written, o optional, blank not used. */
-    const struct {
-        const nbhd_tensor *tensor;
-        const char *name;
-        const struct shape *shape;
-        struct nbhd_view *view;
-        const char use[7]; /* fwd bwd qk av qk_bwd av_bwd */
-        bool extra;
-    } rows[] = {
-        {&args.q, "q", &q, &params->q, "rrr r ", false},
-        {&args.k, "k", &k, &params->k, "rrr r ", false},
-        {&args.v, "v", &v, &params->v, "rr r r", false},
-        {&args.o, "o", &o, &params->o, "wr w  ", false},
-        {&args.lse, "lse", &lse, &params->lse, "or    ", false},
-        {&args.extra_k, "extra_k", &extra_k, &params->extra_k, "rr    ", true},
-        {&args.extra_v, "extra_v", &extra_v, &params->extra_v, "rr    ", true},
-        {&args.dout, "dout", &o, &params->dout, " r   r", false},
-        {&args.dlse, "dlse", &lse, &params->dlse, " o    ", false},
-        {&args.dq, "dq", &q, &params->dq, " w  w ", false},
-        {&args.dk, "dk", &k, &params->dk, " w  w ", false},
-        {&args.dv, "dv", &v, &params->dv, " w   w", false},
-        {&args.dextra_k, "dextra_k", &extra_k, &params->dextra_k, " w    ", true},
-        {&args.dextra_v, "dextra_v", &extra_v, &params->dextra_v, " w    ", true},
-        {&args.scores, "scores", &scores, &params->scores, "  wr r", false},
-        {&args.dscores, "dscores", &scores, &params->dscores, "    rw", false},
-    };
     memset(params, 0, sizeof *params);
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        const char use = rows[i].use[d->pass];
-        if (use == ' ' || (rows[i].extra && !d->extra))
+    for (int i = 0; i < ROWS; i++) {
+        const char use = use_of(p, &rows[i]);
+        if (use == ' ')
             continue;
-        const enum use how = use == 'r' ? READ : use == 'w' ? WRITE : OPTIONAL;
-        status = bind(p, rows[i].tensor, rows[i].name, how, rows[i].shape, rows[i].view);
+        const nbhd_tensor *tensor = (const nbhd_tensor *)(const void *)((const char *)&args + rows[i].arg);
+        struct nbhd_view *view = (struct nbhd_view *)(void *)((char *)params + rows[i].view);
+        const struct shape s = shape_for(p, rows[i].form);
+        status = bind(p, tensor, rows[i].name, use == 'r' ? READ : use == 'w' ? WRITE : OPTIONAL, &s, view);
         if (status)
             return status;
     }

@@ -4,6 +4,7 @@
 #include <string.h>
 #include "core/kernel.h"
 #include "core/plan.h"
+#include "core/wisdom.h"
 
 static const struct nbhd_kernel *find_kernel(const char *name)
 {
@@ -54,14 +55,18 @@ static nbhd_status choose(const struct nbhd_problem *problem, const struct nbhd_
     return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "no kernel takes this problem. %s", reasons);
 }
 
-static nbhd_status build(nbhd_plan **out, const struct nbhd_problem *problem, const struct nbhd_kernel *kernel)
+nbhd_status nbhd_plan_build(nbhd_plan **out, const struct nbhd_problem *problem, const struct nbhd_kernel *kernel,
+                            const struct nbhd_config *config)
 {
     nbhd_plan *plan = calloc(1, sizeof *plan);
     if (!plan)
         return nbhd_fail(NBHD_ERROR_MEMORY, "a plan of %zu bytes could not be allocated", sizeof *plan);
     plan->problem = *problem;
     plan->kernel = kernel;
-    kernel->ops->configs(problem, &plan->config, 1);
+    if (config)
+        plan->config = *config;
+    else
+        kernel->ops->configs(problem, &plan->config, 1);
     nbhd_status status = kernel->ops->build(plan);
     if (status) {
         nbhd_plan_destroy(&plan);
@@ -80,7 +85,7 @@ static void add_reference(nbhd_plan *plan)
     for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
         if (k != plan->kernel && !nbhd_kernel_refuses(k, &plan->problem, why))
             last = k;
-    if (!last || build(&plan->reference, &plan->problem, last)) {
+    if (!last || nbhd_plan_build(&plan->reference, &plan->problem, last, NULL)) {
         nbhd_log(1, "no kernel beside %s for unaligned tensors: %s", plan->kernel->name, last ? nbhd_last_error() : "none");
         return;
     }
@@ -88,6 +93,24 @@ static void add_reference(nbhd_plan *plan)
         plan->workspace = plan->reference->workspace;
     const size_t used = strlen(plan->describe);
     snprintf(plan->describe + used, sizeof plan->describe - used, "; unaligned tensors: %s", last->name);
+}
+
+/* What was measured before, by measuring if the caller asks for it, or by the order of the table. */
+static nbhd_status build_best(nbhd_plan **plan, const struct nbhd_problem *problem)
+{
+    const struct nbhd_kernel *kernel = NULL;
+    struct nbhd_config config;
+    double ms;
+    if (nbhd_wisdom_find(problem, &kernel, &config))
+        return nbhd_plan_build(plan, problem, kernel, &config);
+    if (problem->flags & NBHD_PLAN_MEASURE && problem->device == NBHD_DEVICE_CPU) {
+        nbhd_status status = nbhd_tune(problem, &kernel, &config, &ms);
+        if (!status)
+            status = nbhd_wisdom_add(problem, kernel, &config, ms);
+        return status ? status : nbhd_plan_build(plan, problem, kernel, &config);
+    }
+    const nbhd_status status = choose(problem, &kernel);
+    return status ? status : nbhd_plan_build(plan, problem, kernel, NULL);
 }
 
 nbhd_status nbhd_plan_create_with(nbhd_plan **plan, const nbhd_desc *desc, nbhd_device device, unsigned flags,
@@ -106,10 +129,14 @@ nbhd_status nbhd_plan_create_with(nbhd_plan **plan, const nbhd_desc *desc, nbhd_
     problem.flags = flags;
     if (!kernel)
         kernel = forced_by_environment(&problem);
-    const struct nbhd_kernel *chosen = NULL;
-    status = kernel ? choose_named(&problem, kernel, &chosen) : choose(&problem, &chosen);
-    if (!status)
-        status = build(plan, &problem, chosen);
+    if (kernel) {
+        const struct nbhd_kernel *named = NULL;
+        status = choose_named(&problem, kernel, &named);
+        if (!status)
+            status = nbhd_plan_build(plan, &problem, named, NULL);
+    } else {
+        status = build_best(plan, &problem);
+    }
     if (!status && !kernel && (*plan)->picky)
         add_reference(*plan);
     return status;

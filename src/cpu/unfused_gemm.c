@@ -67,31 +67,51 @@ static double cost_of(enum nbhd_product_kind kind, const struct extent e[3], int
     return (runs * (run + 20) + rows * width * 0.5) / rows;
 }
 
-static void choose_tile(const struct nbhd_problem *problem, enum nbhd_product_kind kind, int vf, int tile[3])
+struct tile_choice {
+    int tile[3];
+    double cost;
+};
+
+/* Keeps the list sorted by cost; the dearest falls out of a full one. */
+static int insert(struct tile_choice *best, int count, int room, const struct tile_choice *c)
+{
+    int at = count;
+    if (count == room && c->cost >= best[count - 1].cost)
+        return count;
+    if (count < room)
+        count++;
+    else
+        at--;
+    for (; at > 0 && best[at - 1].cost > c->cost; at--)
+        best[at] = best[at - 1];
+    best[at] = *c;
+    return count;
+}
+
+/* The cheapest tiles, by the model; returns how many. */
+static int choose_tiles(const struct nbhd_problem *problem, enum nbhd_product_kind kind, int vf, struct tile_choice *best,
+                        int room)
 {
     static const int extents[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64};
     enum { EXTENTS = sizeof extents / sizeof *extents };
     struct extent list[3][EXTENTS];
-    int counts[3];
+    int counts[3], found = 0;
     for (int i = 0; i < 3; i++) {
         const int size = nbhd_group_size(rows_axis(problem->axis[i], kind), 0);
         for (counts[i] = 0; counts[i] < EXTENTS && (!counts[i] || extents[counts[i]] <= size); counts[i]++)
             list[i][counts[i]] = extent_of(problem->axis[i], kind, extents[counts[i]]);
     }
-    double best = HUGE_VAL;
     for (int i = 0; i < counts[0]; i++)
         for (int j = 0; j < counts[1]; j++)
             for (int k = 0; k < counts[2]; k++) {
                 const struct extent e[3] = {list[0][i], list[1][j], list[2][k]};
                 if (e[0].rows * e[1].rows * e[2].rows > GEMM_LANES)
                     break;
-                const double cost = cost_of(kind, e, product_width(&problem->desc), vf);
-                if (cost < best) {
-                    best = cost;
-                    for (int a = 0; a < 3; a++)
-                        tile[a] = e[a].rows;
-                }
+                const struct tile_choice c = {{e[0].rows, e[1].rows, e[2].rows},
+                                              cost_of(kind, e, product_width(&problem->desc), vf)};
+                found = insert(best, found, room, &c);
             }
+    return found;
 }
 
 static long long tasks_of(const struct nbhd_problem *problem, enum nbhd_product_kind kind, const int tile[3],
@@ -106,19 +126,25 @@ static long long tasks_of(const struct nbhd_problem *problem, enum nbhd_product_
     return tasks;
 }
 
-/* q_tile is the first product's tile, k_tile the second's. */
+/* q_tile is the first product's tile, k_tile the second's. The i-th best of each go together. */
 int nbhd_gemm_configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room, int vf)
 {
+    enum { MOST = 5 };
     enum nbhd_product_kind kinds[2];
     const int products = product_kinds(problem->desc.pass, kinds);
+    struct tile_choice first[MOST], second[MOST] = {{{1, 1, 1}, 0}};
     struct nbhd_grid grid[3];
-    (void)room;
-    configs[0] = (struct nbhd_config){.k_tile = {1, 1, 1}};
-    choose_tile(problem, kinds[0], vf, configs[0].q_tile);
-    if (products > 1)
-        choose_tile(problem, kinds[1], vf, configs[0].k_tile);
-    configs[0].threads = nbhd_plan_threads(problem, tasks_of(problem, kinds[0], configs[0].q_tile, grid));
-    return 1;
+    const int count = choose_tiles(problem, kinds[0], vf, first, room < MOST ? room : MOST);
+    const int others = products > 1 ? choose_tiles(problem, kinds[1], vf, second, count) : 1;
+    for (int i = 0; i < count; i++) {
+        configs[i] = (struct nbhd_config){.variant = 0};
+        for (int a = 0; a < 3; a++) {
+            configs[i].q_tile[a] = first[i].tile[a];
+            configs[i].k_tile[a] = second[i < others ? i : others - 1].tile[a];
+        }
+        configs[i].threads = nbhd_plan_threads(problem, tasks_of(problem, kinds[0], configs[i].q_tile, grid));
+    }
+    return count;
 }
 
 static size_t lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
