@@ -39,7 +39,8 @@ static double now_s(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static bool has_reference(const struct nbhd_kernel *k) { return k->device == NBHD_DEVICE_CUDA && k->pass <= NBHD_BACKWARD; }
+/* The fused passes: what the whole problems here are made for. */
+static bool is_fused(const struct nbhd_kernel *k) { return k->device == NBHD_DEVICE_CUDA && k->pass <= NBHD_BACKWARD; }
 
 /* ---- whole problems on the device ---- */
 enum { Q, K, V, O, LSE, DOUT, DQ, DK, DV, TENSORS };

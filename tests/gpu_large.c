@@ -54,7 +54,7 @@ done:
 static void check_large(void)
 {
     for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
-        for (size_t i = 0; has_reference(k) && i < sizeof large_lines / sizeof *large_lines; i++)
+        for (size_t i = 0; is_fused(k) && i < sizeof large_lines / sizeof *large_lines; i++)
             if (!strstr(k->name, "_simt"))
                 compare_with_simt(k, large_lines[i]);
 }
@@ -108,7 +108,7 @@ static void check_offsets(void)
     size_t free_bytes = 0, total = 0;
     nbhd_cu.cuMemGetInfo_v2(&free_bytes, &total);
     for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++) {
-        if (!has_reference(k))
+        if (!is_fused(k))
             continue;
         if (free_bytes < (k->pass == NBHD_FORWARD ? 20ull << 30 : 42ull << 30))
             test_skip("the GPU's memory is too small for tensors of 2^31 elements");
@@ -123,7 +123,7 @@ static void measure_overhead(void)
     for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++) {
         struct problem p;
         nbhd_plan *plan = NULL;
-        if (!has_reference(k))
+        if (!is_fused(k))
             continue;
         if (open_problem(&p, "bf16 d64 8x16 w3x3", k->pass) && (k->pass == NBHD_FORWARD || prepare_backward(&p)) &&
             execute(&p, k->name, &plan)) {
@@ -231,7 +231,7 @@ static void measure_bench(void)
             if (!CHECK(!nbhd_desc_parse(&desc, line), "%s", nbhd_last_error()))
                 continue;
             for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
-                if (has_reference(k) && k->pass == desc.pass && (desc.dtype == NBHD_F32 || !strstr(k->name, "_simt")))
+                if (is_fused(k) && k->pass == desc.pass && (desc.dtype == NBHD_F32 || !strstr(k->name, "_simt")))
                     bench_row(k, line, csv ? csv : stdout);
         }
         fclose(in);

@@ -114,6 +114,7 @@ static bool check_build(const struct nbhd_kernel *kernel, const char *line, int 
     if (!CHECK(!nbhd_desc_parse(&desc, line), "%s: %s", line, nbhd_last_error()))
         return false;
     desc.pass = kernel->pass;
+    desc.extra = kernel->pass >= NBHD_QK ? 0 : desc.extra; /* unfused: scores are of windows only */
     nbhd_jit_observe(judge, &seen);
     const nbhd_status status = nbhd_plan_create_with(&plan, &desc, NBHD_DEVICE_CUDA, 0, kernel->name);
     nbhd_jit_observe(NULL, NULL);

@@ -11,20 +11,16 @@
 #ifndef NBHD_DEVICE_SIMT_CUH
 #define NBHD_DEVICE_SIMT_CUH
 
-#include "device/problem.cuh"
+#include "device/real.cuh"
 
 #if !defined(NBHD_DTYPE) || !defined(NBHD_BIAS) || !defined(NBHD_ROWS) || !defined(NBHD_SLICES)
 #error "a parameter is missing: see the head of device/simt.cuh"
 #endif
 
 #if NBHD_DTYPE == NBHD_F64
-typedef double real;
 typedef double2 vector;
-#define ELEMENT 8
 #else
-typedef float real;
 typedef float4 vector;
-#define ELEMENT (NBHD_DTYPE == NBHD_F32 ? 4 : 2)
 #endif
 
 #define THREADS 256
@@ -67,29 +63,7 @@ struct simt_shared {
     struct simt_keys k;
 };
 
-/* ---- elements ---- */
-NBHD_FN real simt_load(const char *row, int d)
-{
-#if NBHD_DTYPE == NBHD_F16
-    return cvt_f32_f16(((const unsigned short *)row)[d]);
-#elif NBHD_DTYPE == NBHD_BF16
-    return cvt_f32_bf16(((const unsigned short *)row)[d]);
-#else
-    return ((const real *)row)[d];
-#endif
-}
-
-NBHD_FN void simt_store(char *row, int d, real value)
-{
-#if NBHD_DTYPE == NBHD_F16
-    ((unsigned short *)row)[d] = cvt_rn_f16_f32(value);
-#elif NBHD_DTYPE == NBHD_BF16
-    ((unsigned short *)row)[d] = cvt_rn_bf16_f32(value);
-#else
-    ((real *)row)[d] = value;
-#endif
-}
-
+/* ---- arithmetic ---- */
 #if NBHD_DTYPE == NBHD_F64
 NBHD_FN real simt_exp(real x) { return exp(x); }
 NBHD_FN real simt_log(real x) { return log(x); }
