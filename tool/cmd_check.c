@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "args.h"
 #include "case.h"
@@ -56,21 +57,6 @@ static void print(const struct options *o, const char *line, const struct case_r
     json_end(&j);
 }
 
-static int check_kernel(const struct options *o, const nbhd_desc *desc, const char *line, const char *kernel)
-{
-    struct case_result result = {0};
-    struct case_options options = {.kernel = kernel, .device = (nbhd_device)o->device, .seed = (unsigned)o->seed,
-                                   .layout = (enum case_layout)o->layout, .threads = o->threads, .repeats = 1,
-                                   .dlse = desc->pass == NBHD_BACKWARD};
-    if (o->device == NBHD_DEVICE_CUDA)
-        options.memory = (struct case_memory){gpu_alloc, gpu_release, gpu_upload, gpu_download};
-    nbhd_status status = case_run(desc, &options, &result);
-    print(o, line, &result, status == NBHD_OK);
-    if (status != NBHD_OK)
-        return tool_fail(status == NBHD_ERROR_INVALID ? TOOL_USAGE : TOOL_FAILED, "%s", result.why);
-    return result.ok ? TOOL_DONE : tool_fail(TOOL_FAILED, "%s", result.why);
-}
-
 /* What the oracle will look at, its plain computation in the problem's precision included. */
 static double oracle_pairs(const nbhd_desc *desc)
 {
@@ -81,6 +67,35 @@ static double oracle_pairs(const nbhd_desc *desc)
         keys *= d.kv_length[i];
     }
     return queries * (keys + d.extra);
+}
+
+/* Whoever watches a terminal is told that the oracle is at work, where that takes more than two seconds or so. */
+static void patience(double pairs, bool begin)
+{
+    if (pairs < 1e8 || !isatty(2))
+        return;
+    if (begin)
+        fprintf(stderr, "the oracle looks at %.2g pairs ...", pairs);
+    else
+        fputs("\r\033[K", stderr);
+}
+
+static int check_kernel(const struct options *o, const nbhd_desc *desc, const char *line, const char *kernel)
+{
+    struct case_result result = {0};
+    struct case_options options = {.kernel = kernel, .device = (nbhd_device)o->device, .seed = (unsigned)o->seed,
+                                   .layout = (enum case_layout)o->layout, .threads = o->threads, .repeats = 1,
+                                   .dlse = desc->pass == NBHD_BACKWARD};
+    if (o->device == NBHD_DEVICE_CUDA)
+        options.memory = (struct case_memory){gpu_alloc, gpu_release, gpu_upload, gpu_download};
+    double pairs = oracle_pairs(desc);
+    patience(pairs, true);
+    nbhd_status status = case_run(desc, &options, &result);
+    patience(pairs, false);
+    print(o, line, &result, status == NBHD_OK);
+    if (status != NBHD_OK)
+        return tool_fail(status == NBHD_ERROR_INVALID ? TOOL_USAGE : TOOL_FAILED, "%s", result.why);
+    return result.ok ? TOOL_DONE : tool_fail(TOOL_FAILED, "%s", result.why);
 }
 
 static int check_line(const nbhd_desc *desc, const char *line, void *context)

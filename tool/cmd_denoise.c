@@ -46,7 +46,7 @@ static int parse(int argc, char **argv, struct options *o)
         opt_int("seed", 0, &o->seed, 0, 0x7fffffff, "N", "of the noise (1)"),
         opt_text("save-noisy", 0, &o->save_noisy, "FILE", "also write the photograph with the noise"),
         opt_text("clean", 0, &o->clean, "FILE", "a clean photograph of the same size to compare with"),
-        opt_real("memory", 'm', &o->memory, 1, 1e6, "MIB", "for features; larger photographs are done in parts (512)"),
+        opt_real("memory", 'm', &o->memory, 1, 1e6, "MIB", "for features; larger photographs are done in parts of 4 windows at least (512)"),
         opt_choice("device", 'd', &o->device, device_choices, "NAME", "cpu or cuda (cpu)"),
         opt_text("kernel", 'k', &o->kernel, "NAME", "this kernel, as `nbhd list` names it, and no other"),
         opt_int("threads", 't', &o->threads, 1, 4096, "N", "CPU threads (all)"),

@@ -255,7 +255,8 @@ int nlm_denoise(const struct nlm *nlm, const struct image *in, struct image *out
     const nbhd_desc whole = p.desc;
     double per_pixel = sizeof(float) * (2.0 * (p.features + 1) + 3.0 * p.colours);
     int parts[2];
-    cut(in, &whole, nlm->memory_mib * 1048576 / per_pixel, parts);
+    double least = 4.0 * whole.window[0] * whole.window[1]; /* smaller parts would be margin for the most part */
+    cut(in, &whole, fmax(nlm->memory_mib * 1048576 / per_pixel, least), parts);
     report->parts = parts[0] * parts[1];
     struct runner runner = {0};
     struct progress bar = progress_begin("denoise");
