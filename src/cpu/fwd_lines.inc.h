@@ -219,17 +219,17 @@ static void list_runs(struct permute_task *t, const struct step *s)
     }
 }
 
-/* Rows of keys that the next step will be the first to see. Those that have lines have been used not long ago. */
-static void list_ahead(struct permute_task *t, const struct step *next)
+/* Rows of keys that the next step, of the task's cell `of`, will be the first to see: those without a line. */
+static void list_ahead(struct permute_task *t, const struct permute_task *of, const struct step *next)
 {
     int e[2];
     t->ahead = 0;
     for (e[0] = next->outer.begin; e[0] < next->outer.end; e[0]++)
         for (e[1] = next->inner.begin; e[1] < next->inner.end && t->ahead < MOST_AHEAD; e[1]++) {
-            if (t->tag[slot_of(t, e)] == tag_of(e))
+            if (of == t && t->tag[slot_of(t, e)] == tag_of(e))
                 continue;
-            t->ahead_k[t->ahead] = key_row(t, &t->p->k, e);
-            t->ahead_v[t->ahead++] = key_row(t, &t->p->v, e);
+            t->ahead_k[t->ahead] = key_row(of, &t->p->k, e);
+            t->ahead_v[t->ahead++] = key_row(of, &t->p->v, e);
         }
 }
 
@@ -278,39 +278,75 @@ static void run_step(struct permute_task *t, const struct step *now, const struc
     }
 }
 
-static void walk_steps(struct permute_task *t, int kv_end)
+static struct step first_step(const struct permute_task *t)
 {
-    const int share = t->p->heads / t->p->kv_heads;
-    struct step now = step_at(t, t->cell[0].q.begin, t->cell[1].q.begin,
-                              nbhd_min(t->cell[1].q.begin + t->f->chunk, t->cell[1].q.end));
+    const struct nbhd_range y = t->cell[1].q;
+    return step_at(t, t->cell[0].q.begin, y.begin, nbhd_min(y.begin + t->f->chunk, y.end));
+}
+
+/* All steps of a cell; after: the cell that follows, to look ahead to, or NULL. */
+static void walk_steps(struct permute_task *t, struct permute_task *after)
+{
+    const int share = t->p->heads / t->p->kv_heads, kv_end = nbhd_min(t->kv_first + t->f->group, t->p->kv_heads);
+    struct step now = first_step(t);
     for (bool more = true; more;) {
+        struct permute_task *of = t;
         struct step next = now;
         more = next_step(t, &next);
+        if (!more && after) {
+            of = after;
+            next = first_step(after);
+        }
         for (t->kv_head = t->kv_first; t->kv_head < kv_end; t->kv_head++) {
+            of->kv_head = of == t ? t->kv_head : nbhd_min(of->kv_first + t->kv_head - t->kv_first, t->p->kv_heads - 1);
             const struct row_set later = t->kv_head + 1 < kv_end ? rows_of(t, &now, (t->kv_head + 1) * share)
-                                                                 : rows_of(t, &next, t->kv_first * share);
+                                                                 : rows_of(of, &next, of->kv_first * share);
             list_runs(t, &now);
-            list_ahead(t, &next);
+            list_ahead(t, of, &next);
             run_step(t, &now, &later);
         }
         now = next;
     }
 }
 
-/* Task number i of batch, group of kv heads, axes; the last axis fastest. */
+/* Cell number i of batch, group of kv heads, axes; the last axis fastest. Returns its queries of axis 2. */
+static struct nbhd_range locate(struct permute_task *t, long long i)
+{
+    const struct nbhd_fwd *f = t->f;
+    const struct nbhd_range queries = nbhd_grid_cell(&f->grid[2], (int)(i % f->grid[2].count)).q;
+    i /= f->grid[2].count;
+    for (int a = 1; a >= 0; a--) {
+        t->cell[a] = nbhd_grid_cell(&f->grid[a], (int)(i % f->grid[a].count));
+        i /= f->grid[a].count;
+    }
+    const int groups = (t->p->kv_heads + f->group - 1) / f->group;
+    t->kv_head = t->kv_first = (int)(i % groups) * f->group;
+    t->batch = (int)(i / groups);
+    return queries;
+}
+
+static void find_extra_values(struct permute_task *t, float *packed)
+{
+    const struct nbhd_params *p = t->p;
+    t->extra_v = p->extra_v.data + t->batch * p->extra_v.batch + t->kv_first * p->extra_v.head;
+    t->extra_v_step = p->extra_v.axis[2];
+    t->extra_v_head = p->extra_v.head;
+    if (!t->f->pack_values || !p->extra)
+        return;
+    float *to = packed;
+    for (int head = t->kv_first; head < nbhd_min(t->kv_first + t->f->group, p->kv_heads); head++) {
+        pack_values(t, t->extra_v + (head - t->kv_first) * t->extra_v_head, t->extra_v_step, NULL, p->extra, to);
+        to += (long long)p->extra * t->f->value_width;
+    }
+    t->extra_v = (const char *)packed;
+    t->extra_v_step = t->f->value_width * (long long)sizeof(float);
+    t->extra_v_head = p->extra * t->extra_v_step;
+}
+
+/* A task is f->run cells. */
 static void permute_task(const struct nbhd_params *p, const struct nbhd_fwd *f, long long task, char *scratch)
 {
     struct permute_task t = {.p = p, .f = f};
-    const struct nbhd_range queries = nbhd_grid_cell(&f->grid[2], (int)(task % f->grid[2].count)).q;
-    task /= f->grid[2].count;
-    for (int a = 1; a >= 0; a--) {
-        t.cell[a] = nbhd_grid_cell(&f->grid[a], (int)(task % f->grid[a].count));
-        task /= f->grid[a].count;
-    }
-    const int groups = (p->kv_heads + f->group - 1) / f->group;
-    t.kv_head = t.kv_first = (int)(task % groups) * f->group;
-    const int kv_end = nbhd_min(t.kv_first + f->group, p->kv_heads);
-    t.batch = (int)(task / groups);
     t.block = (struct lane_block *)(scratch + f->at_block);
     t.token = (int *)(scratch + f->at_token);
     t.tag = (long long *)(scratch + f->at_tags);
@@ -326,20 +362,20 @@ static void permute_task(const struct nbhd_params *p, const struct nbhd_fwd *f, 
     const long long value_bytes = f->value_width * (long long)sizeof(float);
     t.v_lane_step = f->pack_values ? value_bytes : p->v.axis[2];
     t.v_step = f->pack_values ? value_bytes : p->v.axis[2] * p->axis[2].dilation;
-    t.extra_v = p->extra_v.data + t.batch * p->extra_v.batch + t.kv_first * p->extra_v.head;
-    t.extra_v_step = p->extra_v.axis[2];
-    t.extra_v_head = p->extra_v.head;
-    if (f->pack_values && p->extra) {
-        float *to = (float *)(scratch + f->at_extra);
-        for (int head = 0; head < kv_end - t.kv_first; head++, to += (long long)p->extra * f->value_width)
-            pack_values(&t, t.extra_v + head * t.extra_v_head, t.extra_v_step, NULL, p->extra, to);
-        t.extra_v = scratch + f->at_extra;
-        t.extra_v_step = value_bytes;
-        t.extra_v_head = p->extra * value_bytes;
+    const long long end = (task + 1) * f->run < f->tiles ? (task + 1) * f->run : f->tiles;
+    for (long long i = task * f->run; i < end; i++) {
+        const struct nbhd_range queries = locate(&t, i);
+        if (i == task * f->run || f->grid[2].count > 1) {
+            find_keys(&t, queries);
+            make_blocks(&t, queries);
+        }
+        for (int slot = 0; slot < f->group * f->ring[0] * f->ring[1]; slot++)
+            t.tag[slot] = -1;
+        find_extra_values(&t, (float *)(scratch + f->at_extra));
+        struct permute_task after = t;
+        const bool ahead = i + 1 < end && f->grid[2].count == 1;
+        if (ahead)
+            locate(&after, i + 1);
+        walk_steps(&t, ahead ? &after : NULL);
     }
-    for (int i = 0; i < f->group * f->ring[0] * f->ring[1]; i++)
-        t.tag[i] = -1;
-    find_keys(&t, queries);
-    make_blocks(&t, queries);
-    walk_steps(&t, kv_end);
 }

@@ -31,6 +31,9 @@ struct axis_cost {
     double tiles, visited;
 };
 
+/* Cycles to wait for a vector of a scattered key that is not asked for ahead of time. */
+enum { FAR_CYCLES = 26 };
+
 enum { MAX_EXTENTS = 32, SAMPLES = 6 };
 
 /* Visited keys from a few tiles of a long group, its first and last among them. */
@@ -97,6 +100,11 @@ static struct broadcast_choice choose_broadcast(const struct nbhd_problem *probl
                     if (cycles < best.cycles)
                         best = (struct broadcast_choice){{x->extent, y->extent, z->extent}, heads, cycles};
                 }
+    /* Each key comes from far away once, and here nothing asks for it ahead of time. */
+    double tokens = 1;
+    for (int a = 0; a < 3; a++)
+        tokens *= problem->axis[a].keys;
+    best.cycles += (tokens + d->extra) * (d->head_dim + d->head_dim_v) / vf * FAR_CYCLES;
     return best;
 }
 
@@ -111,7 +119,7 @@ struct permute_choice {
 enum {
     MOST_COLUMNS = 64,         /* window on axis 2 */
     MOST_RUNS = 16384,         /* key rows of a tile */
-    CACHED_BYTES = 640 << 10,  /* of lines and values, that stay in a second-level cache beside what streams through */
+    CACHED_BYTES = 2 << 20,    /* of lines and values in use, from where on they begin to fall out of near caches */
     MOST_BYTES = 64 << 20,     /* of lines a thread */
     TASKS_PER_THREAD = 6,
     MOST_GROUP = 16
@@ -201,9 +209,9 @@ static double permute_cycles(const struct nbhd_problem *problem, const struct nb
     if (c->group * lines * (double)line_bytes(d, positions, m->vf) > MOST_BYTES)
         return HUGE_VAL;
     /* Keys and values come from far away, the slower the less of each page is asked for at a time. */
-    const double far = 5.0 + 5.0 / c->group;
+    const double far = 6.0 + (FAR_CYCLES - 6) / c->group;
     const double pack = tasks * packed * positions * (d->head_dim + d->head_dim_v) / m->vf * far;
-    return work * (bytes > CACHED_BYTES ? 1.1 : 1.0) + pack;
+    return work * (1.0 + 0.12 * fmax(0.0, log2(bytes / CACHED_BYTES))) + pack;
 }
 
 static struct permute_choice choose_permute(const struct nbhd_problem *problem, const struct nbhd_fwd_machine *m, int threads)
@@ -275,6 +283,8 @@ int nbhd_fwd_configs(const struct nbhd_problem *problem, struct nbhd_config *con
         configs[n++] = config_of(problem, NBHD_FWD_BROADCAST, b.extent, b.heads, 0, b.cycles);
     if (!permute_first && p.cycles < HUGE_VAL && n < room)
         configs[n++] = config_of(problem, NBHD_FWD_PERMUTE, p.extent, p.group, p.chunk, p.cycles);
+    for (int i = 0; i < n; i++)
+        configs[i].threads = threads;
     return n;
 }
 
@@ -321,11 +331,13 @@ static void build_permute(const struct nbhd_problem *problem, const struct nbhd_
     const struct nbhd_axis *a = problem->axis;
     const int *extent = config->q_tile, positions = most_positions(a[2], extent[2]);
     f->group = config->stages;
-    f->tasks = (long long)d->batch * ((d->kv_heads + f->group - 1) / f->group);
+    f->tiles = (long long)d->batch * ((d->kv_heads + f->group - 1) / f->group);
     for (int i = 0; i < 3; i++) {
         f->grid[i] = nbhd_grid_make(i == 2 ? position_axis(a[2]) : a[i], extent[i]);
-        f->tasks *= f->grid[i].count;
+        f->tiles *= f->grid[i].count;
     }
+    f->run = (int)nbhd_max(1, nbhd_min(32, (int)(f->tiles / (config->threads * TASKS_PER_THREAD))));
+    f->tasks = (f->tiles + f->run - 1) / f->run;
     f->chunk = config->k_tile[1];
     f->ring[0] = most_keys(a[0], 1);
     f->ring[1] = most_keys(a[1], nbhd_min(f->chunk, nbhd_group_size(a[1], 0)));

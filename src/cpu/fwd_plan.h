@@ -36,7 +36,7 @@ struct nbhd_fwd {
     int variant, threads;
     struct nbhd_grid grid[3];
     int head_tile, head_tiles; /* query heads of one kv head that share a tile; such tiles per kv head */
-    long long tiles, tasks;    /* tasks are runs of tiles */
+    long long tiles, tasks;    /* broadcast: tiles, permute: cells of the grid; tasks are runs of them */
     int run;                   /* tiles in a task */
     /* Permute. */
     int group;        /* kv heads of a task */
