@@ -2,6 +2,7 @@
  * warnings, without spills, within the shared memory of the chip; the expected instructions are in the machine code where
  * a disassembler is at hand. Skipped where NVRTC is absent, unless NBHD_REQUIRE=nvrtc. */
 #define _GNU_SOURCE
+#include <sys/wait.h>
 #include <unistd.h>
 #include "case.h"
 #include "core/kernel.h"
@@ -127,13 +128,14 @@ static bool check_build(const struct nbhd_kernel *kernel, const char *line, int 
     return !status;
 }
 
-static void check_row(const struct nbhd_kernel *kernel)
+/* Compiles for every workers-th chip from worker on. Returns how many problems the row took. */
+static int check_row(const struct nbhd_kernel *kernel, size_t worker, size_t workers)
 {
     char why[NBHD_TEXT];
     const struct nbhd_nvrtc *nvrtc = nbhd_nvrtc(why);
     const bool few = getenv("NBHD_TEST_FEW") != NULL;
     int taken = 0;
-    for (size_t c = 0; c < sizeof chips / sizeof *chips; c++) {
+    for (size_t c = worker; c < sizeof chips / sizeof *chips; c += workers) {
         bool known = false;
         for (int i = 0; i < nvrtc->arch_count; i++)
             known |= nvrtc->archs[i] == chips[c];
@@ -150,8 +152,67 @@ static void check_row(const struct nbhd_kernel *kernel)
                     taken++;
                 }
     }
-    CHECK(few || taken > 0, "%s took none of the problems", kernel->name);
     nbhd_cuda_set_target(0);
+    return taken;
+}
+
+/* What a process tells of its part. */
+struct part {
+    long passed, failed, skipped;
+    int taken[64]; /* by row */
+};
+
+static struct part check_part(size_t worker, size_t workers)
+{
+    struct part part = {.passed = 0};
+    int row = 0;
+    for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
+        if (k->device == NBHD_DEVICE_CUDA && row < 64)
+            part.taken[row++] = check_row(k, worker, workers);
+    part.passed = test_passed;
+    part.failed = test_failed;
+    part.skipped = test_skipped;
+    return part;
+}
+
+/* A process for each processor, since NVRTC compiles one file at a time. */
+static void check_rows(void)
+{
+    const long processors = sysconf(_SC_NPROCESSORS_ONLN);
+    const size_t all = sizeof chips / sizeof *chips;
+    const size_t workers = processors < 2 ? 1 : (size_t)processors < all ? (size_t)processors : all;
+    int ends[2];
+    struct part sum = {.passed = 0};
+    if (!CHECK(pipe(ends) == 0, "no pipe"))
+        return;
+    fflush(NULL);
+    for (size_t worker = 0; worker < workers; worker++)
+        if (fork() == 0) {
+            test_passed = test_failed = test_skipped = 0;
+            const struct part part = check_part(worker, workers);
+            fflush(NULL);
+            _exit(write(ends[1], &part, sizeof part) != sizeof part); /* less than PIPE_BUF: written at once */
+        }
+    close(ends[1]);
+    size_t told = 0;
+    for (struct part part; told < workers && read(ends[0], &part, sizeof part) == sizeof part; told++) {
+        sum.passed += part.passed;
+        sum.failed += part.failed;
+        sum.skipped += part.skipped;
+        for (int i = 0; i < 64; i++)
+            sum.taken[i] += part.taken[i];
+    }
+    close(ends[0]);
+    while (wait(NULL) > 0)
+        ;
+    CHECK(told == workers, "%zu of %zu processes ended well", told, workers);
+    test_passed += sum.passed;
+    test_failed += sum.failed;
+    test_skipped += sum.skipped;
+    int row = 0;
+    for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
+        if (k->device == NBHD_DEVICE_CUDA && row < 64)
+            CHECK(sum.taken[row++] > 0 || getenv("NBHD_TEST_FEW"), "%s took none of the problems", k->name);
 }
 
 /* A plan for another machine can be made and must not run. */
@@ -184,9 +245,7 @@ int main(void)
             test_skip(why);
         return test_done();
     }
-    for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
-        if (k->device == NBHD_DEVICE_CUDA)
-            check_row(k);
+    check_rows();
     check_no_device();
     return test_done();
 }
