@@ -1,5 +1,5 @@
-/* Plans of fwd_sm90 without a GPU: the counts that they are ranked by against a walk over all tiles, and the mask columns
- * that the kernel is told of against the windows, key by key. */
+/* Plans of fwd_sm90 without a GPU: the counts that they are ranked by against a walk over all tiles, and the mask
+ * columns that the kernel is told of against the windows, key by key. */
 #include <math.h>
 #include "cuda/sm90_plan.h"
 #include "test.h"
@@ -109,22 +109,23 @@ static void check_boxes(const char *line, const struct nbhd_problem *p, const st
             wrong += at[a] < (int)(b.low[r / 64] >> 8 * a & 255) || at[a] > (int)(b.high[r / 64] >> 8 * a & 255);
     }
     CHECK(wrong == 0, "%s: %d rows are not where they should be", line, wrong);
-    int step = tiles > MOST_TILES ? (int)(tiles / MOST_TILES) | 1 : 1, dense = p->axis[0].length * p->axis[1].length == 1;
+    int step = tiles > MOST_TILES ? (int)(tiles / MOST_TILES) | 1 : 1;
+    int one_axis = p->axis[0].length * p->axis[1].length == 1; /* masked by bits */
     for (int x = 0; x < (int)tiles; x += step) {
         struct tile t;
         place(&t, p, &b, x);
         const struct nbhd_key_box *k = shape_of(&t, &b);
         boxes += boxes_in(&t, k->extent);
         full += full_boxes(&t, k, plan->variant.n);
-        for (int a = 0; a < 3 && !dense; a++)
+        for (int a = 0; a < 3 && !one_axis; a++)
             wrong += check_axis(p, &b, &t, k, a);
     }
     CHECK(wrong == 0, "%s: %d keys are not masked as they should be", line, wrong);
     if (step > 1)
         return;
     int dilated = p->axis[0].dilation * p->axis[1].dilation * p->axis[2].dilation > 1;
-    CHECK(dilated || (plan->tiles == tiles && fabs(plan->boxes - boxes) < 0.5), "%s: %g boxes planned, %g visited", line,
-          plan->boxes, boxes);
+    CHECK(dilated || (plan->tiles == tiles && fabs(plan->boxes - boxes) < 0.5), "%s: %g boxes planned, %g visited",
+          line, plan->boxes, boxes);
     CHECK(dilated || fabs(plan->full_boxes - full) < 0.5, "%s: %g boxes without a mask planned, %g visited", line,
           plan->full_boxes, full);
 }

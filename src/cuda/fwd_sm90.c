@@ -18,6 +18,30 @@ struct state {
 
 /* ---- plan ---- */
 
+/* Plans for this thread's machine. They are asked for three times (refuse, configs, build) and take milliseconds, so
+ * the thread keeps those of its last problem. */
+static int plans_here(const struct nbhd_problem *problem, struct nbhd_sm90_plan *plans, int room)
+{
+    static _Thread_local struct {
+        nbhd_desc desc;
+        int multiprocessors, shared_max, count;
+        struct nbhd_sm90_plan plans[MOST_PLANS];
+    } last;
+    struct nbhd_cuda_machine machine;
+    if (nbhd_cuda_machine(&machine))
+        return 0;
+    if (!last.count || last.multiprocessors != machine.multiprocessors || last.shared_max != machine.shared_max ||
+        memcmp(&last.desc, &problem->desc, sizeof last.desc) != 0) {
+        last.count = nbhd_sm90_plans(problem, machine.multiprocessors, machine.shared_max, last.plans, MOST_PLANS);
+        last.multiprocessors = machine.multiprocessors;
+        last.shared_max = machine.shared_max;
+        memcpy(&last.desc, &problem->desc, sizeof last.desc);
+    }
+    int count = nbhd_min(last.count, room);
+    memcpy(plans, last.plans, (size_t)count * sizeof *plans);
+    return count;
+}
+
 static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
 {
     const nbhd_desc *d = &problem->desc;
@@ -25,8 +49,8 @@ static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
     if (nbhd_cuda_machine(&machine))
         return nbhd_refuse(why, "%s", nbhd_last_error());
     if (machine.cc != 90)
-        return nbhd_refuse(why, "the GPU has compute capability %d.%d; wgmma is an instruction of 9.0 alone", machine.cc / 10,
-                           machine.cc % 10);
+        return nbhd_refuse(why, "the GPU has compute capability %d.%d; wgmma is an instruction of 9.0 alone",
+                           machine.cc / 10, machine.cc % 10);
     if (d->dtype != NBHD_F16 && d->dtype != NBHD_BF16)
         return nbhd_refuse(why, "dtype %s: the tensor cores take f16 and bf16", nbhd_dtype_name(d->dtype));
     if (d->bias)
@@ -36,24 +60,18 @@ static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
     if (d->head_dim_v % 8 || d->head_dim_v > 256)
         return nbhd_refuse(why, "head_dim_v=%d: it takes multiples of 8 up to 256", d->head_dim_v);
     if (!(d->scale > 0))
-        return nbhd_refuse(why, "scale=%g: its running maximum is one of unscaled scores, so scale must be positive", d->scale);
+        return nbhd_refuse(why, "scale=%g: it takes the maximum of unscaled scores, so scale must be positive",
+                           d->scale);
     for (int a = 0; a < 3; a++)
         if (problem->axis[a].edge == NBHD_EDGE_PERIODIC)
             return nbhd_refuse(why, "edge of axis %d is periodic, which no kernel computes yet", a);
     struct nbhd_sm90_plan plan;
-    if (!nbhd_sm90_plans(problem, machine.multiprocessors, machine.shared_max, &plan, 1))
+    if (!plans_here(problem, &plan, 1))
         return nbhd_refuse(why, "head_dim=%d with head_dim_v=%d: no tile fits into shared memory", d->head_dim,
                            d->head_dim_v);
     return false;
 }
 
-static int plans_here(const struct nbhd_problem *problem, struct nbhd_sm90_plan *plans, int room)
-{
-    struct nbhd_cuda_machine machine;
-    if (nbhd_cuda_machine(&machine))
-        return 0;
-    return nbhd_sm90_plans(problem, machine.multiprocessors, machine.shared_max, plans, room);
-}
 
 /* config->variant is the plan's rank. */
 static int configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room)
@@ -78,8 +96,8 @@ static void add_options(struct nbhd_options *o, const struct nbhd_problem *probl
     nbhd_option(o, "-DNBHD_MMA_TYPE=\"%s\"", problem->desc.dtype == NBHD_BF16 ? "bf16" : "f16");
     nbhd_option(o, "-DNBHD_N=%d -DNBHD_QK=wgmma_%s_n%d -DNBHD_PV=wgmma_rs_bt_n%d", v->n, v->q_registers ? "rs" : "ss",
                 v->n, problem->desc.head_dim_v);
-    nbhd_option(o, "-DNBHD_GROUPS=%d -DNBHD_CTAS=%d -DNBHD_STAGES=%d -DNBHD_Q_REGISTERS=%d -DNBHD_TAKE_TURNS=%d", v->groups,
-                v->ctas, v->stages, v->q_registers, v->take_turns);
+    nbhd_option(o, "-DNBHD_GROUPS=%d -DNBHD_CTAS=%d -DNBHD_STAGES=%d -DNBHD_Q_REGISTERS=%d -DNBHD_TAKE_TURNS=%d",
+                v->groups, v->ctas, v->stages, v->q_registers, v->take_turns);
     nbhd_option(o, "-DNBHD_MAPS=%d", state->maps);
     nbhd_option(o, "-DNBHD_MASK_STEPS=%d -DNBHD_MASK=wgmma_rs_n%d -DNBHD_MASK_BITS=%d", state->plan.mask_steps, v->n,
                 state->plan.mask_bits);

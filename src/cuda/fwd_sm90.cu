@@ -11,11 +11,16 @@
  *     warpgroups 1..   64 rows each: S = Q K^T, softmax, O += P V                                NBHD_REGISTERS_MATH
  *
  *     shared memory, from a multiple of 1024:
- *     | Q, later O: chunks x 64 G rows x 128 | K: stages x chunks x N x 128 | V: the same | mask columns | struct tables |
+ *     | Q, later O: chunks x 64 G rows x 128 | K: stages x chunks x N x 128 | V: the same | mask keys | struct tables |
  *
  * A consumer's step j, with two products in flight while the softmax runs:
- *     issue S(j) = Q K(j)^T | issue O += P(j-1) V(j-1) | mask words | wait S | max, exp, sum | wait O | scale O, pack P(j)
- * Masked scores are -inf and the running maximum starts at -1e30, so rows whose first boxes are all masked need no test.
+ *     issue S(j) = Q K(j)^T + mask | issue O += P(j-1) V(j-1) | wait S | max, exp, sum | wait O | scale O, pack P(j)
+ *
+ * A mask is one or two more k-steps of Q K^T (struct nbhd_key_box): it adds -2^100 per axis on which a query does not
+ * see a key (-2^30 in float16: there scores must stay below 2^29). Problems of one axis and the tail of extra keys are
+ * masked bit by bit instead. Only boxes that reach past what all rows of a warpgroup see are masked at all. The running
+ * maximum starts at -1e30: what a row sums over boxes that are all masked, its first seen key scales by 0.
+ * NaN or infinite keys reach all queries of the tiles that load them, not only those that see them.
  *
  * Registers of a consumer thread: S N/2, P N/4, O head_dim_v/2 (and Q head_dim/4 with NBHD_Q_REGISTERS). */
 #ifndef NBHD_HEAD_DIM
@@ -84,8 +89,8 @@
 #define Q_BYTES (Q_CHUNKS * Q_ROWS * 128)
 #define K_BYTES (QK_CHUNKS * NBHD_N * 128)
 #define V_BYTES (PV_CHUNKS * NBHD_N * 128)
-/* Origins of boxes and bounds of windows, where masks compare them, count from the begin of the tile's union, plus this:
- * a window may begin a box's extent before it. */
+/* Origins of boxes and bounds of windows, where masks compare them, count from the begin of the tile's union, plus
+ * this: a window may begin a box's extent before it. */
 #define MASK_BIAS 256
 #define MASK_BYTES (NBHD_MASK_STEPS * NBHD_N * 32)
 #define THREADS (128 * (NBHD_GROUPS + 1))
@@ -276,10 +281,10 @@ NBHD_FN void apply_bits(float *s, word row0, word row1)
         s[4 * (e / 2) + 2 + e % 2] = row1 >> e & 1 ? s[4 * (e / 2) + 2 + e % 2] : masked;
 }
 
-/* What a thread knows of its part of the queries' mask columns. An A operand of a step has four columns of it: 2q, 2q + 1,
- * 2q + 8, 2q + 9. For each: where the box's origin on the column's axis stands, and the bounds between which that origin
- * must lie to be seen by the thread's rows, as 0x8000 - bound, row 1's in the upper half. A sum with an origin then has
- * the sign bit of a half set where the origin has reached the bound. */
+/* What a thread knows of its part of the queries' mask columns. An A operand of a step has four columns of it: 2q,
+ * 2q + 1, 2q + 8, 2q + 9. For each: the column's axis, and the bounds between which a box's origin on that axis must
+ * lie for the column's key to be seen by the thread's rows, as 0x8000 - bound, row 1's in the upper half. A sum
+ * with an origin then has the sign bit of a half set where the origin has reached the bound. */
 #define MASK_PROBES (4 * NBHD_MASK_STEPS + !NBHD_MASK_STEPS)
 struct probes {
     unsigned begin[MASK_PROBES], end[MASK_PROBES], axis[MASK_PROBES];
@@ -564,7 +569,8 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_boxes *b, st
     if (lane == 0)
         mbar_arrive(k_empty);
     if (NBHD_MASK_BITS && flags & BY_BITS)
-        apply_bits(s, row_bits(b, tab, box, p->extra, row0, quarter), row_bits(b, tab, box, p->extra, row1, quarter));
+        apply_bits(s, row_bits(b, tab, box, p->extra, row0, quarter),
+                   row_bits(b, tab, box, p->extra, row1, quarter));
     softmax_step(s, &r, scale_log2);
     pack_probabilities(packed, s);
 
@@ -590,7 +596,8 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_boxes *b, st
         if (lane == 0)
             mbar_arrive(k_empty + 8 * next);
         if (NBHD_MASK_BITS && flags & BY_BITS)
-            apply_bits(s, row_bits(b, tab, box, p->extra, row0, quarter), row_bits(b, tab, box, p->extra, row1, quarter));
+            apply_bits(s, row_bits(b, tab, box, p->extra, row0, quarter),
+                       row_bits(b, tab, box, p->extra, row1, quarter));
         softmax_step(s, &r, scale_log2);
         wgmma_wait_0_after(r.sum[0] + r.sum[1], smem_address(&tab->scratch));
         NBHD_PIN_F(o, NBHD_HEAD_DIM_V / 2);

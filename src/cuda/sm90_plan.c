@@ -1,6 +1,6 @@
 /* Box planning for fwd_sm90. The search: all query boxes that nearly fill a tile's rows, ranked by the keys that their
- * unions hold; for the best of them all key boxes of each N; for the best of those a second to fourth shape of key box for
- * tiles whose union the first fits badly (at clamped borders). Counts are exact; time is a model, see box_clocks. */
+ * unions hold; for the best of them all key boxes of each N; for the best of those a second to fourth shape of key box,
+ * for tiles whose union the first fits badly (at clamped borders). Counts are exact; time is a model (box_clocks). */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -76,7 +76,8 @@ static int classify(struct axis_tiles *t, const struct axis_memo *memo, int step
     for (int i = 0; i < tiles; i += step) {
         int q = nbhd_min(i + step / 2, tiles - 1) * t->extent, count = nbhd_min(step, tiles - i);
         struct nbhd_range tile = nbhd_range_of(q, nbhd_min(q + t->extent, memo->n));
-        struct nbhd_range any = nbhd_tile_any(memo->axis, memo->n, tile), all = nbhd_tile_all(memo->axis, memo->n, tile);
+        struct nbhd_range any = nbhd_tile_any(memo->axis, memo->n, tile);
+        struct nbhd_range all = nbhd_tile_all(memo->axis, memo->n, tile);
         if (!add_tiles(t, (struct tile_class){any.end - any.begin, all.begin - any.begin, all.end - any.begin, count}))
             return 0;
         t->keys += (double)count * (any.end - any.begin);
@@ -93,7 +94,7 @@ static const struct axis_tiles *tiles_of(struct axis_memo *memo, int extent)
     if (!t)
         return NULL;
     t->extent = extent;
-    for (int step = 1; !classify(t, memo, step);) /* causal windows over a long axis: nearly every tile is its own class */
+    for (int step = 1; !classify(t, memo, step);) /* causal windows, a long axis: nearly every tile is its own class */
         step *= 2;
     return t;
 }
@@ -108,8 +109,8 @@ static int full(const struct tile_class *c, int k)
 
 /* ---- the model, in clocks of one multiprocessor; fitted to docs/notes/hopper-forward.md ---- */
 
-/* One key box for the CTAs' share of a multiprocessor: matrix and softmax work hardly overlap to the full, and keys must
- * come from the L2. */
+/* One key box for the CTAs' share of a multiprocessor: matrix and softmax work overlap in part, and keys must come from
+ * the L2. */
 static double box_clocks(const nbhd_desc *d, const struct nbhd_sm90_variant *v)
 {
     double dims = (d->head_dim + 15) / 16 * 16 + d->head_dim_v;
@@ -178,7 +179,8 @@ static int lay_out_masks(struct search *s, struct nbhd_sm90_plan *p)
         int columns = 0;
         for (int a = 0; a < 4; a++) {
             int extent = a < 3 ? k[a] : 1;
-            int needed = a < 3 ? is_masked(tiles_of(&s->memo[a], p->q_box[a]), k[a]) : k[0] * k[1] * k[2] < p->variant.n;
+            int needed = a < 3 ? is_masked(tiles_of(&s->memo[a], p->q_box[a]), k[a])
+                               : k[0] * k[1] * k[2] < p->variant.n;
             if (needed && !one_axis && a < 3 && s->problem->axis[a].keys > MOST_MASKED)
                 return 0;
             p->mask_at[i][a] = needed && !one_axis ? columns : -1;
@@ -191,7 +193,7 @@ static int lay_out_masks(struct search *s, struct nbhd_sm90_plan *p)
     return 1;
 }
 
-/* Registers that S, P and O of a consumer thread may take, by its mask's steps: what the compiler manages without spills. */
+/* Registers that S, P and O of a consumer thread may take, by its mask's steps: what compiles without spills. */
 static int register_room(const struct nbhd_sm90_plan *p)
 {
     static const struct {
@@ -319,7 +321,7 @@ static void try_first_shape(struct search *s, void *closure, const int k_box[3])
     b->found = 1;
 }
 
-/* One more shape: which saves most? Boxes that every combination of classes needs with the shapes so far are in current. */
+/* One more shape: which saves most? current: boxes that a combination of classes needs with the shapes so far. */
 struct combinations {
     int count, n, length[MOST_COMBINATIONS][3];
     double weight[MOST_COMBINATIONS], current[MOST_COMBINATIONS], best;

@@ -19,7 +19,7 @@ struct nbhd_sm90_plan {
     int mask_at[NBHD_SM90_SHAPES][4]; /* as in struct nbhd_key_box */
     int mask_steps, mask_bits;        /* NBHD_MASK_STEPS, NBHD_MASK_BITS of the kernel */
     int sliced;                     /* as in struct nbhd_boxes */
-    double tiles, boxes, full_boxes; /* of one head block: query tiles; key boxes visited; those of them without a mask */
+    double tiles, boxes, full_boxes; /* of one head block: query tiles; key boxes visited; of these without a mask */
     double ms;                      /* predicted */
 };
 

@@ -16,18 +16,18 @@
 #define NBHD_SM90_EXTRA (1 << 29)
 #define NBHD_SM90_ALL_GROUPS 0x111 /* bit 0 of each nibble */
 
-/* One shape of key boxes. Its mask is part of the product Q K^T: to each key belong 16 or 32 more columns, a 1 at the key's
- * coordinate on each axis, and to each query a large negative number at every coordinate that it does not see.
- * mask_at[a]: the first column of axis a; -1 where no query of the problem needs a mask on that axis. mask_at[3]: a column
- * for the keys past `tokens`; -1 if there are none. */
+/* One shape of key boxes. Its mask is part of the product Q K^T: to each key belong 16 or 32 more columns, a 1 at the
+ * key's coordinate on each axis, and to each query a large negative number at every coordinate that it does not see.
+ * mask_at[a]: the first column of axis a; -1 where no query of the problem needs a mask on that axis. mask_at[3]: a
+ * column for the keys past `tokens`; -1 if there are none. */
 struct nbhd_key_box {
     int extent[3], tokens; /* tokens: the product, at most N */
     int mask_at[4];
 };
 
-/* Row r of a query tile is token r / pack of the box (row-major), head r % pack of the packed heads. row[r]: coordinates in
- * the box and head, a byte each: axis 0 | axis 1 << 8 | axis 2 << 16 | head << 24. A tile takes the shape that needs the
- * fewest boxes for its union, the first of equals. */
+/* Row r of a query tile is token r / pack of the box (row-major), head r % pack of the packed heads. row[r]: place
+ * in the box and head, a byte each: axis 0 | axis 1 << 8 | axis 2 << 16 | head << 24. A tile takes the shape that needs
+ * the fewest boxes for its union, the first of equals. */
 struct nbhd_boxes {
     unsigned row[NBHD_SM90_ROWS];
     struct nbhd_key_box shape[NBHD_SM90_SHAPES];

@@ -1,4 +1,4 @@
-/* The Hopper copy engine and what goes with it: tensor maps, mbarriers, named barriers, bulk stores, register hand-over.
+/* The Hopper copy engine and what goes with it: tensor maps, mbarriers, named barriers, bulk stores, setmaxnreg.
  * One function per instruction. Addresses in shared memory are 32-bit (smem_address). No multicast, no clusters. */
 #ifndef NBHD_DEVICE_TMA_SM90_CUH
 #define NBHD_DEVICE_TMA_SM90_CUH
@@ -111,8 +111,8 @@ NBHD_FN void named_barrier_arrive(int id, int threads)
     asm volatile("barrier.cta.arrive.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-/* ---- copies. Coordinates are in elements, fastest first, and may be out of bounds: loads give zeros there and count the
- * whole box's bytes, stores are clipped (but their origin must not be negative). Destinations: 1024-byte aligned. ---- */
+/* ---- copies. Coordinates are in elements, fastest first, and may be out of bounds: loads give zeros there and count
+ * the whole box's bytes, stores are clipped (their origin must not be negative). Destinations: 1024-byte aligned. */
 
 NBHD_FN void tma_prefetch_map(const struct nbhd_tensor_map *map)
 {
