@@ -74,8 +74,9 @@ static void round_task(void *context, long long task, int thread)
     const struct nbhd_bwd *b = c->b;
     char *scratch = c->scratch + b->scratch * (size_t)thread;
     struct bwd_task t = {.call = c, .slot = (int)(task % b->slots), .extra = true};
-    t.kv_head = (int)(task / b->slots % c->p->kv_heads);
-    t.batch = (int)(task / b->slots / c->p->kv_heads);
+    const int groups = c->p->kv_heads / b->group;
+    t.kv_head = (int)(task / b->slots % groups) * b->group;
+    t.batch = (int)(task / b->slots / groups);
     int slot = t.slot, round = c->round;
     for (int i = 2; i >= 0; i--) {
         const struct nbhd_rounds *axis = &b->axis[i];
@@ -189,10 +190,9 @@ static nbhd_status bwd_run(const struct nbhd_plan *plan, const struct nbhd_param
         if (b->sum_dq)
             c.dq = sums_view(w + b->at_dq, p, false, p->heads, p->head_dim);
     }
-    const long long tasks = (long long)p->batch * p->kv_heads * b->slots;
     nbhd_parallel(b->threads, zero_tasks(p), zero_task, &c);
     for (c.round = 0; c.round < b->rounds; c.round++)
-        nbhd_parallel(b->threads, tasks, round_task, &c);
+        nbhd_parallel(b->threads, b->tasks, round_task, &c);
     if (p->extra)
         nbhd_parallel(b->threads, (long long)p->batch * p->kv_heads * p->extra, extra_task, &c);
     if (p->dbias)

@@ -43,7 +43,8 @@ struct bwd_box {
     struct nbhd_cell cell[2];       /* of axis 0 and 1 */
     struct nbhd_range keys;         /* positions on axis 2 */
     struct nbhd_range new_keys[2];  /* elements of axis 0 and 1 that the next step is the first to see */
-    int blocks, runs, k_step, head; /* k_step: bytes from key to key in unpacked rows; 0: K is read in place */
+    int kv_head, member, head;      /* member: of the task's group of kv heads */
+    int blocks, runs, k_step;       /* k_step: bytes from key to key in unpacked rows; 0: K is read in place */
     struct lane_block *block;
     struct bwd_keys *run;
     int *token;     /* of key positions */
@@ -383,7 +384,7 @@ static char *row_at(const struct bwd_box *x, const struct nbhd_view *view, const
 {
     const struct nbhd_axis *a = x->task->call->p->axis;
     const int token[3] = {x->cell[0].group + e[0] * a[0].dilation, x->cell[1].group + e[1] * a[1].dilation, 0};
-    return nbhd_view_at(view, x->task->batch, token, x->task->kv_head);
+    return nbhd_view_at(view, x->task->batch, token, x->kv_head);
 }
 
 static void fetch(const char *row, int bytes)
@@ -591,7 +592,7 @@ static long long find_slot(const struct bwd_box *x, const int e[2])
 {
     const struct bwd_call *c = x->task->call;
     const struct nbhd_params *p = c->p;
-    const long long slot = e[0] % c->b->ring[0] * (long long)c->b->ring[1] + e[1] % c->b->ring[1];
+    const long long first = x->member * c->b->ring[0] + e[0] % c->b->ring[0], slot = first * c->b->ring[1] + e[1] % c->b->ring[1];
     const long long tag = (long long)e[0] << 32 | e[1], line = slot * c->b->line_step;
     if (x->tag[slot] == tag)
         return slot;
@@ -604,15 +605,25 @@ static long long find_slot(const struct bwd_box *x, const int e[2])
     return slot;
 }
 
+static float *extra_k_at(const struct bwd_box *x, int i)
+{
+    return x->extra_k + (x->member * x->task->call->p->extra + i) * (long long)x->task->call->b->width;
+}
+
+static float *extra_v_at(const struct bwd_box *x, int i)
+{
+    return x->extra_v + (x->member * x->task->call->p->extra + i) * (long long)x->task->call->b->width_v;
+}
+
 static void pack_extra(const struct bwd_box *x)
 {
     const struct bwd_call *c = x->task->call;
     const struct nbhd_params *p = c->p;
     for (int i = 0; i < p->extra; i++) {
         const int at[3] = {0, 0, i};
-        unpack_row(x->extra_k + i * c->b->width, nbhd_view_at(&p->extra_k, x->task->batch, at, x->task->kv_head), c->dtype,
+        unpack_row(extra_k_at(x, i), nbhd_view_at(&p->extra_k, x->task->batch, at, x->kv_head), c->dtype,
                    p->head_dim);
-        unpack_row(x->extra_v + i * c->b->width_v, nbhd_view_at(&p->extra_v, x->task->batch, at, x->task->kv_head), c->dtype,
+        unpack_row(extra_v_at(x, i), nbhd_view_at(&p->extra_v, x->task->batch, at, x->kv_head), c->dtype,
                    p->head_dim_v);
     }
 }
@@ -638,10 +649,10 @@ static void list_extra_runs(struct bwd_box *x, int rows)
     for (int i = 0; i < c->p->extra; i += FWD_BLOCK) {
         struct bwd_keys *run = append(x, nbhd_min(c->p->extra - i, FWD_BLOCK), 0, rows);
         run->k_line = run->v_line = NULL;
-        run->k = (const char *)(x->extra_k + i * c->b->width);
-        run->v = x->extra_v + i * c->b->width_v;
-        run->dk = (char *)extra_dk(c, t->batch, t->kv_head, t->slot, i);
-        run->dv = (char *)extra_dv(c, t->batch, t->kv_head, t->slot, i);
+        run->k = (const char *)extra_k_at(x, i);
+        run->v = extra_v_at(x, i);
+        run->dk = (char *)extra_dk(c, t->batch, x->kv_head, t->slot, i);
+        run->dv = (char *)extra_dv(c, t->batch, x->kv_head, t->slot, i);
         run->bias = 0;
     }
 }
@@ -694,7 +705,7 @@ static void place_box(struct bwd_box *x, char *scratch)
     for (size_t i = 0; i < sizeof at / sizeof *at; i++)
         *to[i] = at[i];
     x->delta = x->lse + ROW_WIDTH;
-    x->extra_v = x->extra_k + (size_t)x->task->call->p->extra * (size_t)b->width;
+    x->extra_v = x->extra_k + (size_t)b->group * (size_t)x->task->call->p->extra * (size_t)b->width;
     x->block = (struct lane_block *)(void *)(scratch + b->at_block);
     x->run = (struct bwd_keys *)(void *)(scratch + b->at_runs);
     x->token = (int *)(void *)(scratch + b->at_token);
@@ -727,32 +738,42 @@ static void find_new_keys(struct bwd_box *x, int z, int y)
     x->new_keys[1] = nbhd_range_of(nbhd_keys(a[1], x->cell[1].size, y - 1).end, nbhd_keys(a[1], x->cell[1].size, end - 1).end);
 }
 
+/* The tiles of a step, rows [y, y + rows), for one kv head. */
+static void permute_step(struct bwd_box *x, int z, int y, int rows)
+{
+    const struct bwd_call *c = x->task->call;
+    const int share = c->p->heads / c->p->kv_heads, first = x->kv_head * share;
+    list_runs(x, z, y, rows);
+    for (x->head = first; x->head < first + share; x->head++) {
+        if (nbhd_counters)
+            count_runs(x, rows);
+        for (int i = 0; i < x->blocks; i++) {
+            const bool last = i + 1 == x->blocks;
+            const int below = nbhd_max(nbhd_min(x->cell[1].q.end - y - FWD_ROWS, FWD_ROWS), 0);
+            const struct next_tile next = {&x->block[last ? 0 : i + 1], z, last ? y + FWD_ROWS : y, last ? below : rows};
+            permute_tile(x, &x->block[i], z, y, rows, &next);
+        }
+    }
+}
+
+/* Neighbouring kv heads go along together: they share pages, and these are many. */
 static void permute_box(struct bwd_box *x, struct nbhd_range positions)
 {
     const struct bwd_call *c = x->task->call;
-    const int share = c->p->heads / c->p->kv_heads, first = x->task->kv_head * share;
     find_keys(x, positions);
     x->blocks = (positions.end - positions.begin + VF - 1) / VF;
     for (int i = 0; i < x->blocks; i++)
         make_block(x, &x->block[i], positions.begin + i * VF, nbhd_min(VF, positions.end - positions.begin - i * VF));
-    for (int i = 0; i < c->b->ring[0] * c->b->ring[1]; i++)
+    for (int i = 0; i < c->b->group * c->b->ring[0] * c->b->ring[1]; i++)
         x->tag[i] = -1;
     for (int z = x->cell[0].q.begin; z < x->cell[0].q.end; z++)
         for (int y = x->cell[1].q.begin; y < x->cell[1].q.end; y += FWD_ROWS) {
             const int rows = nbhd_min(x->cell[1].q.end - y, FWD_ROWS);
-            list_runs(x, z, y, rows);
-            if (nbhd_counters)
-                for (int head = 0; head < share; head++)
-                    count_runs(x, rows);
             find_new_keys(x, z, y + rows);
-            for (x->head = first; x->head < first + share; x->head++)
-                for (int i = 0; i < x->blocks; i++) {
-                    const bool last = i + 1 == x->blocks;
-                    const int below = nbhd_min(x->cell[1].q.end - y - FWD_ROWS, FWD_ROWS);
-                    const struct next_tile next = {&x->block[last ? 0 : i + 1], z, last ? y + FWD_ROWS : y,
-                                                   last ? nbhd_max(below, 0) : rows};
-                    permute_tile(x, &x->block[i], z, y, rows, &next);
-                }
+            for (x->member = 0; x->member < c->b->group; x->member++) {
+                x->kv_head = x->task->kv_head + x->member;
+                permute_step(x, z, y, rows);
+            }
         }
 }
 
@@ -761,7 +782,10 @@ static void bwd_permute_task(const struct bwd_task *task, char *scratch)
     const struct nbhd_bwd *b = task->call->b;
     struct bwd_box x = {.task = task};
     place_box(&x, scratch);
-    pack_extra(&x);
+    for (x.member = 0; x.member < b->group; x.member++) {
+        x.kv_head = task->kv_head + x.member;
+        pack_extra(&x);
+    }
     struct nbhd_range q[3];
     for (q[0].begin = task->region[0].q.begin; q[0].begin < task->region[0].q.end; q[0].begin += b->tile[0])
         for (q[1].begin = task->region[1].q.begin; q[1].begin < task->region[1].q.end; q[1].begin += b->tile[1])

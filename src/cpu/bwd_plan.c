@@ -75,10 +75,10 @@ static int list_cuts(const struct nbhd_bwd *b, int axis, int vf, struct cut cuts
 }
 
 /* Time of the whole on DESIGN_THREADS threads, relative to that of its products there. */
-static double cost_of_cuts(const struct nbhd_problem *problem, double pairs, const struct cut *cuts[3], int vf)
+static double cost_of_cuts(const struct nbhd_problem *problem, double pairs, const struct cut *cuts[3], int group, int vf)
 {
     const nbhd_desc *d = &problem->desc;
-    double rounds = 1, tasks = (double)d->batch * d->kv_heads, visits = 1, queries = (double)d->batch * d->heads;
+    double rounds = 1, tasks = (double)d->batch * (d->kv_heads / group), visits = 1, queries = (double)d->batch * d->heads;
     for (int a = 0; a < 3; a++) {
         rounds *= cuts[a]->rounds.rounds;
         tasks *= cuts[a]->rounds.slots;
@@ -103,7 +103,7 @@ static void cut_into_rounds(const struct nbhd_problem *problem, struct nbhd_bwd 
         for (int j = 0; j < n[1]; j++)
             for (int k = 0; k < n[2]; k++) {
                 const struct cut *chosen[3] = {&cuts[0][i], &cuts[1][j], &cuts[2][k]};
-                const double cost = cost_of_cuts(problem, pairs, chosen, vf);
+                const double cost = cost_of_cuts(problem, pairs, chosen, b->group, vf);
                 if (cost >= best)
                     continue;
                 best = cost;
@@ -116,6 +116,7 @@ static void cut_into_rounds(const struct nbhd_problem *problem, struct nbhd_bwd 
         b->slots *= b->axis[a].slots;
         b->sum_dq |= b->axis[a].paired;
     }
+    b->tasks = (long long)problem->desc.batch * (problem->desc.kv_heads / b->group) * b->slots;
 }
 
 /* ---- the workspace ---- */
@@ -170,7 +171,8 @@ static void place_broadcast(const struct nbhd_problem *problem, struct nbhd_bwd 
 
 /* ---- permute ---- */
 
-enum { RING_BYTES = 384 << 10 /* of lines, that stay in a second-level cache beside what streams through */ };
+/* Of lines, that stay in a second-level cache beside what streams through: of a kv head, and of a group. */
+enum { RING_BYTES = 384 << 10, GROUP_BYTES = 640 << 10 };
 
 static int most_keys(struct nbhd_axis a, int t) { return nbhd_min(nbhd_group_size(a, 0), t + a.window + a.stride - 2); }
 
@@ -210,7 +212,7 @@ static void place_permute(const struct nbhd_problem *problem, struct nbhd_bwd *b
     const nbhd_desc *d = &problem->desc;
     const struct nbhd_axis *a = problem->axis;
     const size_t row = FWD_ROWS * (size_t)m->fwd.vf * sizeof(float), pad = 3 * (size_t)m->fwd.vf * sizeof(float);
-    const size_t lines = (size_t)b->ring[0] * (size_t)b->ring[1];
+    const size_t lines = (size_t)b->group * (size_t)b->ring[0] * (size_t)b->ring[1];
     const size_t runs = (size_t)a[0].window * (size_t)most_keys(a[1], FWD_ROWS) + (size_t)d->extra / FWD_BLOCK + 1;
     const size_t blocks = (size_t)(b->tile[2] + m->fwd.vf - 1) / (size_t)m->fwd.vf;
     const size_t line = lines * (size_t)b->line_step * sizeof(float);
@@ -228,9 +230,20 @@ static void place_permute(const struct nbhd_problem *problem, struct nbhd_bwd *b
     b->at_tags = place(end, lines * sizeof(long long));
     b->at_runs = place(end, runs * m->run);
     b->at_keys = place(end, b->unpack ? lines * (size_t)b->positions * (size_t)b->width * sizeof(float) : 0);
-    b->at_extra_keys = place(end, (size_t)d->extra * (size_t)(b->width + b->width_v) * sizeof(float));
+    b->at_extra_keys = place(end, (size_t)(b->group * d->extra) * (size_t)(b->width + b->width_v) * sizeof(float));
     b->at_k_lines = place(end, (size_t)d->head_dim * line + pad);
     b->at_v_lines = place(end, (size_t)d->head_dim_v * line + pad);
+}
+
+/* Neighbouring kv heads whose tokens fit a quarter of a page and whose lines fit the cache. */
+static int choose_group(const nbhd_desc *d, const struct nbhd_bwd *b)
+{
+    const double ring = (double)line_bytes(d, b) * b->ring[0] * b->ring[1];
+    int group = 1;
+    for (int i = 2; i <= d->kv_heads; i++)
+        if (d->kv_heads % i == 0 && i * d->head_dim * (int)sizeof(float) <= 1024 && i * ring <= GROUP_BYTES)
+            group = i;
+    return group;
 }
 
 static void build_permute(const struct nbhd_problem *problem, struct nbhd_bwd *b, const struct nbhd_bwd_machine *m)
@@ -241,6 +254,7 @@ static void build_permute(const struct nbhd_problem *problem, struct nbhd_bwd *b
     b->unpack = problem->desc.dtype != NBHD_F32 || b->width != problem->desc.head_dim;
     b->head_tile = 1;
     choose_box(problem, b, m);
+    b->group = choose_group(&problem->desc, b);
     if (a.dilation > 1) /* groups lie end to end: one region of all positions */
         b->cut[2] = (struct nbhd_axis){a.length, a.length, a.length, 1, 1, NBHD_EDGE_NEAREST};
 }
@@ -260,6 +274,7 @@ nbhd_status nbhd_bwd_build(struct nbhd_plan *plan, const struct nbhd_bwd_machine
     b->strip = machine->strip;
     b->head_tile = c->stages;
     b->head_tiles = (d->heads / d->kv_heads + b->head_tile - 1) / b->head_tile;
+    b->group = 1;
     b->width = whole(d->head_dim, machine->fwd.vf);
     b->width_v = whole(d->head_dim_v, machine->fwd.vf);
     b->table = d->bias;
@@ -272,7 +287,7 @@ nbhd_status nbhd_bwd_build(struct nbhd_plan *plan, const struct nbhd_bwd_machine
     if (permute)
         build_permute(problem, b, machine);
     cut_into_rounds(problem, b, machine->fwd.vf);
-    b->threads = c->threads = nbhd_plan_threads(problem, (long long)d->batch * d->kv_heads * b->slots);
+    b->threads = c->threads = nbhd_plan_threads(problem, b->tasks);
     place_shared(problem, b, &b->at_scratch);
     if (permute)
         place_permute(problem, b, machine);
@@ -280,7 +295,7 @@ nbhd_status nbhd_bwd_build(struct nbhd_plan *plan, const struct nbhd_bwd_machine
         place_broadcast(problem, b);
     plan->workspace = b->at_scratch + b->scratch * (size_t)b->threads;
     snprintf(plan->describe, sizeof plan->describe, "%s %dx%dx%d, %d rounds of %lld tasks, %d threads",
-             permute ? "permute" : "broadcast", b->tile[0], b->tile[1], b->tile[2], b->rounds, (long long)d->batch * d->kv_heads * b->slots, b->threads);
+             permute ? "permute" : "broadcast", b->tile[0], b->tile[1], b->tile[2], b->rounds, b->tasks, b->threads);
     return NBHD_OK;
 }
 

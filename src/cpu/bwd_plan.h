@@ -14,6 +14,8 @@ struct nbhd_bwd {
     struct nbhd_axis cut[3];   /* what rounds cut up: the problem's axes; axis 2 in positions where it is dilated and permuted */
     struct nbhd_rounds axis[3];
     int rounds, slots;         /* products over the axes */
+    int group;                 /* kv heads of a task; more than 1 only where permuted */
+    long long tasks;           /* of a round */
     bool sum_dq;               /* dq is summed over rounds */
     long long table;           /* entries of a head's bias table; 0: its gradient may not be asked for */
     int width, width_v;        /* head_dim and head_dim_v in whole vectors */
