@@ -291,6 +291,19 @@ static bool walk_block(const struct nbhd_params *p, struct tile *t, struct key_w
     return b->count > 0;
 }
 
+/* 16-bit keys and values of a block as float32, in rows of whole vectors. */
+static void unpack_block(struct key_block *b, int dtype, int d, int dv, float *to)
+{
+    for (int i = 0; i < b->count; i++) {
+        unpack_row(to, (const char *)b->k[i], dtype, d);
+        b->k[i] = to;
+        to += (d + VF - 1) / VF * VF;
+        unpack_row(to, (const char *)b->v[i], dtype, dv);
+        b->v[i] = to;
+        to += (dv + VF - 1) / VF * VF;
+    }
+}
+
 /* ---- a tile ---- */
 
 static void tile_axis_init(struct tile_axis *x, struct nbhd_axis a, struct nbhd_cell cell)

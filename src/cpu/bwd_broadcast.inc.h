@@ -143,20 +143,6 @@ static void silence_keys(struct key_block *b, uint64_t everyone, int width, cons
 
 /* ---- a tile ---- */
 
-/* 16-bit keys of a block as float32. */
-static void unpack_keys(const struct bwd_call *c, struct key_block *b, float *keys)
-{
-    const int d = c->p->head_dim, dv = c->p->head_dim_v;
-    for (int i = 0; i < b->count; i++) {
-        unpack_row(keys, (const char *)b->k[i], c->dtype, d);
-        b->k[i] = keys;
-        keys += c->b->width;
-        unpack_row(keys, (const char *)b->v[i], c->dtype, dv);
-        b->v[i] = keys;
-        keys += c->b->width_v;
-    }
-}
-
 static void find_gradient_rows(const struct bwd_task *task, struct bwd_tile *t, const struct key_block *b)
 {
     const struct bwd_call *c = task->call;
@@ -273,7 +259,7 @@ static void bwd_tile(const struct bwd_task *task, struct bwd_tile *t, struct key
         walk.extra = p->extra;
     while (walk_block(p, &t->tile, &walk, b)) {
         if (c->dtype != NBHD_F32)
-            unpack_keys(c, b, t->keys);
+            unpack_block(b, c->dtype, p->head_dim, p->head_dim_v, t->keys);
         find_gradient_rows(task, t, b);
         block_scores(t->qt, p->head_dim, b->k, b->count, t->tile.vectors, t->s);
         block_scores(t->dt, p->head_dim_v, b->v, b->count, t->tile.vectors, t->ds);

@@ -37,13 +37,6 @@ static float *bias_sums(const struct bwd_call *c, int batch, int slot)
     return c->bias + ((size_t)batch * (size_t)c->b->slots + (size_t)slot) * (size_t)c->p->heads * (size_t)c->b->table;
 }
 
-/* A row as float32, padded with zeros to whole vectors. */
-static void unpack_row(float *to, const char *row, int dtype, int n)
-{
-    for (int i = 0; i < n; i += VF)
-        v_store(to + i, v_load_as(row, dtype, i, nbhd_min(VF, n - i)));
-}
-
 /* o.dout of one query. */
 static float dot_rows(const char *a, const char *b, int dtype, int n)
 {

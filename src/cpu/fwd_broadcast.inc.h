@@ -97,7 +97,7 @@ static void broadcast_tile(const struct nbhd_params *p, const struct nbhd_fwd *f
     float factor = fabsf(p->scale) * LOG2E;
     char *rows[FWD_LANES];
     lane_rows(t, &p->q, rows);
-    pack_queries(qt, FWD_LANES, (const char *const *)rows, t->lanes, t->vectors, p->head_dim, p->scale < 0.0f);
+    pack_queries(qt, FWD_LANES, (const char *const *)rows, f->dtype, t->lanes, t->vectors, p->head_dim, p->scale < 0.0f);
     memset(ot, 0, (size_t)p->head_dim_v * FWD_LANES * sizeof *ot);
     for (int i = 0; i < FWD_LANES; i++) {
         maximum[i] = -FLT_MAX;
@@ -105,6 +105,8 @@ static void broadcast_tile(const struct nbhd_params *p, const struct nbhd_fwd *f
     }
     struct key_walk walk = walk_begin(p, t);
     while (walk_block(p, t, &walk, b)) {
+        if (f->dtype != NBHD_F32)
+            unpack_block(b, f->dtype, p->head_dim, p->head_dim_v, (float *)(scratch + f->at_keys));
         int odd[FWD_BLOCK], odds = 0;
         const float *odd_row[FWD_BLOCK];
         block_scores(qt, p->head_dim, b->k, b->count, t->vectors, s);
@@ -120,7 +122,7 @@ static void broadcast_tile(const struct nbhd_params *p, const struct nbhd_fwd *f
             add_odd_value(ot, s + odd[i] * FWD_LANES, odd_row[i], p->head_dim_v, b->bits[odd[i]]);
     }
     lane_rows(t, &p->o, rows);
-    unpack_outputs(ot, FWD_LANES, rows, t->lanes, t->vectors, p->head_dim_v, sum);
+    unpack_outputs(ot, FWD_LANES, rows, f->dtype, t->lanes, t->vectors, p->head_dim_v, sum);
     if (!p->lse.data)
         return;
     lane_rows(t, &p->lse, rows);

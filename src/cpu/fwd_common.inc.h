@@ -1,20 +1,20 @@
 /* What both forward algorithms share: queries in, outputs and logsumexp out, a lane each. Included by fwd.inc.h. */
 
 /* qt[i][lane] = rows[lane][i], negated if asked, for i < d and one vector of lanes; lanes from `lanes` on are 0.
- * Row i starts at qt + i * width. */
-static void pack_vector(float *qt, int width, const char *const rows[VF], int lanes, int d, bool negate)
+ * Row i starts at qt + i * width; rows are of the dtype. */
+static void pack_vector(float *qt, int width, const char *const rows[VF], int dtype, int lanes, int d, bool negate)
 {
     const vf sign = v_set1(negate ? -1.0f : 1.0f);
     for (int i = 0; i < d; i += VF) {
         vf x[VF];
-        if (d - i >= VF && lanes == VF) {
+        if (d - i >= VF && lanes == VF && dtype == NBHD_F32) {
 #pragma GCC unroll 16
             for (int l = 0; l < VF; l++)
                 x[l] = v_load((const float *)rows[l] + i);
         } else {
 #pragma GCC unroll 16
             for (int l = 0; l < VF; l++)
-                x[l] = l < lanes ? v_load_part((const float *)rows[l] + i, nbhd_min(d - i, VF)) : v_zero();
+                x[l] = l < lanes ? v_load_as(rows[l], dtype, i, nbhd_min(d - i, VF)) : v_zero();
         }
         v_transpose(x);
 #pragma GCC unroll 16
@@ -24,15 +24,16 @@ static void pack_vector(float *qt, int width, const char *const rows[VF], int la
     }
 }
 
-static void pack_queries(float *qt, int width, const char *const *rows, int lanes, int vectors, int d, bool negate)
+static void pack_queries(float *qt, int width, const char *const *rows, int dtype, int lanes, int vectors, int d,
+                         bool negate)
 {
     for (int v = 0; v < vectors; v++)
-        pack_vector(qt + v * VF, width, rows + v * VF, nbhd_min(lanes - v * VF, VF), d, negate);
+        pack_vector(qt + v * VF, width, rows + v * VF, dtype, nbhd_min(lanes - v * VF, VF), d, negate);
 }
 
 /* rows[lane][c] = ot[c][lane] / sum[lane] for c < columns. */
-static void unpack_outputs(const float *ot, int width, char *const *rows, int lanes, int vectors, int columns,
-                           const float *sum)
+static void unpack_outputs(const float *ot, int width, char *const *rows, int dtype, int lanes, int vectors,
+                           int columns, const float *sum)
 {
     for (int v = 0; v < vectors; v++) {
         vf factor = v_div(v_set1(1.0f), v_load(sum + v * VF));
@@ -46,7 +47,7 @@ static void unpack_outputs(const float *ot, int width, char *const *rows, int la
 #pragma GCC unroll 16
             for (int l = 0; l < VF; l++)
                 if (v * VF + l < lanes)
-                    v_store_part((float *)rows[v * VF + l] + c, x[l], n);
+                    v_store_as(rows[v * VF + l], dtype, c, x[l], n);
         }
     }
 }

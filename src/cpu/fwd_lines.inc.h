@@ -88,18 +88,15 @@ static void pack_line(const struct permute_task *t, const char *k, float *line)
         const char *rows[VF];
         for (int l = 0; l < VF; l++) /* past the end: the last key again, never looked up */
             rows[l] = k + t->token[nbhd_min(i + l, n - 1)] * t->p->k.axis[2];
-        pack_vector(line + i, t->f->line_step, rows, VF, t->p->head_dim, false);
+        pack_vector(line + i, t->f->line_step, rows, t->f->dtype, VF, t->p->head_dim, false);
     }
 }
 
 /* n rows of V, whose tokens are token[], or 0, 1, .. if that is NULL. */
 static void pack_values(const struct permute_task *t, const char *v, long long step, const int *token, int n, float *to)
 {
-    for (int i = 0; i < n; i++, to += t->f->value_width) {
-        const float *row = (const float *)(v + (token ? token[i] : i) * step);
-        for (int c = 0; c < t->p->head_dim_v; c += VF)
-            v_store(to + c, v_load_part(row + c, nbhd_min(t->p->head_dim_v - c, VF)));
-    }
+    for (int i = 0; i < n; i++, to += t->f->value_width)
+        unpack_row(to, v + (token ? token[i] : i) * step, t->f->dtype, t->p->head_dim_v);
 }
 
 /* Address of a tensor's row (all of axis 2) at elements e of axis 0 and 1. */
@@ -356,6 +353,7 @@ static void permute_task(const struct nbhd_params *p, const struct nbhd_fwd *f, 
     t.qt = (float *)(scratch + f->at_q);
     t.s = (float *)(scratch + f->at_s);
     t.o = (float *)(scratch + f->at_o);
+    t.keys_row = (float *)(scratch + f->at_keys);
     t.maximum = (float *)(scratch + f->at_lanes);
     t.sum = t.maximum + ROW_WIDTH;
     t.alpha = t.sum + ROW_WIDTH;

@@ -59,6 +59,7 @@ struct permute_task {
     long long extra_v_step, extra_v_head;
     /* The tile being computed. */
     const float *bias; /* table of the head */
+    float *keys_row; /* extra keys of a run, unpacked from 16 bits */
     struct key_run *runs;
     int run_count;
     float *qt, *s, *o, *maximum, *sum, *alpha;
@@ -146,11 +147,22 @@ static void window_scores(const struct permute_task *t, const struct lane_block 
     }
 }
 
+/* Row i of the extra keys of a run as float32. */
+static const float *extra_row(const struct permute_task *t, const char *row, int i)
+{
+    const int d = t->p->head_dim;
+    if (t->f->dtype == NBHD_F32)
+        return (const float *)row;
+    float *to = t->keys_row + i * ((d + VF - 1) / VF * VF);
+    unpack_row(to, row, t->f->dtype, d);
+    return to;
+}
+
 static void extra_scores(const struct permute_task *t, const struct key_run *run)
 {
     const float *k[FWD_BLOCK];
     for (int i = 0; i < run->columns; i++)
-        k[i] = (const float *)(run->k + i * t->p->extra_k.axis[2]);
+        k[i] = extra_row(t, run->k + i * t->p->extra_k.axis[2], i);
     for (int v = 0; v < FWD_ROWS; v += V_STRIP)
         qk_panel(t->qt + v * VF, t->p->head_dim, k, run->columns, t->s + run->entry * ROW_WIDTH + v * VF, ROW_WIDTH,
                  V_STRIP);
@@ -276,14 +288,11 @@ V_FN void pv_lane(const struct permute_task *t, const struct lane_block *b, cons
             for (int i = 0; i < dims; i++)
                 v_store(o + r * o_step + i * VF, acc[r][i]);
         } else if (r < to->rows) {
-            float *row = (float *)(to->o[r] + b->token[lane] * t->p->o.axis[2]) + column;
+            char *row = to->o[r] + b->token[lane] * t->p->o.axis[2];
             const vf factor = v_set1(t->sum[r * VF + lane]); /* its inverse: see permute_tile */
 #pragma GCC unroll 4
             for (int i = 0; i < dims; i++)
-                if (columns >= (i + 1) * VF)
-                    v_store(row + i * VF, v_mul(factor, acc[r][i]));
-                else
-                    v_store_part(row + i * VF, v_mul(factor, acc[r][i]), columns - i * VF);
+                v_store_as(row, t->f->dtype, column + i * VF, v_mul(factor, acc[r][i]), nbhd_min(columns - i * VF, VF));
         }
     }
 }
@@ -305,7 +314,7 @@ struct look_ahead {
 static void look_ahead_lane(const struct permute_task *t, const struct look_ahead *a, int lane)
 {
     const struct nbhd_params *p = t->p;
-    const int q_bytes = p->head_dim * (int)sizeof(float), v_bytes = p->head_dim_v * (int)sizeof(float);
+    const int element = t->f->dtype == NBHD_F32 ? 4 : 2, q_bytes = p->head_dim * element, v_bytes = p->head_dim_v * element;
     const int position = a->block * VF + lane, query = t->block[a->next_block].token[lane];
     for (int r = 0; r < a->next->rows; r++) {
         fetch(a->next->q[r] + query * p->q.axis[2], q_bytes);
@@ -351,7 +360,7 @@ static void tile_begin(const struct permute_task *t, const struct lane_block *b,
     for (int r = 0; r < from->rows; r++)
         for (int l = 0; l < VF; l++)
             q[r * VF + l] = from->q[r] + b->token[l] * t->p->q.axis[2];
-    pack_queries(t->qt, ROW_WIDTH, q, from->rows * VF, from->rows, t->p->head_dim, t->p->scale < 0.0f);
+    pack_queries(t->qt, ROW_WIDTH, q, t->f->dtype, from->rows * VF, from->rows, t->p->head_dim, t->p->scale < 0.0f);
     for (int v = 0; v < ROW_WIDTH; v += VF) {
         v_store(t->maximum + v, v_set1(-FLT_MAX));
         v_store(t->sum + v, v_zero());

@@ -12,8 +12,8 @@
 bool nbhd_fwd_refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
 {
     const nbhd_desc *d = &problem->desc;
-    if (d->dtype != NBHD_F32)
-        return nbhd_refuse(why, "dtype is %s; it computes f32 only", nbhd_dtype_name(d->dtype));
+    if (d->dtype == NBHD_F64)
+        return nbhd_refuse(why, "dtype is f64; it computes in float32");
     double table = 1;
     for (int i = 0; i < 3 && d->bias; i++)
         table *= 2.0 * problem->axis[i].window - 1;
@@ -156,7 +156,7 @@ static int line_step(int positions, int vf)
 static size_t line_bytes(const nbhd_desc *d, int positions, int vf)
 {
     size_t floats = (size_t)d->head_dim * (size_t)line_step(positions, vf);
-    if (d->head_dim_v % vf)
+    if (d->head_dim_v % vf || d->dtype != NBHD_F32)
         floats += (size_t)positions * (size_t)whole_vectors(d->head_dim_v, vf);
     return floats * sizeof(float);
 }
@@ -301,7 +301,8 @@ static size_t place(size_t *end, size_t bytes)
     return at;
 }
 
-static void build_broadcast(const struct nbhd_problem *problem, const struct nbhd_config *config, struct nbhd_fwd *f)
+static void build_broadcast(const struct nbhd_problem *problem, const struct nbhd_config *config, struct nbhd_fwd *f,
+                            int vf)
 {
     const nbhd_desc *d = &problem->desc;
     const int share = d->heads / d->kv_heads;
@@ -322,6 +323,8 @@ static void build_broadcast(const struct nbhd_problem *problem, const struct nbh
     f->at_lanes = place(&f->scratch, 3 * row);
     f->at_block = place(&f->scratch, sizeof(struct key_block));
     f->at_zeros = place(&f->scratch, (size_t)d->head_dim_v * sizeof(float));
+    const int whole = whole_vectors(d->head_dim, vf) + whole_vectors(d->head_dim_v, vf);
+    f->at_keys = place(&f->scratch, d->dtype != NBHD_F32 ? (size_t)(FWD_BLOCK * whole) * sizeof(float) : 0);
 }
 
 static void build_permute(const struct nbhd_problem *problem, const struct nbhd_config *config, struct nbhd_fwd *f,
@@ -346,7 +349,7 @@ static void build_permute(const struct nbhd_problem *problem, const struct nbhd_
     f->line_step = line_step(positions, m->vf);
     f->line_size = (size_t)d->head_dim * (size_t)f->line_step;
     f->value_width = whole_vectors(d->head_dim_v, m->vf);
-    f->pack_values = f->value_width != d->head_dim_v;
+    f->pack_values = f->value_width != d->head_dim_v || d->dtype != NBHD_F32;
     f->values_size = f->pack_values ? (size_t)positions * (size_t)f->value_width : 0;
     const size_t row = (size_t)(FWD_ROWS * m->vf) * sizeof(float);
     const size_t lines = (size_t)f->group * (size_t)f->ring[0] * (size_t)f->ring[1];
@@ -362,6 +365,9 @@ static void build_permute(const struct nbhd_problem *problem, const struct nbhd_
     f->at_runs = place(&f->scratch, runs * sizeof(struct key_run));
     f->at_values = place(&f->scratch, lines * f->values_size * sizeof(float));
     f->at_extra = place(&f->scratch, f->pack_values ? (size_t)(d->extra * f->group) * row_bytes : 0);
+    f->at_keys = place(&f->scratch, d->extra && d->dtype != NBHD_F32
+                                        ? (size_t)(FWD_BLOCK * whole_vectors(d->head_dim, m->vf)) * sizeof(float)
+                                        : 0);
     f->at_lines = place(&f->scratch, (lines * f->line_size + (size_t)(3 * m->vf)) * sizeof(float));
 }
 
@@ -373,10 +379,11 @@ nbhd_status nbhd_fwd_build(struct nbhd_plan *plan, const struct nbhd_fwd_machine
         return nbhd_fail(NBHD_ERROR_MEMORY, "a plan's tiling of %zu bytes could not be allocated", sizeof *f);
     plan->state = f;
     f->variant = c->variant;
+    f->dtype = plan->problem.desc.dtype;
     if (f->variant == NBHD_FWD_PERMUTE)
         build_permute(&plan->problem, c, f, machine);
     else
-        build_broadcast(&plan->problem, c, f);
+        build_broadcast(&plan->problem, c, f, machine->vf);
     f->threads = c->threads = nbhd_plan_threads(&plan->problem, f->tasks);
     c->predicted_ms /= f->threads;
     plan->workspace = f->scratch * (size_t)f->threads;

@@ -33,7 +33,7 @@ struct key_run {
 enum { NBHD_FWD_BROADCAST = 0, NBHD_FWD_PERMUTE = 1 };
 
 struct nbhd_fwd {
-    int variant, threads;
+    int variant, threads, dtype;
     struct nbhd_grid grid[3];
     int head_tile, head_tiles; /* query heads of one kv head that share a tile; such tiles per kv head */
     long long tiles, tasks;    /* broadcast: tiles, permute: cells of the grid; tasks are runs of them */
@@ -46,10 +46,10 @@ struct nbhd_fwd {
     int entries;      /* scores held per query at once */
     int line_step;    /* floats from one d of a line to the next */
     int value_width;  /* floats of a row of V and O, padded to vectors */
-    bool pack_values; /* V's rows are copied, for its width is no multiple of a vector */
+    bool pack_values; /* V's rows are copied: 16-bit, or no multiple of a vector */
     size_t line_size, values_size; /* floats of a row's keys and values */
     /* Offsets into a thread's scratch. */
-    size_t at_q, at_o, at_s, at_lanes, at_block, at_zeros, at_token, at_runs, at_lines, at_values, at_extra, at_tags;
+    size_t at_q, at_o, at_s, at_lanes, at_block, at_zeros, at_token, at_runs, at_lines, at_values, at_extra, at_tags, at_keys;
     size_t scratch; /* bytes a thread */
 };
 

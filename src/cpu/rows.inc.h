@@ -30,6 +30,13 @@ V_FN void v_store_as(char *row, int dtype, int i, vf x, int n)
         v_store_bf16((uint16_t *)(void *)row + i, x, n);
 }
 
+/* A row as float32, padded with zeros to whole vectors. */
+static void unpack_row(float *to, const char *row, int dtype, int n)
+{
+    for (int i = 0; i < n; i += VF)
+        v_store(to + i, v_load_as(row, dtype, i, nbhd_min(VF, n - i)));
+}
+
 /* No NaN and no infinity in row: 0 times them is not 0. */
 static bool row_is_finite(const float *row, int n)
 {
