@@ -77,22 +77,24 @@ nbhd_status nbhd_plan_build(nbhd_plan **out, const struct nbhd_problem *problem,
     return NBHD_OK;
 }
 
-/* A picky kernel gets the last row that takes the problem beside it, for tensors that it cannot read. */
+/* A picky kernel gets the best row that is not picky beside it, for tensors that it cannot read. */
 static void add_reference(nbhd_plan *plan)
 {
     char why[NBHD_TEXT];
-    const struct nbhd_kernel *last = NULL;
-    for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
-        if (k != plan->kernel && !nbhd_kernel_refuses(k, &plan->problem, why))
-            last = k;
-    if (!last || nbhd_plan_build(&plan->reference, &plan->problem, last, NULL)) {
-        nbhd_log(1, "no kernel beside %s for unaligned tensors: %s", plan->kernel->name, last ? nbhd_last_error() : "none");
-        return;
+    for (const struct nbhd_kernel *k = nbhd_kernels; k->name && !plan->reference; k++) {
+        if (k == plan->kernel || nbhd_kernel_refuses(k, &plan->problem, why))
+            continue;
+        if (nbhd_plan_build(&plan->reference, &plan->problem, k, NULL))
+            nbhd_log(1, "%s is not there for unaligned tensors: %s", k->name, nbhd_last_error());
+        else if (plan->reference->picky)
+            nbhd_plan_destroy(&plan->reference);
     }
+    if (!plan->reference)
+        return;
     if (plan->reference->workspace > plan->workspace)
         plan->workspace = plan->reference->workspace;
     const size_t used = strlen(plan->describe);
-    snprintf(plan->describe + used, sizeof plan->describe - used, "; unaligned tensors: %s", last->name);
+    snprintf(plan->describe + used, sizeof plan->describe - used, "; unaligned tensors: %s", plan->reference->kernel->name);
 }
 
 /* What was measured before, by measuring if the caller asks for it, or by the order of the table. */

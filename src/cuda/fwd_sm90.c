@@ -149,6 +149,7 @@ static nbhd_status build(struct nbhd_plan *plan)
         .threads = {128 * ((unsigned)p->variant.groups + 1), 1, 1},
         .shared = (unsigned)nbhd_sm90_shared(problem, p)};
     describe(plan, p);
+    plan->picky = true;
     struct nbhd_options options = {.used = 0};
     add_options(&options, problem, state);
     nbhd_status status = nbhd_cuda_acquire(&state->module, "fwd_sm90.cu", &options, problem->flags);
