@@ -104,15 +104,16 @@ static void warp_part(const int box[3], int tokens, int part[3])
 }
 
 /* In steps of a warp. A step that only some warps of a CTA take still costs the others: they wait, unless another CTA of
- * the multiprocessor has work; loading and the barrier cost all. The factors were fitted to an H200: docs/notes/sm80.md. */
-static double cost_of(const struct count *const c[3], int warps, double extra_steps, bool exact, double *ctas)
+ * the multiprocessor has work; loading and the barrier cost all. Factors as on an H200: docs/notes/sm80.md. */
+static double cost_of(const struct count *const c[3], const struct nbhd_sm80_shape *shape, double extra_steps, bool exact,
+                      double *ctas)
 {
-    const double steps = c[0]->steps * c[1]->steps * c[2]->steps;
+    const double steps = c[0]->steps * c[1]->steps * c[2]->steps * shape->warps;
     const double visited = c[0]->visited * c[1]->visited * c[2]->visited;
     const double full = exact ? c[0]->full * c[1]->full * c[2]->full : 0; /* else columns past the box are masked */
     *ctas = c[0]->tiles * c[1]->tiles * c[2]->tiles;
-    const double idle = steps * warps - visited;
-    return visited + 0.1 * (visited - full) + 0.25 * idle + 0.1 * steps * warps + (extra_steps + 2) * *ctas * warps;
+    return visited + 0.1 * (visited - full) + 0.25 * (steps - visited) + 0.1 * steps +
+           (extra_steps + shape->setup) * *ctas * shape->warps;
 }
 
 struct best {
@@ -145,7 +146,7 @@ static void try_columns(struct search *s, const int row[3], int pack, struct bes
             for (int a = 0; a < 3; a++)
                 c[a] = count_of(s, a, row[a], part[a], column[a]);
             const bool exact = extent_at(column[0]) * extent_at(column[1]) * extent_at(column[2]) == n;
-            const double cost = heads * cost_of(c, s->shape->warps, extra, exact, &ctas);
+            const double cost = heads * cost_of(c, s->shape, extra, exact, &ctas);
             if (cost < best->cost * (1 - 1e-9))
                 *best = (struct best){cost, ctas * heads, {row[0], row[1], row[2]}, {column[0], column[1], column[2]}, pack};
         }
@@ -235,15 +236,19 @@ static int resident(const struct nbhd_sm80_kernel *k, const struct nbhd_sm80_var
     return nbhd_min(nbhd_min(by_registers, by_memory), 6);
 }
 
-/* Of the rate that large products reach: measured on an H200, docs/notes/sm80.md. 16 rows a warp read shared memory twice
- * as often as 32, which tells where rows are long; short boxes have more barriers; few warps hide little. */
-static double speed(const struct nbhd_sm80_variant *v, const nbhd_desc *d, int fit)
+/* Microseconds that a multiprocessor takes for a step of a CTA, where `fit` CTAs share it; measured on an H200
+ * (docs/notes/sm80.md). Products and, less, the work on every score. 16 rows a warp read shared memory twice as often as
+ * 32, which tells where rows are long; short boxes have more barriers; few warps hide little. */
+static double step_time(const struct nbhd_sm80_kernel *k, const struct nbhd_sm80_variant *v, const nbhd_desc *d, int fit)
 {
     const bool wide = d->head_dim > 96 || d->head_dim_v > 96;
-    const double rows = v->rows / v->warps >= 32 ? 1 : wide ? 0.7 : 0.88, n = v->n >= 64 ? 1 : v->n >= 32 ? 0.87 : 0.6;
-    const int warps = nbhd_min(8, fit * v->warps);
-    return rows * n * (v->stages == 1 ? 0.96 : 1) * (0.46 + 0.0675 * warps);
+    const double rows = v->rows / v->warps >= 32 ? 1 : wide ? 0.7 : 0.88, n = v->n >= 64 ? 1 : v->n >= 32 ? 0.88 : 0.6;
+    const double speed = rows * n * (v->stages == 1 ? 0.96 : 1) * (0.46 + 0.0675 * nbhd_min(8, fit * v->warps));
+    return (0.36 + 0.00447 * k->width) * v->rows * v->n / (128 * 64) / speed;
 }
+
+/* And to begin and end a CTA. */
+static double setup_time(const struct nbhd_sm80_variant *v) { return 2.0 * v->rows / 64; }
 
 void nbhd_sm80_choose(struct nbhd_sm80_choice *choice, const struct nbhd_problem *problem,
                       const struct nbhd_sm80_kernel *k, const struct nbhd_cuda_machine *machine)
@@ -254,14 +259,13 @@ void nbhd_sm80_choose(struct nbhd_sm80_choice *choice, const struct nbhd_problem
         const int fit = resident(k, v, &problem->desc, machine);
         if (fit < 1)
             continue;
-        const struct nbhd_sm80_shape shape = {v->rows, v->warps, v->n, k->inverse, k->packs};
+        const double step = step_time(k, v, &problem->desc, fit);
+        const struct nbhd_sm80_shape shape = {v->rows, v->warps, v->n, k->inverse, k->packs, setup_time(v) / step};
         struct nbhd_boxes_sm80 boxes = {.wide = 0};
         double ctas = 1;
-        const double steps = nbhd_sm80_boxes(problem, &shape, &boxes, &ctas);
-        const double flops = 2.0 * v->rows / v->warps * v->n * k->width * steps;
-        const double rate = 2.9e9 * speed(v, &problem->desc, fit) * machine->multiprocessors; /* FLOP per ms */
+        const double steps = nbhd_sm80_boxes(problem, &shape, &boxes, &ctas) / v->warps;
         const double waves = ctas / (machine->multiprocessors * fit);
-        const double ms = flops / rate * (ceil(waves) / waves);
+        const double ms = 1e-3 * step * steps / machine->multiprocessors * (ceil(waves) / waves);
         if (!choice->variant || ms < choice->ms)
             *choice = (struct nbhd_sm80_choice){v, boxes, fit, ms};
     }

@@ -11,6 +11,7 @@ struct nbhd_sm80_shape {
     int n;           /* columns of a step */
     bool inverse;    /* rows are keys, columns the queries that see them */
     bool packs;      /* a CTA may compute several query heads of a key/value head */
+    double setup;    /* what a CTA costs besides its steps, in steps */
 };
 
 /* Fills row_box, column_box, tiles and pack with the boxes of least cost, counted exactly. Returns the cost: steps of a warp
