@@ -108,21 +108,20 @@ static bool choose(const struct nbhd_problem *problem, const struct nbhd_cuda_ma
                                              .others = 76,
                                              .accumulators = query_accumulators,
                                              .shared = query_shared};
-    nbhd_sm80_choose(&c->keys, problem, &keys, machine);
-    c->split = !c->keys.variant;
+    c->split = !nbhd_sm80_choose(&c->keys, 1, problem, &keys, machine);
     if (c->split) {
         keys.accumulators = one_accumulators;
         keys.width = 3 * k + 2 * v;
-        nbhd_sm80_choose(&c->keys, problem, &keys, machine);
+        if (!nbhd_sm80_choose(&c->keys, 1, problem, &keys, machine))
+            return false;
     }
-    nbhd_sm80_choose(&c->queries, problem, &queries, machine);
-    if (!c->keys.variant || !c->queries.variant)
+    if (!nbhd_sm80_choose(&c->queries, 1, problem, &queries, machine))
         return false;
     if (d->extra) { /* by the same code: only its boxes are chosen */
         const struct nbhd_problem p = extra_problem(problem);
         keys.variants = c->keys.variant;
         keys.count = 1;
-        nbhd_sm80_choose(&c->extra, &p, &keys, machine);
+        return nbhd_sm80_choose(&c->extra, 1, &p, &keys, machine) == 1;
     }
     return true;
 }
@@ -163,8 +162,8 @@ static nbhd_status compile(struct nbhd_cuda_module **module, struct CUfunc_st **
     struct nbhd_options options = {.used = 0};
     nbhd_option(&options, "-DNBHD_HEAD_DIM=%d -DNBHD_HEAD_DIM_V=%d -DNBHD_BF16=%d", d->head_dim, d->head_dim_v,
                 d->dtype == NBHD_BF16);
-    nbhd_option(&options, "-DNBHD_ROWS=%d -DNBHD_WARPS=%d -DNBHD_N=%d -DNBHD_PART=%d -DNBHD_CTAS=%d%s", v->rows, v->warps, v->n,
-                part(v), c->resident, parts);
+    nbhd_option(&options, "-DNBHD_ROWS=%d -DNBHD_WARPS=%d -DNBHD_N=%d -DNBHD_PART=%d -DNBHD_CTAS=%d%s", v->rows,
+                v->warps, v->n, part(v), c->resident, parts);
     const nbhd_status status = nbhd_cuda_acquire(module, file, &options, p->flags);
     return status ? status : nbhd_cuda_function(function, *module, name);
 }
@@ -174,8 +173,8 @@ static nbhd_status set_launch(struct launch *launch, const struct nbhd_problem *
 {
     const double blocks = nbhd_sm80_blocks(p, &c->boxes, heads);
     if (blocks > INT_MAX)
-        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "the problem has %.0f tiles; cuda.bwd_sm80 launches %d at most", blocks,
-                         INT_MAX);
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "the problem has %.0f tiles; cuda.bwd_sm80 launches %d at most",
+                         blocks, INT_MAX);
     launch->boxes = c->boxes;
     launch->boxes.scale_log2 = 1.44269504f * p->desc.scale;
     launch->grid = (struct nbhd_cuda_grid){.blocks = {(unsigned)blocks, 1, 1},
@@ -186,7 +185,8 @@ static nbhd_status set_launch(struct launch *launch, const struct nbhd_problem *
 
 static nbhd_status build_keys(struct state *state, const struct nbhd_problem *p, const struct choices *c)
 {
-    static const char *const parts[] = {" -DNBHD_DK=1 -DNBHD_DV=1", " -DNBHD_DK=0 -DNBHD_DV=1", " -DNBHD_DK=1 -DNBHD_DV=0"};
+    static const char *const parts[] = {" -DNBHD_DK=1 -DNBHD_DV=1", " -DNBHD_DK=0 -DNBHD_DV=1",
+                                        " -DNBHD_DK=1 -DNBHD_DV=0"};
     const struct nbhd_problem extra = extra_problem(p);
     nbhd_status status = NBHD_OK;
     state->parts = c->split ? 2 : 1;
@@ -217,8 +217,9 @@ static nbhd_status build_delta(struct state *state, const struct nbhd_problem *p
         rows *= p->axis[i].length;
     const double blocks = rows * lanes / 256 + 1;
     if (blocks > INT_MAX)
-        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "the problem has %.0f queries x heads; cuda.bwd_sm80 takes %.0f at most",
-                         rows, 256.0 * INT_MAX / lanes);
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED,
+                         "the problem has %.0f queries x heads; cuda.bwd_sm80 takes %.0f at most", rows,
+                         256.0 * INT_MAX / lanes);
     *workspace = (size_t)rows * 8;
     state->delta_grid = (struct nbhd_cuda_grid){.blocks = {(unsigned)blocks, 1, 1}, .threads = {256, 1, 1}};
     return nbhd_cuda_function(&state->delta, state->key_module[0], "nbhd_bwd_sm80_delta");
@@ -240,16 +241,19 @@ static nbhd_status build(struct nbhd_plan *plan)
                          machine.shared_max);
     const int *k = c.keys.boxes.row_box, *kq = c.keys.boxes.column_box;
     const int *q = c.queries.boxes.row_box, *qk = c.queries.boxes.column_box;
-    snprintf(plan->describe, sizeof plan->describe, "dK dV: %d keys %dx%dx%d by %d queries %dx%dx%d%s; dQ: %d queries "
-             "%dx%dx%d of %d heads by %d keys %dx%dx%d", c.keys.variant->rows, k[0], k[1], k[2], c.keys.variant->n, kq[0],
-             kq[1], kq[2], c.split ? ", one by one" : "", c.queries.variant->rows, q[0], q[1], q[2],
-             c.queries.boxes.pack, c.queries.variant->n, qk[0], qk[1], qk[2]);
+    snprintf(plan->describe, sizeof plan->describe,
+             "dK dV: %d keys %dx%dx%d by %d queries %dx%dx%d%s; dQ: %d queries "
+             "%dx%dx%d of %d heads by %d keys %dx%dx%d",
+             c.keys.variant->rows, k[0], k[1], k[2], c.keys.variant->n, kq[0], kq[1], kq[2],
+             c.split ? ", one by one" : "", c.queries.variant->rows, q[0], q[1], q[2], c.queries.boxes.pack,
+             c.queries.variant->n, qk[0], qk[1], qk[2]);
     if ((status = build_keys(state, p, &c)) || (status = build_delta(state, p, &plan->workspace)))
         return status;
-    status = compile(&state->query_module, &state->queries.function, p, &c.queries, "bwd_sm80_dq.cu", "nbhd_bwd_sm80_dq",
-                     "");
-    return status ? status : set_launch(&state->queries, p, &c.queries, p->desc.heads,
-                                        query_shared(c.queries.variant, &p->desc));
+    status = compile(&state->query_module, &state->queries.function, p, &c.queries, "bwd_sm80_dq.cu",
+                     "nbhd_bwd_sm80_dq", "");
+    return status
+               ? status
+               : set_launch(&state->queries, p, &c.queries, p->desc.heads, query_shared(c.queries.variant, &p->desc));
 }
 
 /* ---- running ---- */
@@ -259,12 +263,13 @@ static nbhd_status start(const struct nbhd_cuda_module *module, const struct lau
 {
     struct nbhd_boxes_sm80 boxes = launch->boxes;
     boxes.wide = wide;
-    return nbhd_cuda_launch(module, launch->function, &launch->grid, stream, (void *[]){(void *)params, &boxes, &stats});
+    return nbhd_cuda_launch(module, launch->function, &launch->grid, stream,
+                            (void *[]){(void *)params, &boxes, &stats});
 }
 
 static bool all_wide(const struct nbhd_params *p)
 {
-    const struct nbhd_view *views[] = {&p->q,  &p->k,  &p->v,  &p->o,       &p->dout,    &p->dq,
+    const struct nbhd_view *views[] = {&p->q,  &p->k,  &p->v,       &p->o,       &p->dout,     &p->dq,
                                        &p->dk, &p->dv, &p->extra_k, &p->extra_v, &p->dextra_k, &p->dextra_v};
     return nbhd_sm80_wide(views, sizeof views / sizeof *views, p->head_dim, p->head_dim_v);
 }

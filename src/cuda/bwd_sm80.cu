@@ -1,16 +1,16 @@
 /* The sm80 backward: delta, dK and dV. Host half: bwd_sm80.c. dQ: bwd_sm80_dq.cu.
  *
- * One CTA holds a box of keys (K and V), streams the boxes of queries that see them (Q, dO and their statistics), for every
- * query head of the key/value head, and sums up
+ * One CTA holds a box of keys (K and V), streams the boxes of queries that see them (Q, dO and their statistics),
+ * for every query head of the key/value head, and sums up
  *     S = K Q^T    P = exp(S - logsumexp)    dV += P dO    dP = V dO^T    dS = P (dP - delta)    dK += dS Q
- * (rows are keys: P and dS are the transposes of the forward's) in registers, so the sums have one order. The gradients of
- * extra keys are a launch of their own, in which they are an axis that every query sees whole.
+ * (rows are keys: P and dS are the transposes of the forward's) in registers, so the sums have one order. The
+ * gradients of extra keys are a launch of their own, in which they are an axis that every query sees whole.
  *
  *     per box, one barrier:   wait Q dO(j) | issue Q dO(j+1) | S | P | dV | dP | dS | dK
- *     shared memory:          | K, later dK: ROWS x pitch | V, later dV | Q: 2 x N x pitch | dO | statistics | struct tables |
+ *     shared memory:  | K, later dK: ROWS x pitch | V, later dV | Q: 2 x N x pitch | dO | statistics | struct tables |
  *
- * Registers of a thread: dK, dV, S and dP: (head_dim + head_dim_v + 2 PART) / 32 x rows of a warp. Where that is too much,
- * NBHD_DK and NBHD_DV make kernels that compute only one of them. */
+ * Registers of a thread: dK, dV, S and dP: (head_dim + head_dim_v + 2 PART) / 32 x rows of a warp. Where that is too
+ * much, NBHD_DK and NBHD_DV make kernels that compute only one of them. */
 #if !defined(NBHD_HEAD_DIM) || !defined(NBHD_HEAD_DIM_V) || !defined(NBHD_BF16)
 #error "NBHD_HEAD_DIM, NBHD_HEAD_DIM_V: 1 to 256; NBHD_BF16: 1 for bfloat16, 0 for float16"
 #endif
@@ -26,7 +26,7 @@
 
 #define NBHD_STREAMS 3
 #define NBHD_INVERSE 1
-#define NBHD_PIECES (((NBHD_HEAD_DIM > NBHD_HEAD_DIM_V ? NBHD_HEAD_DIM : NBHD_HEAD_DIM_V) + 15) / 16 * 2)
+#define NBHD_PIECES  (((NBHD_HEAD_DIM > NBHD_HEAD_DIM_V ? NBHD_HEAD_DIM : NBHD_HEAD_DIM_V) + 15) / 16 * 2)
 #include "device/grad_sm80.cuh"
 
 #define K_PITCH PITCH(NBHD_HEAD_DIM)
@@ -110,50 +110,34 @@ extern "C" __global__ void __launch_bounds__(256)
 
 /* ---- the grid of queries that see the CTA's keys ---- */
 
-NBHD_FN void set_head(const struct nbhd_params *p, struct tables *tab, const char *stats, int head)
+/* Twelve threads: for each stream, steps on three axes and the base. */
+NBHD_FN void set_grid(const struct nbhd_params *p, struct tables *tab, const char *stats, int head)
 {
     const struct place *t = &tab->place;
-#pragma unroll
-    for (int s = 0; s < 2; s++) {
-        const struct nbhd_view *view = s == QUERIES ? &p->q : &p->dout;
-        tab->base[s] = query_address(view, t->batch, t->group, head);
-#pragma unroll
-        for (int a = 0; a < 3; a++)
-            tab->step[s][a] = p->axis[a].dilation * view->axis[a];
+    int i = (int)fresh_thread(), s = i >> 2, a = i & 3;
+    if (i >= 12)
+        return;
+    const struct nbhd_view *view = s == QUERIES ? &p->q : &p->dout;
+    if (a == 3) {
+        tab->base[s] = s == STATISTICS ? stats + stats_offset(p, t->batch, head, t->group)
+                                       : query_address(view, t->batch, t->group, head);
+        return;
     }
-    tab->base[STATISTICS] = stats + stats_offset(p, t->batch, head, t->group);
-    long long pitch = 8;
-#pragma unroll
-    for (int a = 2; a >= 0; a--) {
-        tab->step[STATISTICS][a] = p->axis[a].dilation * pitch;
-        pitch *= p->axis[a].length;
-    }
+    long long pitch = s == STATISTICS ? 8 : view->axis[a];
+    for (int x = 2; x > a && s == STATISTICS; x--)
+        pitch *= p->axis[x].length;
+    tab->step[s][a] = p->axis[a].dilation * pitch;
 }
 
 /* Fills the tables. Begins and ends with a barrier. */
 NBHD_FN void enter_grid(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, struct tables *tab,
                         const char *stats, int head)
 {
-    const struct place *t = &tab->place;
     __syncthreads();
-    fill_windows(p, b, t, tab, 0);
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        set_head(p, tab, stats, head);
-#pragma unroll
-        for (int a = 0; a < 3; a++) {
-            const int2 *window = tab->window + row_first(b, a);
-            tab->box[a] = b->column_box[a];
-            tab->begin[a] = window[0].x;
-            tab->end[a] = window[b->row_box[a] - 1].y;
-        }
-    }
-    fill_limits(b, t, tab);
-    __syncthreads();
-    fill_columns(tab);
-    __syncthreads();
-    fill_prefix(tab);
-    __syncthreads();
+    fill_windows(p, b, &tab->place, tab, 0);
+    fill_columns(tab, b->column_box[0], b->column_box[1], b->column_box[2]);
+    set_grid(p, tab, stats, head);
+    finish_grid(b, tab);
 }
 
 NBHD_FN void load_stats(const struct tables *tab, char *to, const int *at, int flags)
@@ -167,10 +151,7 @@ NBHD_FN void load_stats(const struct tables *tab, char *to, const int *at, int f
 }
 
 /* Of the calling lane's columns 8 j + 2 q and the next: logsumexp, delta, logsumexp, delta. */
-NBHD_FN float4 stats_of(const char *stats, int j)
-{
-    return *(const float4 *)(stats + 64 * j + (threadIdx.x & 3) * 16);
-}
+NBHD_FN float4 stats_of(const char *stats, int j) { return *(const float4 *)(stats + 64 * j + (threadIdx.x & 3) * 16); }
 
 /* Adds what columns first, first + 1 ... first + PART - 1 of a box contribute. */
 NBHD_FN void step(const struct memory *mem, const struct nbhd_boxes_sm80 *b, struct sums *sums, int turn, int first,

@@ -20,7 +20,7 @@
 
 #define NBHD_STREAMS 2
 #define NBHD_INVERSE 0
-#define NBHD_PIECES (((NBHD_HEAD_DIM > NBHD_HEAD_DIM_V ? NBHD_HEAD_DIM : NBHD_HEAD_DIM_V) + 15) / 16 * 2)
+#define NBHD_PIECES  (((NBHD_HEAD_DIM > NBHD_HEAD_DIM_V ? NBHD_HEAD_DIM : NBHD_HEAD_DIM_V) + 15) / 16 * 2)
 #include "device/grad_sm80.cuh"
 
 #define K_PITCH PITCH(NBHD_HEAD_DIM)

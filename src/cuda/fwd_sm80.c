@@ -2,12 +2,14 @@
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include "cuda/sm80.h"
 
 /* 64-row tiles waste less where windows are small or tiles few; the last ones are for wide heads and little memory. */
 static const struct nbhd_sm80_variant variants[] = {
     {128, 4, 64, 2}, {128, 4, 32, 2}, {64, 4, 64, 2}, {64, 4, 64, 1}, {64, 4, 32, 2}, {64, 4, 32, 1}, {64, 4, 16, 1},
 };
+enum { VARIANTS = sizeof variants / sizeof *variants };
 
 struct state {
     struct nbhd_cuda_module *module;
@@ -43,41 +45,40 @@ static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
     return false;
 }
 
-static void choose(const struct nbhd_problem *problem, const struct nbhd_cuda_machine *machine,
-                   struct nbhd_sm80_choice *choice)
+/* The variants that fit, best first; only: that one if it is not negative. */
+static int choose(const struct nbhd_problem *problem, const struct nbhd_cuda_machine *machine, int only,
+                  struct nbhd_sm80_choice *choices, int room)
 {
     const nbhd_desc *d = &problem->desc;
-    const struct nbhd_sm80_kernel kernel = {.variants = variants,
-                                            .count = sizeof variants / sizeof *variants,
+    const struct nbhd_sm80_kernel kernel = {.variants = variants + (only < 0 ? 0 : only),
+                                            .count = only < 0 ? VARIANTS : 1,
                                             .packs = true,
                                             .width = nbhd_sm80_padded(d->head_dim) + nbhd_sm80_padded(d->head_dim_v),
                                             .most_accumulators = scaled(d) ? 160 : 192,
                                             .others = 64,
                                             .accumulators = accumulators,
                                             .shared = shared};
-    nbhd_sm80_choose(choice, problem, &kernel, machine);
+    return nbhd_sm80_choose(choices, room, problem, &kernel, machine);
 }
 
 static int configs(const struct nbhd_problem *problem, struct nbhd_config *config, int room)
 {
     struct nbhd_cuda_machine machine;
-    struct nbhd_sm80_choice choice;
-    (void)room;
+    struct nbhd_sm80_choice choices[NBHD_SM80_VARIANTS];
     *config = (struct nbhd_config){.variant = 0};
     if (nbhd_cuda_machine(&machine))
         return 1;
-    choose(problem, &machine, &choice);
-    if (!choice.variant)
-        return 1;
-    *config = (struct nbhd_config){.variant = (int)(choice.variant - variants),
-                                   .stages = choice.variant->stages,
-                                   .threads = 32 * choice.variant->warps,
-                                   .predicted_ms = choice.ms};
-    for (int i = 0; i < 3; i++) {
-        config->q_tile[i] = choice.boxes.row_box[i];
-        config->k_tile[i] = choice.boxes.column_box[i];
+    const int count = choose(problem, &machine, -1, choices, nbhd_min(room, NBHD_SM80_VARIANTS));
+    for (int i = 0; i < count; i++) {
+        const struct nbhd_sm80_choice *c = &choices[i];
+        config[i] = (struct nbhd_config){.variant = (int)(c->variant - variants),
+                                         .stages = c->variant->stages,
+                                         .threads = 32 * c->variant->warps,
+                                         .predicted_ms = c->ms};
+        memcpy(config[i].q_tile, c->boxes.row_box, sizeof config[i].q_tile);
+        memcpy(config[i].k_tile, c->boxes.column_box, sizeof config[i].k_tile);
     }
-    return 1;
+    return nbhd_max(count, 1);
 }
 
 static nbhd_status compile(struct nbhd_plan *plan, struct state *state, const struct nbhd_sm80_choice *c)
@@ -105,15 +106,17 @@ static nbhd_status build(struct nbhd_plan *plan)
     const nbhd_status status = nbhd_cuda_machine(&machine);
     if (status)
         return status;
-    choose(&plan->problem, &machine, &choice);
-    if (!choice.variant)
-        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "no tile of cuda.fwd_sm80 fits the GPU's %d bytes of shared memory",
-                         machine.shared_max);
+    if (plan->config.variant < 0 || plan->config.variant >= VARIANTS ||
+        !choose(&plan->problem, &machine, plan->config.variant, &choice, 1))
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED,
+                         "variant %d of cuda.fwd_sm80 does not fit the GPU's %d bytes of shared "
+                         "memory",
+                         plan->config.variant, machine.shared_max);
     const struct nbhd_boxes_sm80 *b = &choice.boxes;
     const double blocks = nbhd_sm80_blocks(&plan->problem, b, d->heads);
     if (blocks > INT_MAX)
-        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "the problem has %.0f tiles; cuda.fwd_sm80 launches %d at most", blocks,
-                         INT_MAX);
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "the problem has %.0f tiles; cuda.fwd_sm80 launches %d at most",
+                         blocks, INT_MAX);
     state->boxes = *b;
     state->boxes.scale_log2 = 1.44269504f * (scaled(d) ? 1 : d->scale);
     state->grid = (struct nbhd_cuda_grid){.blocks = {(unsigned)blocks, 1, 1},

@@ -1,20 +1,20 @@
 /* Forward neighborhood attention with mma.sync and cp.async: Ampere and every GPU after it. Host half: fwd_sm80.c.
  *
  * One CTA computes one query tile: a box of tokens times the packed heads of one key/value head. Its warps own 16 or 32
- * rows each and hold their part of O; all of them load the boxes of K and V, then compute (stream_sm80.cuh says how boxes
- * are walked, masked and skipped). Extra keys are a second grid: one axis, seen whole.
+ * rows each and hold their part of O; all of them load the boxes of K and V, then compute (stream_sm80.cuh says how
+ * boxes are walked, masked and skipped). Extra keys are a second grid: one axis, seen whole.
  *
  *     NBHD_STAGES 2, one barrier a box:      wait K V(j) | issue K V(j+1) | S = Q K^T | softmax | O += P V
  *     NBHD_STAGES 1, two, half the memory:   wait K(j) | issue V(j) | S | wait V(j) | issue K(j+1) | softmax | O += P V
  *
  *     shared memory:  | Q, later O: ROWS x pitch | K: stages x N x pitch | V: the same | struct tables |
  *
- * A row's maximum is only raised when a score exceeds it by 2^8 (then O and the sum are scaled): until then probabilities
- * are at most 2^8, which neither bf16 nor f16 nor the float sums mind. Masked scores are -inf, and the maximum starts at
- * -1e30: rows whose first boxes are masked wholly need no test.
+ * A row's maximum is only raised when a score exceeds it by 2^8 (then O and the sum are scaled): until then
+ * probabilities are at most 2^8, which neither bf16 nor f16 nor the float sums mind. Masked scores are -inf, and the
+ * maximum starts at -1e30: rows whose first boxes are masked wholly need no test.
  *
- * Registers of a thread: O head_dim_v / 16 x rows of a warp, S N / 16 x rows of a warp: 128 + 64 at head_dim 128 with 32
- * rows and N 64. 32 rows a warp read K and V from shared memory half as often as 16. */
+ * Registers of a thread: O head_dim_v / 16 x rows of a warp, S N / 16 x rows of a warp: 128 + 64 at head_dim 128
+ * with 32 rows and N 64. 32 rows a warp read K and V from shared memory half as often as 16. */
 #if !defined(NBHD_HEAD_DIM) || !defined(NBHD_HEAD_DIM_V)
 #error "NBHD_HEAD_DIM, NBHD_HEAD_DIM_V: of q and k, of v and o; 1 to 256"
 #endif
@@ -31,17 +31,18 @@
 #error "NBHD_STAGES: 1 or 2; NBHD_CTAS: CTAs per multiprocessor"
 #endif
 #if !defined(NBHD_BIAS) || !defined(NBHD_SCALED)
-#error "NBHD_BIAS: 1 adds the table of biases; NBHD_SCALED: 1 scales scores before the maximum (bias, or a negative scale)"
+#error \
+    "NBHD_BIAS: 1 adds the table of biases; NBHD_SCALED: 1 scales scores before the maximum (bias, or a negative scale)"
 #endif
 
 #define NBHD_STREAMS 2
 #define NBHD_INVERSE 0
-#define NBHD_PIECES (((NBHD_HEAD_DIM > NBHD_HEAD_DIM_V ? NBHD_HEAD_DIM : NBHD_HEAD_DIM_V) + 15) / 16 * 2)
+#define NBHD_PIECES  (((NBHD_HEAD_DIM > NBHD_HEAD_DIM_V ? NBHD_HEAD_DIM : NBHD_HEAD_DIM_V) + 15) / 16 * 2)
 #include "device/stream_sm80.cuh"
 
 #define K_PITCH PITCH(NBHD_HEAD_DIM)
 #define V_PITCH PITCH(NBHD_HEAD_DIM_V)
-#define Q_PITCH (16 * NBHD_PIECES + 16)     /* also O's */
+#define Q_PITCH (16 * NBHD_PIECES + 16) /* also O's */
 #define K_STEPS ((NBHD_HEAD_DIM + 15) / 16)
 #define V_STEPS ((NBHD_HEAD_DIM_V + 15) / 16)
 #define K_BYTES (NBHD_N * K_PITCH)
@@ -63,7 +64,7 @@ struct rows {
 
 typedef float output[TILES][2 * V_STEPS][4];
 
-#define NO_KEYS -1e30f
+#define NO_KEYS  -1e30f
 #define RAISE_AT 8.0f
 
 #if NBHD_BIAS
@@ -89,7 +90,8 @@ NBHD_FN void fill_bias(const struct nbhd_params *p, const struct memory *m)
 #endif
 
 #if NBHD_SCALED
-/* The final scores. Where a bias is out of the table, the score is masked anyway. at: the box; extra keys have no bias. */
+/* The final scores. Where a bias is out of the table, the score is masked anyway. at: the box; extra keys have no
+ * bias. */
 NBHD_FN void scale_scores(scores s, const struct nbhd_params *p, const struct memory *mem, const int *at, int extra)
 {
 #if NBHD_BIAS
@@ -197,8 +199,8 @@ NBHD_FN void finish(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b
 }
 
 /* Loads the part of a box that follows `at`: K, V or both. */
-NBHD_FN void load_box(const struct memory *mem, const struct nbhd_boxes_sm80 *b, int stage, const int *at, unsigned inside,
-                      int k, int v)
+NBHD_FN void load_box(const struct memory *mem, const struct nbhd_boxes_sm80 *b, int stage, const int *at,
+                      unsigned inside, int k, int v)
 {
     if (k)
         load_columns(mem->tab, 0, mem->k + stage * K_BYTES, K_PITCH, NBHD_HEAD_DIM, at, inside, b->wide);

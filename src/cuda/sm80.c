@@ -1,11 +1,12 @@
-/* Boxes for the sm80 kernels, by counting: the cost of a choice is a product over axes, so every choice can be tried. */
+/* Boxes for the sm80 kernels, by counting: the cost of a choice is a product over axes, so every choice can be
+ * tried. */
 #include "cuda/sm80.h"
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include "core/tiles.h"
 
-#define EXTENTS 38 /* candidates: 1 to 32, then steps */
+#define EXTENTS   38 /* candidates: 1 to 32, then steps */
 #define MOST_PACK 16
 
 static int extent_at(int i)
@@ -34,7 +35,8 @@ static struct nbhd_range all_of(struct nbhd_axis a, bool inverse, int n, int beg
     return inverse ? nbhd_tile_all_queries(a, n, r) : nbhd_tile_all(a, n, r);
 }
 
-/* Row boxes of `rows` elements, of which a warp has `part`, against column boxes of `columns`; one group of n elements. */
+/* Row boxes of `rows` elements, of which a warp has `part`, against column boxes of `columns`; one group of n
+ * elements. */
 static void count_group(struct nbhd_axis a, bool inverse, int n, int rows, int part, int columns, double weight,
                         struct count *c)
 {
@@ -58,7 +60,8 @@ static void count_group(struct nbhd_axis a, bool inverse, int n, int rows, int p
 static struct count count_axis(struct nbhd_axis a, bool inverse, int rows, int part, int columns)
 {
     struct count c = {0, 0, 0, 0};
-    const int large = nbhd_group_size(a, 0), small = nbhd_group_size(a, a.dilation - 1); /* groups differ by one at most */
+    const int large = nbhd_group_size(a, 0),
+              small = nbhd_group_size(a, a.dilation - 1); /* groups differ by one at most */
     const int larger = large == small ? a.dilation : a.length % a.dilation;
     count_group(a, inverse, large, rows, part, columns, larger, &c);
     if (larger < a.dilation)
@@ -70,8 +73,8 @@ static struct count count_axis(struct nbhd_axis a, bool inverse, int rows, int p
 struct search {
     const struct nbhd_problem *problem;
     const struct nbhd_sm80_shape *shape;
-    int size[3];  /* row tokens of the largest group */
-    int reach[3]; /* column tokens of it */
+    int size[3];            /* row tokens of the largest group */
+    int reach[3];           /* column tokens of it */
     struct count *known[3]; /* [EXTENTS rows][8 log2 of parts][EXTENTS columns], tiles 0: not yet */
 };
 
@@ -103,10 +106,10 @@ static void warp_part(const int box[3], int tokens, int part[3])
     }
 }
 
-/* In steps of a warp. A step that only some warps of a CTA take still costs the others: they wait, unless another CTA of
- * the multiprocessor has work; loading and the barrier cost all. Factors as on an H200: docs/notes/sm80.md. */
-static double cost_of(const struct count *const c[3], const struct nbhd_sm80_shape *shape, double extra_steps, bool exact,
-                      double *ctas)
+/* In steps of a warp. A step that only some warps of a CTA take still costs the others: they wait, unless another
+ * CTA of the multiprocessor has work; loading and the barrier cost all. Factors as on an H200: docs/notes/sm80.md. */
+static double cost_of(const struct count *const c[3], const struct nbhd_sm80_shape *shape, double extra_steps,
+                      bool exact, double *ctas)
 {
     const double steps = c[0]->steps * c[1]->steps * c[2]->steps * shape->warps;
     const double visited = c[0]->visited * c[1]->visited * c[2]->visited;
@@ -129,8 +132,8 @@ static void try_columns(struct search *s, const int row[3], int pack, struct bes
         box[a] = extent_at(row[a]);
     warp_part(box, nbhd_max(1, s->shape->rows / s->shape->warps / pack), part);
     const double extra = s->shape->inverse ? 0 : (s->problem->desc.extra + n - 1) / n;
-    const double heads = (double)s->problem->desc.batch * (s->shape->inverse ? s->problem->desc.kv_heads
-                                                                             : s->problem->desc.heads / pack);
+    const double heads = (double)s->problem->desc.batch *
+                         (s->shape->inverse ? s->problem->desc.kv_heads : s->problem->desc.heads / pack);
     for (column[0] = 0; column[0] < EXTENTS && extent_at(column[0]) <= n; column[0]++) {
         if (column[0] && extent_at(column[0]) > s->reach[0])
             break;
@@ -148,7 +151,8 @@ static void try_columns(struct search *s, const int row[3], int pack, struct bes
             const bool exact = extent_at(column[0]) * extent_at(column[1]) * extent_at(column[2]) == n;
             const double cost = heads * cost_of(c, s->shape, extra, exact, &ctas);
             if (cost < best->cost * (1 - 1e-9))
-                *best = (struct best){cost, ctas * heads, {row[0], row[1], row[2]}, {column[0], column[1], column[2]}, pack};
+                *best = (struct best){
+                    cost, ctas * heads, {row[0], row[1], row[2]}, {column[0], column[1], column[2]}, pack};
         }
     }
 }
@@ -171,8 +175,8 @@ static void try_rows(struct search *s, int pack, struct best *best)
                 row[2]++;
             /* Not a long slow axis with a short remainder: as good as others, and many. */
             const int used = extent_at(row[0]) * extent_at(row[1]) * extent_at(row[2]);
-            const bool whole = extent_at(row[2]) >= s->size[2] && extent_at(row[1]) >= s->size[1] &&
-                               extent_at(row[0]) >= s->size[0];
+            const bool whole =
+                extent_at(row[2]) >= s->size[2] && extent_at(row[1]) >= s->size[1] && extent_at(row[0]) >= s->size[0];
             if (4 * used < 3 * tokens && !whole && extent_at(row[2]) < s->size[2])
                 continue;
             try_columns(s, row, pack, best);
@@ -237,9 +241,10 @@ static int resident(const struct nbhd_sm80_kernel *k, const struct nbhd_sm80_var
 }
 
 /* Microseconds that a multiprocessor takes for a step of a CTA, where `fit` CTAs share it; measured on an H200
- * (docs/notes/sm80.md). Products and, less, the work on every score. 16 rows a warp read shared memory twice as often as
- * 32, which tells where rows are long; short boxes have more barriers; few warps hide little. */
-static double step_time(const struct nbhd_sm80_kernel *k, const struct nbhd_sm80_variant *v, const nbhd_desc *d, int fit)
+ * (docs/notes/sm80.md). Products and, less, the work on every score. 16 rows a warp read shared memory twice as
+ * often as 32, which tells where rows are long; short boxes have more barriers; few warps hide little. */
+static double step_time(const struct nbhd_sm80_kernel *k, const struct nbhd_sm80_variant *v, const nbhd_desc *d,
+                        int fit)
 {
     const bool wide = d->head_dim > 96 || d->head_dim_v > 96;
     const double rows = v->rows / v->warps >= 32 ? 1 : wide ? 0.7 : 0.88, n = v->n >= 64 ? 1 : v->n >= 32 ? 0.88 : 0.6;
@@ -250,27 +255,41 @@ static double step_time(const struct nbhd_sm80_kernel *k, const struct nbhd_sm80
 /* And to begin and end a CTA. */
 static double setup_time(const struct nbhd_sm80_variant *v) { return 2.0 * v->rows / 64; }
 
-void nbhd_sm80_choose(struct nbhd_sm80_choice *choice, const struct nbhd_problem *problem,
-                      const struct nbhd_sm80_kernel *k, const struct nbhd_cuda_machine *machine)
+static bool price(struct nbhd_sm80_choice *c, const struct nbhd_problem *problem, const struct nbhd_sm80_kernel *k,
+                  const struct nbhd_sm80_variant *v, const struct nbhd_cuda_machine *machine)
 {
-    choice->variant = NULL;
-    for (int i = 0; i < k->count; i++) {
-        const struct nbhd_sm80_variant *v = &k->variants[i];
-        const int fit = resident(k, v, &problem->desc, machine);
-        if (fit < 1)
-            continue;
-        const double step = step_time(k, v, &problem->desc, fit);
-        const struct nbhd_sm80_shape shape = {v->rows, v->warps, v->n, k->inverse, k->packs, setup_time(v) / step};
-        struct nbhd_boxes_sm80 boxes = {.wide = 0};
-        double ctas = 1;
-        const double steps = nbhd_sm80_boxes(problem, &shape, &boxes, &ctas) / v->warps;
-        const double waves = ctas / (machine->multiprocessors * fit);
-        const double ms = 1e-3 * step * steps / machine->multiprocessors * (ceil(waves) / waves);
-        if (!choice->variant || ms < choice->ms)
-            *choice = (struct nbhd_sm80_choice){v, boxes, fit, ms};
-    }
+    const int fit = resident(k, v, &problem->desc, machine);
+    if (fit < 1)
+        return false;
+    const double step = step_time(k, v, &problem->desc, fit);
+    const struct nbhd_sm80_shape shape = {v->rows, v->warps, v->n, k->inverse, k->packs, setup_time(v) / step};
+    double ctas = 1;
+    *c = (struct nbhd_sm80_choice){.variant = v, .resident = fit};
+    const double steps = nbhd_sm80_boxes(problem, &shape, &c->boxes, &ctas) / v->warps;
+    const double waves = ctas / (machine->multiprocessors * fit);
+    c->ms = 1e-3 * step * steps / machine->multiprocessors * (ceil(waves) / waves);
     for (int i = 0; i < 3; i++)
-        choice->boxes.reverse |= problem->axis[i].edge == NBHD_EDGE_CAUSAL && !k->inverse;
+        c->boxes.reverse |= problem->axis[i].edge == NBHD_EDGE_CAUSAL && !k->inverse;
+    return true;
+}
+
+static int by_time(const void *a, const void *b)
+{
+    const struct nbhd_sm80_choice *x = a, *y = b;
+    return x->ms < y->ms ? -1 : x->ms > y->ms;
+}
+
+int nbhd_sm80_choose(struct nbhd_sm80_choice *choices, int room, const struct nbhd_problem *problem,
+                     const struct nbhd_sm80_kernel *k, const struct nbhd_cuda_machine *machine)
+{
+    struct nbhd_sm80_choice all[NBHD_SM80_VARIANTS];
+    int count = 0;
+    for (int i = 0; i < k->count; i++)
+        count += price(&all[count], problem, k, &k->variants[i], machine);
+    qsort(all, (size_t)count, sizeof *all, by_time);
+    for (int i = 0; i < count && i < room; i++)
+        choices[i] = all[i];
+    return nbhd_min(count, room);
 }
 
 bool nbhd_sm80_wide(const struct nbhd_view *const *views, int count, int head_dim, int head_dim_v)

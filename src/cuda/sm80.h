@@ -14,8 +14,8 @@ struct nbhd_sm80_shape {
     double setup;    /* what a CTA costs besides its steps, in steps */
 };
 
-/* Fills row_box, column_box, tiles and pack with the boxes of least cost, counted exactly. Returns the cost: steps of a warp
- * (its rows against n columns), over the whole problem; *ctas: how many there are. */
+/* Fills row_box, column_box, tiles and pack with the boxes of least cost, counted exactly. Returns the cost: steps
+ * of a warp (its rows against n columns), over the whole problem; *ctas: how many there are. */
 double nbhd_sm80_boxes(const struct nbhd_problem *problem, const struct nbhd_sm80_shape *shape,
                        struct nbhd_boxes_sm80 *boxes, double *ctas);
 
@@ -26,7 +26,7 @@ struct nbhd_sm80_variant {
 
 /* What a problem needs of a variant, and what comes of it. */
 struct nbhd_sm80_choice {
-    const struct nbhd_sm80_variant *variant; /* NULL: none fits */
+    const struct nbhd_sm80_variant *variant;
     struct nbhd_boxes_sm80 boxes;
     int resident; /* CTAs on a multiprocessor */
     double ms;
@@ -37,18 +37,21 @@ struct nbhd_sm80_kernel {
     const struct nbhd_sm80_variant *variants;
     int count;
     bool inverse, packs;
-    int width; /* multiply-adds for a row and a column */
+    int width;             /* multiply-adds for a row and a column */
     int most_accumulators; /* with more the kernel spills */
     int others;            /* registers of a thread besides */
     int (*accumulators)(const struct nbhd_sm80_variant *v, const nbhd_desc *desc);
     int (*shared)(const struct nbhd_sm80_variant *v, const nbhd_desc *desc);
 };
 
-/* The variant and boxes that should take the least time on the machine. */
-void nbhd_sm80_choose(struct nbhd_sm80_choice *choice, const struct nbhd_problem *problem,
-                      const struct nbhd_sm80_kernel *kernel, const struct nbhd_cuda_machine *machine);
+/* The variants that fit the machine, each with its best boxes, the one that should be fastest first. Fills up to
+ * room of them, at most NBHD_SM80_VARIANTS; returns their number. */
+enum { NBHD_SM80_VARIANTS = 8 };
+int nbhd_sm80_choose(struct nbhd_sm80_choice *choices, int room, const struct nbhd_problem *problem,
+                     const struct nbhd_sm80_kernel *kernel, const struct nbhd_cuda_machine *machine);
 
-/* CTAs of a launch: row boxes x heads x batch x dilation groups, as row_place counts them. INT_MAX + 1.0 or more: too many. */
+/* CTAs of a launch: row boxes x heads x batch x dilation groups, as row_place counts them. INT_MAX + 1.0 or more:
+ * too many. */
 double nbhd_sm80_blocks(const struct nbhd_problem *problem, const struct nbhd_boxes_sm80 *boxes, int heads);
 
 /* Bytes of struct tables (device/stream_sm80.cuh), or a little more. */

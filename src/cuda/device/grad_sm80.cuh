@@ -17,6 +17,9 @@ NBHD_FN long long stats_offset(const struct nbhd_params *p, int batch, int head,
 }
 
 /* Raw score to probability. */
-NBHD_FN float probability(float score, float scale_log2, float lse) { return ex2_approx_ftz_f32(fmaf(score, scale_log2, -lse)); }
+NBHD_FN float probability(float score, float scale_log2, float lse)
+{
+    return ex2_approx_ftz_f32(fmaf(score, scale_log2, -lse));
+}
 
 #endif

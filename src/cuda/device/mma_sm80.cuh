@@ -1,9 +1,9 @@
-/* Tensor cores and asynchronous copies as every GPU since compute capability 8.0 has them. One function per instruction.
- * Addresses in shared memory are 32-bit (shared_address).
+/* Tensor cores and asynchronous copies as every GPU since compute capability 8.0 has them. One function per
+ * instruction. Addresses in shared memory are 32-bit (shared_address).
  *
  * Fragments of a warp, lane = 4 g + q. D and C of 16 x 8 floats: d[2 i + c] is row g + 8 i, column 2 q + c.
- * A of 16 x 16: a[i + 2 h] is row g + 8 i, columns 8 h + 2 q and the next. B of 16 x 8: b_h is rows 8 h + 2 q and the next,
- * column g. So two neighbouring D, packed, are the A of a following product. */
+ * A of 16 x 16: a[i + 2 h] is row g + 8 i, columns 8 h + 2 q and the next. B of 16 x 8: b_h is rows 8 h + 2 q and
+ * the next, column g. So two neighbouring D, packed, are the A of a following product. */
 #ifndef NBHD_DEVICE_MMA_SM80_CUH
 #define NBHD_DEVICE_MMA_SM80_CUH
 
@@ -20,16 +20,18 @@ NBHD_FN unsigned fresh_thread(void)
 /* ---- d += a b ---- */
 NBHD_FN void mma_m16n8k16_bf16(float *d, const unsigned *a, unsigned b0, unsigned b1)
 {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 NBHD_FN void mma_m16n8k16_f16(float *d, const unsigned *a, unsigned b0, unsigned b1)
 {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 /* ---- four 8 x 8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8 ---- */
@@ -51,7 +53,8 @@ NBHD_FN void ldmatrix_x4_trans(unsigned *r, unsigned address)
 
 NBHD_FN void st_shared_v4(unsigned address, uint4 x)
 {
-    asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+    asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+                 : "memory");
 }
 
 /* ---- copies from global to shared memory, behind the thread's back; the rest of the destination becomes 0 ---- */

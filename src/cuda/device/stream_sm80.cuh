@@ -1,20 +1,20 @@
-/* What the sm80 kernels have in common: a CTA holds a box of tokens (rows) and streams the boxes of tokens (columns) that
- * they see, or by whom they are seen, through shared memory.
+/* What the sm80 kernels have in common: a CTA holds a box of tokens (rows) and streams the boxes of tokens (columns)
+ * that they see, or by whom they are seen, through shared memory.
  *
  * A grid of columns is walked in boxes from the corner of the union of the rows' windows. Windows are products of
  * intervals, so all that is known of a box is known per axis:
- *     limit   per warp and for the CTA, on each axis: the union and the intersection of its rows' windows. A warp skips a
- *             box outside its union, and needs no mask inside its intersection.
- *     words   per coordinate of the row box, on each axis: which columns of the box at hand lie in its window. The mask of
- *             a row is the AND of three words. Bit 2 j + c of a lane's word is column 8 j + 2 q + c: what a lane holds of
- *             a row of an accumulator (mma_sm80.cuh).
+ *     limit   per warp and for the CTA, on each axis: the union and the intersection of its rows' windows. A warp
+ *             skips a box outside its union, and needs no mask inside its intersection.
+ *     words   per coordinate of the row box, on each axis: which columns of the box at hand lie in its window. The
+ *             mask of a row is the AND of three words. Bit 2 j + c of a lane's word is column 8 j + 2 q + c: what a
+ *             lane holds of a row of an accumulator (mma_sm80.cuh).
  *     prefix  words of the columns whose coordinate on an axis is below x, for every x: an interval is two look-ups.
  * Tokens are fetched with an address per row, so strides, dilation and views of any kind cost nothing; columns past the
  * union are 0 in shared memory and masked.
  *
  * Rows in shared memory are an odd number of 16-byte pieces apart, so that ldmatrix has no bank conflicts.
- * Parameters: NBHD_ROWS, NBHD_N, NBHD_WARPS, NBHD_BF16, NBHD_STREAMS (tensors of the columns), NBHD_INVERSE (1: rows are keys,
- * columns are the queries that see them), NBHD_PIECES (16-byte pieces of the widest streamed row),
+ * Parameters: NBHD_ROWS, NBHD_N, NBHD_WARPS, NBHD_BF16, NBHD_STREAMS (tensors of the columns), NBHD_INVERSE (1: rows
+ * are keys, columns are the queries that see them), NBHD_PIECES (16-byte pieces of the widest streamed row),
  * NBHD_PART (columns computed at once; all, unless it is defined). */
 #ifndef NBHD_DEVICE_STREAM_SM80_CUH
 #define NBHD_DEVICE_STREAM_SM80_CUH
@@ -24,7 +24,7 @@
 #include "device/mma_sm80.cuh"
 #include "device/ptx.cuh"
 
-#define THREADS (32 * NBHD_WARPS)
+#define THREADS   (32 * NBHD_WARPS)
 #define WARP_ROWS (NBHD_ROWS / NBHD_WARPS)
 
 /* So many lanes share a row when rows are copied; lane l of them copies piece l. */
@@ -39,7 +39,7 @@
 #else
 #define LANES 32
 #endif
-#define ROW_STEP (THREADS / LANES)
+#define ROW_STEP     (THREADS / LANES)
 #define COLUMN_STEPS ((NBHD_N + ROW_STEP - 1) / ROW_STEP)
 
 #define NBHD_ROW_ABSENT 0x80000000u /* of tables.row */
@@ -63,9 +63,9 @@ struct tables {
     unsigned prefix[4 * (NBHD_N + 5)];      /* [axis after axis, x][q] */
     int4 limit[NBHD_WARPS][8];              /* union, intersection: 3 axes of the warp; from 4: of the CTA */
     /* The grid at hand. */
-    const char *base[NBHD_STREAMS];         /* token (0, 0, 0) of the dilation group */
-    long long step[NBHD_STREAMS][3];        /* bytes to the next element */
-    int box[3], begin[3], end[3];           /* extents of a box; the part of the grid to walk */
+    const char *base[NBHD_STREAMS];  /* token (0, 0, 0) of the dilation group */
+    long long step[NBHD_STREAMS][3]; /* bytes to the next element */
+    int box[3], begin[3], end[3];    /* extents of a box; the part of the grid to walk */
 };
 
 NBHD_FN int place_size(struct nbhd_axis a, int group)
@@ -77,7 +77,8 @@ NBHD_FN int place_size(struct nbhd_axis a, int group)
     return nbhd_group_size(a, group);
 }
 
-/* From blockIdx.x: the first axis runs fastest (one head's keys stay in L2), then the last; heads and groups outside. */
+/* From blockIdx.x: the first axis runs fastest (one head's keys stay in L2), then the last; heads and groups
+ * outside. */
 NBHD_FN struct place row_place(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, int heads)
 {
     struct place t;
@@ -143,7 +144,7 @@ NBHD_FN void fill_windows(const struct nbhd_params *p, const struct nbhd_boxes_s
         }
 }
 
-/* Of rows first..last; called with windows in place. Out of reach of every box where there is no such row. */
+/* Of rows first..last. Out of reach of every box where there is no such row. */
 NBHD_FN int4 rows_limit(const struct nbhd_boxes_sm80 *b, const struct place *t, const struct tables *tab, int axis,
                         int first, int last)
 {
@@ -170,28 +171,44 @@ NBHD_FN void fill_limits(const struct nbhd_boxes_sm80 *b, const struct place *t,
 #pragma unroll 1
     for (int i = (int)fresh_thread(); i < 8 * NBHD_WARPS; i += THREADS) {
         int warp = i >> 3, all = i >> 2 & 1;
-        tab->limit[warp][i & 7] = rows_limit(b, t, tab, i & 3, all ? 0 : warp * WARP_ROWS,
-                                             all ? NBHD_ROWS - 1 : (warp + 1) * WARP_ROWS - 1);
+        tab->limit[warp][i & 7] =
+            rows_limit(b, t, tab, i & 3, all ? 0 : warp * WARP_ROWS, all ? NBHD_ROWS - 1 : (warp + 1) * WARP_ROWS - 1);
     }
 }
 
-/* After box and step of the grid are set. */
-NBHD_FN void fill_columns(struct tables *tab)
+NBHD_FN void fill_columns(struct tables *tab, int box0, int box1, int box2)
 {
-    int box[3] = {tab->box[0], tab->box[1], tab->box[2]};
+    int box[3] = {box0, box1, box2};
+#pragma unroll 1
+    for (int i = (int)fresh_thread(); i < NBHD_N; i += THREADS)
+        tab->column[i] = i < box0 * box1 * box2 ? box_coordinates(box, i) : 0x7f7f7f;
+    if (threadIdx.x == 0)
+        tab->box[0] = box0, tab->box[1] = box1, tab->box[2] = box2;
+}
+
+/* What follows from rows, windows, columns and steps; a barrier before it. */
+NBHD_FN void fill_offsets(struct tables *tab)
+{
 #pragma unroll 1
     for (int i = (int)fresh_thread(); i < NBHD_N; i += THREADS) {
-        int used = i < box[0] * box[1] * box[2];
-        unsigned c = used ? box_coordinates(box, i) : 0;
-        tab->column[i] = used ? c : 0x7f7f7f;
+        unsigned c = tab->column[i] == 0x7f7f7f ? 0 : tab->column[i];
 #pragma unroll
         for (int s = 0; s < NBHD_STREAMS; s++)
-            tab->offset[s][i] = byte_of(c, 0) * tab->step[s][0] + byte_of(c, 1) * tab->step[s][1] +
-                                byte_of(c, 2) * tab->step[s][2];
+            tab->offset[s][i] =
+                byte_of(c, 0) * tab->step[s][0] + byte_of(c, 1) * tab->step[s][1] + byte_of(c, 2) * tab->step[s][2];
     }
 }
 
-/* After fill_columns and a barrier. */
+NBHD_FN void fill_union(const struct nbhd_boxes_sm80 *b, struct tables *tab)
+{
+    int a = (int)fresh_thread();
+    if (a < 3) {
+        const int2 *window = tab->window + row_first(b, a);
+        tab->begin[a] = window[0].x;
+        tab->end[a] = window[b->row_box[a] - 1].y;
+    }
+}
+
 NBHD_FN void fill_prefix(struct tables *tab)
 {
     int first1 = tab->box[0] + 1, first2 = first1 + tab->box[1] + 1, count = first2 + tab->box[2] + 1;
@@ -204,6 +221,17 @@ NBHD_FN void fill_prefix(struct tables *tab)
             word |= (unsigned)(byte_of(tab->column[8 * (e >> 1) + 2 * q + (e & 1)], axis) < x) << e;
         tab->prefix[i] = word;
     }
+}
+
+/* The second half of entering a grid, after windows, columns and steps. Between barriers. */
+NBHD_FN void finish_grid(const struct nbhd_boxes_sm80 *b, struct tables *tab)
+{
+    __syncthreads();
+    fill_prefix(tab);
+    fill_limits(b, &tab->place, tab);
+    fill_offsets(tab);
+    fill_union(b, tab);
+    __syncthreads();
 }
 
 /* What the calling warp must know of the box at `at`; at least BOX_SKIP if rows and box have nothing in common. */
@@ -343,7 +371,8 @@ NBHD_FN void load_columns(const struct tables *tab, int stream, char *tile, int 
                      gather_piece(from + offset[i * ROW_STEP], inside >> i & 1 ? elements : 0));
 }
 
-NBHD_FN char *row_address(const struct nbhd_params *p, const struct nbhd_view *view, const struct place *t, unsigned row)
+NBHD_FN char *row_address(const struct nbhd_params *p, const struct nbhd_view *view, const struct place *t,
+                          unsigned row)
 {
     char *at = view->data + t->batch * view->batch + (t->head + byte_of(row, 3)) * view->head;
 #pragma unroll
@@ -393,13 +422,13 @@ NBHD_FN void store_warp_rows(const struct nbhd_params *p, const struct nbhd_view
 /* ---- products of a warp: fragments as in mma_sm80.cuh ---- */
 
 #define PITCH(width) (((width) + 15) / 16 * 32 + 16)
-#define TILES (WARP_ROWS / 16) /* of 16 rows that a warp owns */
+#define TILES        (WARP_ROWS / 16) /* of 16 rows that a warp owns */
 
 #if NBHD_BF16
-#define MMA mma_m16n8k16_bf16
+#define MMA  mma_m16n8k16_bf16
 #define PACK cvt_rn_bf16x2_f32
 #else
-#define MMA mma_m16n8k16_f16
+#define MMA  mma_m16n8k16_f16
 #define PACK cvt_rn_f16x2_f32
 #endif
 
@@ -417,7 +446,8 @@ NBHD_FN int row_number(int m, int i)
     return ((int)threadIdx.x >> 5) * WARP_ROWS + 16 * m + ((int)threadIdx.x >> 2 & 7) + 8 * i;
 }
 
-/* What the calling lane points ldmatrix_x4 at: 16 rows of 16 elements, as they are needed for A, or for B transposed. */
+/* What the calling lane points ldmatrix_x4 at: 16 rows of 16 elements, as they are needed for A, or for B
+ * transposed. */
 NBHD_FN unsigned lane_rows(const char *tile, int pitch)
 {
     int lane = (int)threadIdx.x & 31;
@@ -521,45 +551,33 @@ NBHD_FN void apply_mask(scores s, float value, const struct nbhd_boxes_sm80 *b, 
 #if !NBHD_INVERSE
 /* ---- grids of keys, for rows that are queries: 0 the windows, 1 the extra keys ---- */
 
-NBHD_FN void set_grid(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, const struct place *t,
-                      struct tables *tab, int extra)
+/* Eight threads: for K and for V, steps on three axes and the base. */
+NBHD_FN void set_grid(const struct nbhd_params *p, struct tables *tab, int extra)
 {
-    int kv_head = t->head / (p->heads / p->kv_heads);
+    const struct place *t = &tab->place;
+    int i = (int)fresh_thread(), s = i >> 2, a = i & 3;
+    if (i >= 8)
+        return;
+    const struct nbhd_view *view = extra ? s ? &p->extra_v : &p->extra_k : s ? &p->v : &p->k;
+    if (a < 3) {
+        tab->step[s][a] = extra ? (a == 2 ? view->axis[2] : 0) : p->axis[a].dilation * view->axis[a];
+        return;
+    }
+    const char *base = view->data + t->batch * view->batch + t->head / (p->heads / p->kv_heads) * view->head;
 #pragma unroll
-    for (int s = 0; s < 2; s++) {
-        const struct nbhd_view *view = extra ? s ? &p->extra_v : &p->extra_k : s ? &p->v : &p->k;
-        const char *base = view->data + t->batch * view->batch + kv_head * view->head;
-#pragma unroll 1
-        for (int a = 0; a < 3; a++) {
-            base += extra ? 0 : t->group[a] * view->axis[a];
-            tab->step[s][a] = extra ? (a == 2 ? view->axis[2] : 0) : p->axis[a].dilation * view->axis[a];
-        }
-        tab->base[s] = base;
-    }
-#pragma unroll 1
-    for (int a = 0; a < 3; a++) {
-        tab->box[a] = extra ? (a == 2 ? NBHD_N : 1) : b->column_box[a];
-        const int2 *window = tab->window + row_first(b, a);
-        tab->begin[a] = window[0].x;
-        tab->end[a] = window[b->row_box[a] - 1].y;
-    }
+    for (int x = 0; x < 3; x++)
+        base += extra ? 0 : t->group[x] * view->axis[x];
+    tab->base[s] = base;
 }
 
 /* Fills the tables for a grid. Begins and ends with a barrier. */
 NBHD_FN void enter_grid(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, struct tables *tab, int extra)
 {
-    const struct place *t = &tab->place;
     __syncthreads();
-    fill_windows(p, b, t, tab, extra ? p->extra : 0);
-    __syncthreads();
-    if (threadIdx.x == 0)
-        set_grid(p, b, t, tab, extra);
-    fill_limits(b, t, tab);
-    __syncthreads();
-    fill_columns(tab);
-    __syncthreads();
-    fill_prefix(tab);
-    __syncthreads();
+    fill_windows(p, b, &tab->place, tab, extra ? p->extra : 0);
+    fill_columns(tab, extra ? 1 : b->column_box[0], extra ? 1 : b->column_box[1], extra ? NBHD_N : b->column_box[2]);
+    set_grid(p, tab, extra);
+    finish_grid(b, tab);
 }
 #endif
 
