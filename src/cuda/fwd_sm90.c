@@ -94,10 +94,10 @@ static void add_options(struct nbhd_options *o, const struct nbhd_problem *probl
     const struct nbhd_sm90_variant *v = &state->plan.variant;
     nbhd_options_problem(o, problem, false);
     nbhd_option(o, "-DNBHD_MMA_TYPE=\"%s\"", problem->desc.dtype == NBHD_BF16 ? "bf16" : "f16");
-    nbhd_option(o, "-DNBHD_N=%d -DNBHD_QK=wgmma_%s_n%d -DNBHD_PV=wgmma_rs_bt_n%d", v->n, v->q_registers ? "rs" : "ss",
-                v->n, problem->desc.head_dim_v);
-    nbhd_option(o, "-DNBHD_GROUPS=%d -DNBHD_CTAS=%d -DNBHD_STAGES=%d -DNBHD_Q_REGISTERS=%d -DNBHD_TAKE_TURNS=%d",
-                v->groups, v->ctas, v->stages, v->q_registers, v->take_turns);
+    nbhd_option(o, "-DNBHD_N=%d -DNBHD_QK=wgmma_ss_n%d -DNBHD_PV=wgmma_rs_bt_n%d", v->n, v->n,
+                problem->desc.head_dim_v);
+    nbhd_option(o, "-DNBHD_GROUPS=%d -DNBHD_CTAS=%d -DNBHD_STAGES=%d -DNBHD_TAKE_TURNS=%d", v->groups, v->ctas,
+                v->stages, v->take_turns);
     nbhd_option(o, "-DNBHD_MAPS=%d", state->maps);
     nbhd_option(o, "-DNBHD_MASK_STEPS=%d -DNBHD_MASK=wgmma_rs_n%d -DNBHD_MASK_BITS=%d", state->plan.mask_steps, v->n,
                 state->plan.mask_bits);

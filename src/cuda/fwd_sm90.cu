@@ -22,7 +22,7 @@
  * maximum starts at -1e30: what a row sums over boxes that are all masked, its first seen key scales by 0.
  * NaN or infinite keys reach all queries of the tiles that load them, not only those that see them.
  *
- * Registers of a consumer thread: S N/2, P N/4, O head_dim_v/2 (and Q head_dim/4 with NBHD_Q_REGISTERS). */
+ * Registers of a consumer thread: S N/2, P N/4, O head_dim_v/2. */
 #ifndef NBHD_HEAD_DIM
 #error "NBHD_HEAD_DIM: of q and k, a multiple of 8 up to 256"
 #endif
@@ -36,7 +36,7 @@
 #error "NBHD_N: keys of a box, a multiple of 16 up to 256"
 #endif
 #ifndef NBHD_QK
-#error "NBHD_QK: the instruction of Q K^T, wgmma_ss_n<N> or wgmma_rs_n<N>"
+#error "NBHD_QK: the instruction of Q K^T, wgmma_ss_n<N>"
 #endif
 #ifndef NBHD_PV
 #error "NBHD_PV: the instruction of P V, wgmma_rs_bt_n<head_dim_v>"
@@ -52,9 +52,6 @@
 #endif
 #ifndef NBHD_TAKE_TURNS
 #error "NBHD_TAKE_TURNS: 1 lets two consumer warpgroups issue their products in turns"
-#endif
-#ifndef NBHD_Q_REGISTERS
-#error "NBHD_Q_REGISTERS: 1 keeps Q in registers"
 #endif
 #ifndef NBHD_MASK_STEPS
 #error "NBHD_MASK_STEPS: masks of boxes as more columns of the product: their number / 16, 0 to 2"
@@ -426,34 +423,15 @@ NBHD_FN void scale_output(float *o, const struct rows *r)
         o[i] *= r->scale[i >> 1 & 1];
 }
 
-#if NBHD_Q_REGISTERS
-/* The A operands of a warpgroup's 64 rows, read from the swizzled tile. q: its first row; row: the lane's first. */
-NBHD_FN void load_q(unsigned *a, unsigned q, int row, int quarter)
-{
-#pragma unroll
-    for (int i = 0; i < 4 * QK_STEPS; i++) {
-        int step = i / 4, piece = step % 4 * 2 + (i >> 1 & 1), r = row + (i & 1) * 8;
-        a[i] = ld_shared_b32(q + step / 4 * (Q_ROWS * 128) + r * 128 + ((piece ^ r & 7) << 4) + quarter * 4);
-    }
-}
-typedef const unsigned *q_operand;
-#else
-typedef unsigned long long q_operand; /* descriptor of the warpgroup's first row */
-#endif
-
 /* Issues S = Q K^T for the K tile at `tile`. */
-NBHD_FN void issue_qk(float *s, q_operand q, unsigned tile)
+NBHD_FN void issue_qk(float *s, unsigned long long q, unsigned tile)
 {
     unsigned long long k = wgmma_k_major(tile);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < QK_STEPS; i++)
-#if NBHD_Q_REGISTERS
-        NBHD_QK(s, q + 4 * i, wgmma_advance(k, i / 4 * (NBHD_N * 8) + i % 4 * 2), i > 0);
-#else
         NBHD_QK(s, wgmma_advance(q, i / 4 * (Q_ROWS * 8) + i % 4 * 2),
                 wgmma_advance(k, i / 4 * (NBHD_N * 8) + i % 4 * 2), i > 0);
-#endif
     wgmma_commit();
 }
 
@@ -548,12 +526,7 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_boxes *b, st
         o[i] = 0;
 
     mbar_wait(smem_address(&tab->q_full), 0);
-#if NBHD_Q_REGISTERS
-    unsigned q[4 * QK_STEPS];
-    load_q(q, q_tile + number * 128, lane >> 2, quarter);
-#else
     unsigned long long q = wgmma_k_major(q_tile + group * 64 * 128);
-#endif
 
     struct probes probes;
     find_probes(&probes, b, tab, row0, row1, quarter);

@@ -390,7 +390,7 @@ static int variants_of(const nbhd_desc *d, struct nbhd_sm90_variant *list)
     int count = 0;
     for (size_t kind = 0; kind < sizeof kinds / sizeof *kinds; kind++)
         for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-            list[count++] = (struct nbhd_sm90_variant){kinds[kind][0], sizes[i], kinds[kind][1], 2, 0,
+            list[count++] = (struct nbhd_sm90_variant){kinds[kind][0], sizes[i], kinds[kind][1], 2,
                                                             kind == 0 && d->head_dim <= 64 && d->head_dim_v <= 64};
     return count;
 }

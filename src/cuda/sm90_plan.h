@@ -8,7 +8,7 @@
 
 /* A compiled variant: consumer warpgroups of 64 rows each, keys per box, CTAs per multiprocessor. */
 struct nbhd_sm90_variant {
-    int groups, n, ctas, stages, q_registers, take_turns;
+    int groups, n, ctas, stages, take_turns;
 };
 
 struct nbhd_sm90_plan {
