@@ -137,12 +137,12 @@ static int fit(const struct image *image, struct outcome *out)
     return TOOL_DONE;
 }
 
-static void decibels(const char *what, double psnr)
+static void decibels(const char *what, double psnr, const char *remark)
 {
     if (isinf(psnr))
         printf("%s: no difference\n", what);
     else
-        printf("%s: PSNR %.2f dB\n", what, psnr);
+        printf("%s: PSNR %.2f dB%s\n", what, psnr, remark);
 }
 
 static void print(const struct options *o, const struct outcome *r)
@@ -153,7 +153,7 @@ static void print(const struct options *o, const struct outcome *r)
     else if (!(o->strength > 0))
         printf("found noise of deviation %.1f\n", r->sigma);
     if (!isnan(r->before))
-        decibels("before", r->before);
+        decibels("before", r->before, "");
     printf("denoised in %.2f s: window %dx%d, patch %dx%d, strength %.3g; %s", r->ms * 1e-3, r->window[0], r->window[1],
            r->nlm.patch[0], r->nlm.patch[1], r->nlm.strength, r->report.kernel);
     int threads = o->threads ? o->threads : cpu_count();
@@ -161,7 +161,7 @@ static void print(const struct options *o, const struct outcome *r)
         printf(", %d %s", threads, threads == 1 ? "thread" : "threads");
     printf(", %.3g GFLOP/s\n", r->report.flops / r->report.attention_ms * 1e-6);
     if (!isnan(r->after))
-        decibels("after", r->after);
+        decibels("after", r->after, " (higher is nearer to the clean photograph)");
     printf("wrote %s\n", o->out);
 }
 
