@@ -107,7 +107,8 @@ typedef struct nbhd_sim_device {
     int element;        /* bytes of an element in the kernels that this prices: others are UNSUPPORTED; 0: any */
 } nbhd_sim_device;
 #define NBHD_SIM_DEVICE_INIT {sizeof(nbhd_sim_device), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
-/* Known devices: "h200" and "h200-bwd", 16-bit kernels forward and backward. INVALID names those there are. */
+/* Known devices, each a chip with a kind of kernel: "h200" (forward, wgmma), "h200-sm80" (forward, mma.sync), "h200-bwd"
+ * (backward, wgmma). INVALID names those there are. */
 NBHD_API nbhd_status nbhd_sim_device_get(nbhd_sim_device *device, const char *name);
 
 /* Predicted milliseconds of one call, forward or backward. */

@@ -137,7 +137,7 @@ static void check_model(const char *file, const char *name)
     static nbhd_sim_sample samples[MOST_SAMPLES];
     int count = 0;
     char *text = read_text(file);
-    CHECK(!nbhd_sim_samples_parse(text, samples, MOST_SAMPLES, &count) && count > 10, "%s: %s", file, nbhd_last_error());
+    CHECK(!nbhd_sim_samples_parse(text, samples, MOST_SAMPLES, &count) && count > 5, "%s: %s", file, nbhd_last_error());
     free(text);
     nbhd_sim_device device = NBHD_SIM_DEVICE_INIT;
     CHECK(!nbhd_sim_device_get(&device, name), "%s", nbhd_last_error());
@@ -159,6 +159,23 @@ static void check_model(const char *file, const char *name)
     other.matrix *= 0.8, other.softmax *= 1.2, other.mask *= 1.3, other.tile *= 0.5;
     CHECK(!nbhd_sim_fit(&other, samples, count, &median, &worst), "%s", nbhd_last_error());
     CHECK(worst < 0.03, "%s: made times are missed by %g", file, worst);
+}
+
+/* A kernel whose times went into no fit: written later, on the design of the prototype that was measured. */
+static void check_prediction(const char *file, const char *name)
+{
+    nbhd_sim_sample samples[8];
+    int count = 0;
+    char *text = read_text(file);
+    nbhd_sim_device device = NBHD_SIM_DEVICE_INIT;
+    CHECK(!nbhd_sim_samples_parse(text, samples, 8, &count) && !nbhd_sim_device_get(&device, name) && count > 2, "%s: %s", file,
+          nbhd_last_error());
+    free(text);
+    for (int i = 0; i < count; i++) {
+        double ms = 0;
+        CHECK(!nbhd_sim_predict(&device, &samples[i].desc, &samples[i].tiles, &ms) && fabs(ms / samples[i].ms - 1) < 0.08,
+              "%s, sample %d: predicted %g ms, measured %g", file, i, ms, samples[i].ms);
+    }
 }
 
 /* What must follow from the prices: more work never costs less. */
@@ -287,6 +304,8 @@ int main(void)
     check_find_exhaustively();
     check_model("h200-forward-prototype.csv", "h200");
     check_model("h200-backward-prototype.csv", "h200-bwd");
+    check_model("h200-forward-sm80.csv", "h200-sm80");
+    check_prediction("h200-forward-sm90.csv", "h200");
     check_model_order();
     check_bad_tiles();
     check_bad_requests();

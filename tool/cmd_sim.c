@@ -308,7 +308,7 @@ static int run(int argc, char **argv)
         opt_real("share", 0, &o.share, 0, 1, "X", "attention's share of a model's time, for its end-to-end bound"),
         opt_int("steps", 0, &o.steps, 1, 1 << 30, "N", "of the model, with --share"),
         opt_int("dense-steps", 0, &o.dense_steps, 0, 1 << 30, "N", "of these with self attention (0)"),
-        opt_text("model", 'm', &o.model_text, "NAME", "predict times: h200, h200-bwd, or prices as --fit prints them"),
+        opt_text("model", 'm', &o.model_text, "NAME", "predict times: h200, h200-sm80, h200-bwd, or prices as --fit prints them"),
         opt_flag("find", 0, &o.find, "search windows, strides and tiles that waste little, for the axes of LINE"),
         opt_real("sparsity", 0, &o.sparsity, 0, 0.999999, "X", "--find: share of the pairs to leave out (any)"),
         opt_real("tolerance", 0, &o.tolerance, 0, 1, "X", "--find: of --sparsity (0.02)"),

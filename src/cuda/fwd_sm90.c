@@ -84,7 +84,8 @@ static int configs(const struct nbhd_problem *problem, struct nbhd_config *confi
                                           .threads = 128 * (plans[i].variant.groups + 1),
                                           .predicted_ms = plans[i].ms};
         memcpy(configs[i].q_tile, plans[i].q_box, sizeof configs[i].q_tile);
-        memcpy(configs[i].k_tile, plans[i].k_box[0], sizeof configs[i].k_tile);
+        if (plans[i].shapes == 1 && plans[i].pack == 1) /* else none that nbhd_sim_plan_tiles could tell */
+            memcpy(configs[i].k_tile, plans[i].k_box[0], sizeof configs[i].k_tile);
     }
     return count;
 }

@@ -12,8 +12,9 @@ static const struct {
     nbhd_sim_device device;
 } known[] = {
     /* Hopper, 16-bit, head_dim 128, burst clocks. L2 and memory were measured alone; the rest is `nbhd sim --fit` of
-     * bench/results/h200-*-prototype.csv. */
+     * bench/results/h200-*-prototype.csv and h200-forward-sm80.csv. */
     {"h200", {sizeof(nbhd_sim_device), 132, 1164, 4.885, 7.994, 0.0261, 6.044, 4, 9.5, 4.0, 2}},
+    {"h200-sm80", {sizeof(nbhd_sim_device), 132, 431, 4.733, 5.696, 0.02646, 5.836, 4, 9.5, 4.0, 2}},
     {"h200-bwd", {sizeof(nbhd_sim_device), 132, 842.3, 4.536, 3.096, 0.05976, 6.702, 4, 9.5, 4.0, 2}},
 };
 
