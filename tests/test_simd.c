@@ -42,6 +42,8 @@ int main(void)
 #if defined(__x86_64__)
     check_set(NBHD_ISA_AVX2, test_simd_avx2, &test);
     check_set(NBHD_ISA_AVX512, test_simd_avx512, &test);
+#elif defined(__aarch64__)
+    check_set(NBHD_ISA_NEON, test_simd_neon, &test);
 #endif
     CHECK(nbhd_cpu_peak_gflops(0, 1) == 0, "a rate without an instruction set");
     munmap(memory, 2 * page);

@@ -17,6 +17,8 @@ static const struct {
 #if defined(__x86_64__)
     {NBHD_ISA_AVX512, nbhd_peak_loop_avx512},
     {NBHD_ISA_AVX2, nbhd_peak_loop_avx2},
+#elif defined(__aarch64__)
+    {NBHD_ISA_NEON, nbhd_peak_loop_neon},
 #endif
     {NBHD_ISA_SCALAR, nbhd_peak_loop_scalar},
 };

@@ -1,0 +1,5 @@
+/* The loop of peak.h over simd_neon.h. */
+#include "cpu/simd_neon.h"
+#include "cpu/peak.inc.h"
+
+double nbhd_peak_loop_neon(long rounds) { return peak_loop(rounds); }
