@@ -109,6 +109,15 @@ static void check_memory(const struct simd_test *t, const float *a)
     }
 }
 
+static void check_stream(const struct simd_test *t, const float *a)
+{
+    float *to = (float *)(void *)t->page_end - VF;
+    memset(to, 0, sizeof(float) * VF);
+    v_stream(to, v_load(a));
+    v_stream_end();
+    t->check(!memcmp(to, a, sizeof(float) * VF), "stream", 0, (double)a[0], (double)to[0]);
+}
+
 static void check_moves(const struct simd_test *t)
 {
     float table[2 * VF], x[VF], sum = 0;
@@ -161,8 +170,10 @@ static void check_vocabulary(const struct simd_test *t)
                 c[l] = samples[(i + j + l) % SAMPLES];
             }
             check_arithmetic(t, a, b, c);
-            if (j == 0)
+            if (j == 0) {
                 check_memory(t, a);
+                check_stream(t, a);
+            }
         }
     check_functions(t);
     check_moves(t);

@@ -376,4 +376,5 @@ static void permute_task(const struct nbhd_params *p, const struct nbhd_fwd *f, 
             locate(&after, i + 1);
         walk_steps(&t, ahead ? &after : NULL);
     }
+    v_stream_end();
 }

@@ -290,9 +290,14 @@ V_FN void pv_lane(const struct permute_task *t, const struct lane_block *b, cons
         } else if (r < to->rows) {
             char *row = to->o[r] + b->token[lane] * t->p->o.axis[2];
             const vf factor = v_set1(t->sum[r * VF + lane]); /* its inverse: see permute_tile */
+            float *past = (float *)row + column; /* where f->stream says float32, aligned */
+            const bool stream = t->f->stream && (uintptr_t)past % sizeof(vf) == 0 && columns >= dims * VF;
 #pragma GCC unroll 4
             for (int i = 0; i < dims; i++)
-                v_store_as(row, t->f->dtype, column + i * VF, v_mul(factor, acc[r][i]), nbhd_min(columns - i * VF, VF));
+                if (stream)
+                    v_stream(past + i * VF, v_mul(factor, acc[r][i]));
+                else
+                    v_store_as(row, t->f->dtype, column + i * VF, v_mul(factor, acc[r][i]), nbhd_min(columns - i * VF, VF));
         }
     }
 }
@@ -318,7 +323,8 @@ static void look_ahead_lane(const struct permute_task *t, const struct look_ahea
     const int position = a->block * VF + lane, query = t->block[a->next_block].token[lane];
     for (int r = 0; r < a->next->rows; r++) {
         fetch(a->next->q[r] + query * p->q.axis[2], q_bytes);
-        fetch(a->next->o[r] + query * p->o.axis[2], v_bytes);
+        if (!t->f->stream)
+            fetch(a->next->o[r] + query * p->o.axis[2], v_bytes);
     }
     if (position >= t->keys.end - t->keys.begin)
         return;

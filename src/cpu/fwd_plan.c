@@ -122,7 +122,8 @@ enum {
     CACHED_BYTES = 2 << 20,    /* of lines and values in use, from where on they begin to fall out of near caches */
     MOST_BYTES = 64 << 20,     /* of lines a thread */
     TASKS_PER_THREAD = 6,
-    MOST_GROUP = 16
+    MOST_GROUP = 16,
+    STREAM_BYTES = 8 << 20     /* of all tensors together */
 };
 
 /* Columns that a table of two vectors can serve: the lanes' first keys are up to vf - 1 + spread apart. */
@@ -327,6 +328,18 @@ static void build_broadcast(const struct nbhd_problem *problem, const struct nbh
     f->at_keys = place(&f->scratch, d->dtype != NBHD_F32 ? (size_t)(FWD_BLOCK * whole) * sizeof(float) : 0);
 }
 
+/* Of q, k, v and o. */
+static double tensor_bytes(const struct nbhd_problem *problem)
+{
+    const nbhd_desc *d = &problem->desc;
+    double queries = d->batch, keys = d->batch;
+    for (int a = 0; a < 3; a++) {
+        queries *= problem->axis[a].length;
+        keys *= problem->axis[a].keys;
+    }
+    return (queries * d->heads + keys * d->kv_heads) * (d->head_dim + d->head_dim_v) * (double)sizeof(float);
+}
+
 static void build_permute(const struct nbhd_problem *problem, const struct nbhd_config *config, struct nbhd_fwd *f,
                           const struct nbhd_fwd_machine *m)
 {
@@ -345,6 +358,8 @@ static void build_permute(const struct nbhd_problem *problem, const struct nbhd_
     f->ring[0] = most_keys(a[0], 1);
     f->ring[1] = most_keys(a[1], nbhd_min(f->chunk, nbhd_group_size(a[1], 0)));
     f->columns = permute_columns(a[2], m);
+    f->stream = d->dtype == NBHD_F32 &&
+                (tensor_bytes(problem) > STREAM_BYTES || atomic_load(&forced_variant) == NBHD_FWD_PERMUTE);
     f->entries = FWD_BLOCK;
     f->line_step = line_step(positions, m->vf);
     f->line_size = (size_t)d->head_dim * (size_t)f->line_step;

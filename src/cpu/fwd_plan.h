@@ -46,6 +46,7 @@ struct nbhd_fwd {
     int entries;      /* scores held per query at once */
     int line_step;    /* floats from one d of a line to the next */
     int value_width;  /* floats of a row of V and O, padded to vectors */
+    bool stream;      /* float32 tensors that outgrow the caches: O is written past them */
     bool pack_values; /* V's rows are copied: 16-bit, or no multiple of a vector */
     size_t line_size, values_size; /* floats of a row's keys and values */
     /* Offsets into a thread's scratch. */
@@ -63,7 +64,7 @@ bool nbhd_fwd_refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT]);
 int nbhd_fwd_configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room,
                      const struct nbhd_fwd_machine *machine);
 nbhd_status nbhd_fwd_build(struct nbhd_plan *plan, const struct nbhd_fwd_machine *machine);
-/* For tests: the variant to prefer wherever it can run; -1: by cost. */
+/* For tests: the variant to prefer wherever it can run, permute with outputs past the caches; -1: by cost. */
 void nbhd_fwd_force(int variant);
 void nbhd_fwd_drop(struct nbhd_plan *plan);
 

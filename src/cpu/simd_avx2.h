@@ -28,6 +28,8 @@ V_FN vf v_keep(vf x)
     __asm__("" : "+x"(x));
     return x;
 }
+V_FN void v_stream(float *p, vf x) { _mm256_stream_ps(p, x); }
+V_FN void v_stream_end(void) { _mm_sfence(); }
 V_FN vi v_iload(const int *p) { return _mm256_loadu_si256((const __m256i *)p); }
 V_FN vi v_iset1(int x) { return _mm256_set1_epi32(x); }
 V_FN vi v_iadd(vi a, vi b) { return _mm256_add_epi32(a, b); }

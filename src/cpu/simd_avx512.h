@@ -22,6 +22,10 @@ V_FN vf v_zero(void) { return _mm512_setzero_ps(); }
 V_FN vf v_set1(float x) { return _mm512_set1_ps(x); }
 V_FN vf v_load(const float *p) { return _mm512_loadu_ps(p); }
 V_FN void v_store(float *p, vf x) { _mm512_storeu_ps(p, x); }
+/* Past the caches, for data that nobody reads soon: p is a multiple of the vector's size. v_stream_end before other
+ * threads may look. */
+V_FN void v_stream(float *p, vf x) { _mm512_stream_ps(p, x); }
+V_FN void v_stream_end(void) { _mm_sfence(); }
 V_FN __mmask16 v_first(int n) { return (__mmask16)((1u << n) - 1u); } /* 0 <= n <= VF */
 /* The first n lanes; the others are 0 and their memory is not touched. */
 V_FN vf v_load_part(const float *p, int n) { return _mm512_maskz_loadu_ps(v_first(n), p); }

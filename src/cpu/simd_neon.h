@@ -60,6 +60,8 @@ V_FN unsigned v_bits(uint32x4_t mask)
     static const uint32_t one[VF] = {1, 2, 4, 8};
     return vaddvq_u32(vandq_u32(mask, vld1q_u32(one)));
 }
+V_FN void v_stream(float *p, vf x) { v_store(p, x); }
+V_FN void v_stream_end(void) {}
 V_FN vf v_select(unsigned bits, vf yes, vf no) { return vbslq_f32(v_mask(bits), yes, no); }
 V_FN vf v_keep(vf x)
 {

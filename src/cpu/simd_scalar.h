@@ -40,6 +40,8 @@ V_FN void v_store_part(float *p, vf a, int n)
 }
 V_FN vf v_load(const float *p) { return v_load_part(p, VF); }
 V_FN void v_store(float *p, vf a) { v_store_part(p, a, VF); }
+V_FN void v_stream(float *p, vf a) { v_store(p, a); }
+V_FN void v_stream_end(void) {}
 V_FN vf v_select(unsigned bits, vf yes, vf no)
 {
     V_EACH no.x[i] = bits >> i & 1 ? yes.x[i] : no.x[i];
