@@ -7,6 +7,7 @@
 #include <time.h>
 #include "case.h"
 #include "core/kernel.h"
+#include "cpu/cpu.h"
 #include "cuda/cuda.h"
 #include "test.h"
 
@@ -71,14 +72,7 @@ static bool fill(void *device, size_t bytes, int dtype, unsigned seed)
         int sum = -510;
         for (int j = 0; j < 4; j++)
             sum += (int)((state = state * 6364136223846793005u + 1442695040888963407u) >> 56);
-        const float value = (float)sum / 128;
-        unsigned bits;
-        memcpy(&bits, &value, 4);
-        const _Float16 half = (_Float16)value;
-        const unsigned short upper = (unsigned short)(bits >> 16);
-        const double wide = (double)value;
-        memcpy(host + i * element, dtype == NBHD_F32 ? (const void *)&value : dtype == NBHD_F16 ? (const void *)&half
-                                   : dtype == NBHD_BF16 ? (const void *)&upper : (const void *)&wide, element);
+        nbhd_store(host, dtype, (long long)i, sum / 128.0);
     }
     bool ok = host != NULL;
     for (size_t at = 0; ok && at < bytes; at += block)
@@ -143,20 +137,6 @@ static bool prepare_backward(struct problem *p)
     return CHECK(ok, "the forward before it: %s", nbhd_last_error());
 }
 
-static double element_at(const char *data, int dtype, size_t i)
-{
-    if (dtype == NBHD_F64)
-        return ((const double *)(const void *)data)[i];
-    if (dtype == NBHD_F32)
-        return (double)((const float *)(const void *)data)[i];
-    if (dtype == NBHD_F16)
-        return (double)((const _Float16 *)(const void *)data)[i];
-    const unsigned bits = (unsigned)((const unsigned short *)(const void *)data)[i] << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return (double)value;
-}
-
 /* Largest difference of two device arrays, and the largest value; infinite where either is NaN. */
 static double difference(const void *a, const void *b, size_t bytes, int dtype, double *largest)
 {
@@ -166,7 +146,7 @@ static double difference(const void *a, const void *b, size_t bytes, int dtype, 
     if (!x || !y || !gpu_download(x, a, bytes) || !gpu_download(y, b, bytes))
         worst = INFINITY;
     for (size_t i = 0; worst < INFINITY && i < bytes / nbhd_dtype_size(dtype); i++) {
-        const double u = element_at(x, dtype, i), w = element_at(y, dtype, i), d = fabs(u - w);
+        const double u = nbhd_load(x, dtype, (long long)i), w = nbhd_load(y, dtype, (long long)i), d = fabs(u - w);
         worst = d == d ? fmax(worst, d) : INFINITY;
         *largest = fmax(*largest, fabs(w));
     }

@@ -2,6 +2,7 @@
  * others merges to attention to all; the gradient against finite differences; each bad argument has its sentence. */
 #include <math.h>
 #include <stdint.h>
+#include "cpu/cpu.h"
 #include "nbhd.h"
 #include "oracle.h"
 #include "test.h"
@@ -48,38 +49,9 @@ static char *element(const struct buffer *b, int row, int d)
     return (char *)b->tensor.data + (size_t)(token * (HEADS * b->width + b->gap) + head * b->width + d) * size_of(b->dtype);
 }
 
-static void put(const struct buffer *b, int row, int d, double value)
-{
-    float single = (float)value;
-    uint32_t bits;
-    memcpy(&bits, &single, 4);
-    uint16_t half = (uint16_t)(bits >> 16);
-    _Float16 h = (_Float16)value;
-    switch (b->dtype) {
-    case NBHD_F64: memcpy(element(b, row, d), &value, 8); return;
-    case NBHD_F32: memcpy(element(b, row, d), &single, 4); return;
-    case NBHD_F16: memcpy(element(b, row, d), &h, 2); return;
-    default: memcpy(element(b, row, d), &half, 2); return; /* rounded already */
-    }
-}
+static void put(const struct buffer *b, int row, int d, double value) { nbhd_store(element(b, row, d), b->dtype, 0, value); }
 
-static double get(const struct buffer *b, int row, int d)
-{
-    double value;
-    float single;
-    _Float16 h;
-    uint16_t half;
-    uint32_t bits;
-    switch (b->dtype) {
-    case NBHD_F64: return memcpy(&value, element(b, row, d), 8), value;
-    case NBHD_F32: return memcpy(&single, element(b, row, d), 4), (double)single;
-    case NBHD_F16: return memcpy(&h, element(b, row, d), 2), (double)h;
-    default:
-        memcpy(&half, element(b, row, d), 2);
-        bits = (uint32_t)half << 16;
-        return memcpy(&single, &bits, 4), (double)single;
-    }
-}
+static double get(const struct buffer *b, int row, int d) { return nbhd_load(element(b, row, d), b->dtype, 0); }
 
 static struct buffer make(int dtype, int width, int gap)
 {
