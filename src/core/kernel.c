@@ -1,4 +1,5 @@
 /* The table of kernels, made from kernels.def. */
+#include <string.h>
 #include "core/kernel.h"
 #include "core/plan.h"
 #include "cpu/isa.h"
@@ -28,6 +29,14 @@ const struct nbhd_kernel nbhd_kernels[] = {
 };
 
 static const char *const device_names[] = {"cpu", "cuda"};
+
+const struct nbhd_kernel *nbhd_kernel_named(const char *name)
+{
+    for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
+        if (!strcmp(k->name, name))
+            return k;
+    return NULL;
+}
 
 bool nbhd_kernel_refuses(const struct nbhd_kernel *kernel, const struct nbhd_problem *problem, char why[NBHD_TEXT])
 {

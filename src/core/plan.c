@@ -6,26 +6,18 @@
 #include "core/plan.h"
 #include "core/wisdom.h"
 
-static const struct nbhd_kernel *find_kernel(const char *name)
-{
-    for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
-        if (!strcmp(k->name, name))
-            return k;
-    return NULL;
-}
-
 /* The row that NBHD_KERNEL names, if it is one for this device and pass: a user's override, for experiments. */
 static const char *forced_by_environment(const struct nbhd_problem *problem)
 {
     const char *name = nbhd_env("NBHD_KERNEL");
-    const struct nbhd_kernel *kernel = name ? find_kernel(name) : NULL;
+    const struct nbhd_kernel *kernel = name ? nbhd_kernel_named(name) : NULL;
     return kernel && kernel->device == problem->device && kernel->pass == problem->desc.pass ? name : NULL;
 }
 
 static nbhd_status choose_named(const struct nbhd_problem *problem, const char *name, const struct nbhd_kernel **chosen)
 {
     char why[NBHD_TEXT] = "";
-    *chosen = find_kernel(name);
+    *chosen = nbhd_kernel_named(name);
     if (!*chosen)
         return nbhd_fail(NBHD_ERROR_INVALID, "kernel is '%s'; there is none of that name (nbhd list shows them)", name);
     if (nbhd_kernel_refuses(*chosen, problem, why))
@@ -184,7 +176,7 @@ nbhd_status nbhd_kernel_refusal(int i, const nbhd_desc *desc, nbhd_device device
         return nbhd_fail(NBHD_ERROR_INVALID, "i is %d; there is no such kernel", i);
     problem.device = device;
     char text[NBHD_TEXT] = "";
-    nbhd_kernel_refuses(find_kernel(name), &problem, text);
+    nbhd_kernel_refuses(nbhd_kernel_named(name), &problem, text);
     snprintf(why, capacity, "%s", text);
     return NBHD_OK;
 }

@@ -19,6 +19,8 @@ nbhd_status nbhd_plan_build(nbhd_plan **plan, const struct nbhd_problem *problem
                             const struct nbhd_config *config);
 /* desc.c: copies args of any size known to the caller. */
 nbhd_status nbhd_args_copy(nbhd_args *to, const nbhd_args *from);
+/* kernel.c: the row of that name ("cpu.fwd_avx2"), or NULL. */
+const struct nbhd_kernel *nbhd_kernel_named(const char *name);
 /* kernel.c: true, with a sentence, if the row cannot compute the problem on this machine. */
 bool nbhd_kernel_refuses(const struct nbhd_kernel *kernel, const struct nbhd_problem *problem, char why[NBHD_TEXT]);
 

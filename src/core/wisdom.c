@@ -24,23 +24,32 @@ static struct {
     struct entry *first, **end;
 } wisdom = {.lock = PTHREAD_MUTEX_INITIALIZER, .end = &wisdom.first};
 
-/* What a measurement depends on: the processor's name. */
-static void machine_name(char name[MACHINE])
+static char this_machine[MACHINE]; /* what a measurement depends on: the processor's name */
+
+static void read_machine(void)
 {
     char line[256];
     FILE *file = fopen("/proc/cpuinfo", "r");
-    snprintf(name, MACHINE, "unknown");
+    snprintf(this_machine, MACHINE, "unknown");
     while (file && fgets(line, sizeof line, file)) {
         char *at = strchr(line, ':');
         if (strncmp(line, "model name", 10) || !at)
             continue;
         at += strspn(at, ": \t");
         at[strcspn(at, "\r\n")] = '\0';
-        snprintf(name, MACHINE, "%.*s", MACHINE - 1, at);
+        snprintf(this_machine, MACHINE, "%.*s", MACHINE - 1, at);
         break;
     }
     if (file)
         fclose(file);
+}
+
+/* Read once: planning must not open files. */
+static const char *machine_name(void)
+{
+    static pthread_once_t control = PTHREAD_ONCE_INIT;
+    pthread_once(&control, read_machine);
+    return this_machine;
 }
 
 /* The problem as text, with what its line does not say. */
@@ -92,40 +101,31 @@ nbhd_status nbhd_wisdom_add(const struct nbhd_problem *problem, const struct nbh
                             const struct nbhd_config *config, double ms)
 {
     struct entry e = {.ms = ms};
-    machine_name(e.machine);
+    snprintf(e.machine, sizeof e.machine, "%s", machine_name());
     problem_text(problem, e.problem);
     snprintf(e.kernel, sizeof e.kernel, "%s", kernel->name);
     config_text(config, e.config);
     return keep(&e);
 }
 
-static const struct nbhd_kernel *kernel_named(const char *name)
-{
-    for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
-        if (!strcmp(k->name, name))
-            return k;
-    return NULL;
-}
-
 bool nbhd_wisdom_find(const struct nbhd_problem *problem, const struct nbhd_kernel **kernel, struct nbhd_config *config)
 {
-    char machine[MACHINE], key[NBHD_TEXT], why[NBHD_TEXT], text[96];
+    char key[NBHD_TEXT], why[NBHD_TEXT], text[96];
     struct entry found;
     pthread_mutex_lock(&wisdom.lock);
     const bool any = wisdom.first != NULL;
     pthread_mutex_unlock(&wisdom.lock);
     if (!any)
         return false;
-    machine_name(machine);
     problem_text(problem, key);
     pthread_mutex_lock(&wisdom.lock);
-    const struct entry *e = find(machine, key);
+    const struct entry *e = find(machine_name(), key);
     if (e)
         found = *e;
     pthread_mutex_unlock(&wisdom.lock);
     if (!e)
         return false;
-    const struct nbhd_kernel *k = kernel_named(found.kernel);
+    const struct nbhd_kernel *k = nbhd_kernel_named(found.kernel);
     if (!k || nbhd_kernel_refuses(k, problem, why)) {
         nbhd_log(1, "wisdom names %s for '%s', which %s", found.kernel, key, k ? why : "this build does not have");
         return false;

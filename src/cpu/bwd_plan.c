@@ -1,5 +1,4 @@
 /* See bwd_plan.h. */
-#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,20 +7,6 @@
 
 /* Work is cut for so many threads, whatever there are: the order of sums depends on it. */
 enum { DESIGN_THREADS = 16 };
-
-bool nbhd_bwd_refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
-{
-    const nbhd_desc *d = &problem->desc;
-    if (d->dtype == NBHD_F64)
-        return nbhd_refuse(why, "dtype is f64; it computes in float32");
-    double table = 1;
-    for (int i = 0; i < 3 && d->bias; i++)
-        table *= 2.0 * problem->axis[i].window - 1;
-    if (table * FWD_LANES > INT_MAX)
-        return nbhd_refuse(why, "the bias table has %g entries a head; at most %d fit its 32-bit indices", table,
-                           INT_MAX / FWD_LANES);
-    return false;
-}
 
 /* The algorithm that is best for the forward is so here; not by the number of threads, on which no bit may depend. */
 int nbhd_bwd_configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room,

@@ -43,7 +43,6 @@ struct nbhd_bwd_machine {
     size_t run;    /* sizeof(struct bwd_keys) */
 };
 
-bool nbhd_bwd_refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT]);
 int nbhd_bwd_configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room,
                      const struct nbhd_bwd_machine *machine);
 nbhd_status nbhd_bwd_build(struct nbhd_plan *plan, const struct nbhd_bwd_machine *machine);

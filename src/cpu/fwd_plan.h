@@ -60,6 +60,7 @@ struct nbhd_fwd_machine {
     size_t lane_block; /* sizeof(struct lane_block) */
 };
 
+/* Of the forward and of the backward rows: what their vectors cannot take is the same. */
 bool nbhd_fwd_refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT]);
 int nbhd_fwd_configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room,
                      const struct nbhd_fwd_machine *machine);
