@@ -1,16 +1,16 @@
-/* What CPU kernels report to have visited, and what the Hopper planner counts, against the simulator. */
+/* What CPU kernels, forward and backward, report to have visited, and what the Hopper planner counts, against the simulator. */
 #include <math.h>
 #include "core/counters.h"
 #include "core/kernel.h"
 #include "core/tiles.h"
-#include "cpu/fwd_plan.h"
+#include "cpu/bwd_plan.h"
 #include "nbhd_sim.h"
 #include "test.h"
 #if NBHD_HAVE_CUDA
 #include "cuda/sm90_plan.h"
 #endif
 
-static int broadcasts, permutes, scalars;
+static int broadcasts, permutes, scalars, bwd_broadcasts, bwd_permutes;
 #if NBHD_HAVE_CUDA
 static int planned;
 #endif
@@ -66,6 +66,8 @@ static struct visits simulate(const nbhd_desc *d, const int extent[3])
     return (struct visits){visits, visits * c.masked_fraction};
 }
 
+static struct visits times(struct visits v, double n) { return (struct visits){v.visits * n, v.masked * n}; }
+
 /* Rows of keys against FWD_ROWS rows of queries: axes 0 and 1 alone; axis 2 is done in tiles of its own. */
 static struct visits permuted(const struct nbhd_plan *plan, const struct nbhd_fwd *f)
 {
@@ -84,34 +86,83 @@ static struct visits permuted(const struct nbhd_plan *plan, const struct nbhd_fw
     return (struct visits){c0.visited * c1.visited * tasks, (c0.visited * c1.visited - c0.full * c1.full) * tasks};
 }
 
+static struct visits expected_forward(const struct nbhd_plan *plan, const nbhd_desc *d)
+{
+    const struct nbhd_fwd *f = plan->state;
+    const int extent[3] = {f->grid[0].tile, f->grid[1].tile, f->grid[2].tile};
+    if (f->variant == NBHD_FWD_PERMUTE) {
+        permutes++;
+        return times(permuted(plan, f), (double)d->batch * d->heads);
+    }
+    broadcasts++;
+    nbhd_sim_tiles tiles = NBHD_SIM_TILES_INIT;
+    const bool told = !nbhd_sim_plan_tiles(plan, &tiles);
+    CHECK(told == (f->head_tile == 1), "%s: %s", plan->describe, nbhd_last_error());
+    for (int i = 0; i < d->rank && told; i++)
+        CHECK(tiles.q_tile[i] == nbhd_min(extent[i + 3 - d->rank], d->length[i]) && tiles.kv_tile[i] == 1,
+              "%s: axis %d is told as %d against %d", plan->describe, i, tiles.q_tile[i], tiles.kv_tile[i]);
+    return times(simulate(d, extent), (double)d->batch * d->kv_heads * f->head_tiles);
+}
+
+/* Steps of FWD_ROWS query rows in the backward's boxes of an axis; rows of keys of each, and of these unmasked ones. */
+static struct nbhd_tile_count count_steps(struct nbhd_axis a, const struct nbhd_rounds *r, int box)
+{
+    struct nbhd_tile_count c = {0, 0, 0, 0, 0};
+    for (int i = 0; i < r->rounds * r->slots; i++) {
+        struct nbhd_region region;
+        if (!nbhd_rounds_at(r, a, i / r->slots, i % r->slots, &region))
+            continue;
+        for (int q = region.q.begin; q < region.q.end; q += box)
+            for (int y = q, end = nbhd_min(q + box, region.q.end); y < end; y += FWD_ROWS) {
+                struct nbhd_tile t = nbhd_tile_at(a, region.size, y, nbhd_min(FWD_ROWS, end - y), 1, NBHD_TILING_DYNAMIC);
+                c.q_tiles++;
+                c.visited += t.visited;
+                c.full += t.full;
+            }
+    }
+    return c;
+}
+
+/* Boxes of an axis, over its regions. */
+static double count_boxes(struct nbhd_axis a, const struct nbhd_rounds *r, int box)
+{
+    double boxes = 0;
+    for (int i = 0; i < r->rounds * r->slots; i++) {
+        struct nbhd_region region;
+        if (nbhd_rounds_at(r, a, i / r->slots, i % r->slots, &region))
+            boxes += (region.q.end - region.q.begin + box - 1) / box;
+    }
+    return boxes;
+}
+
+/* The rounds cut queries and keys up, but each query tile meets each of its keys in one of them: broadcast tiles visit what
+ * the simulator says, whatever the cut. */
+static struct visits expected_backward(const struct nbhd_plan *plan, const nbhd_desc *d)
+{
+    const struct nbhd_bwd *b = plan->state;
+    const struct nbhd_axis *a = plan->problem.axis;
+    if (b->variant != NBHD_FWD_PERMUTE) {
+        bwd_broadcasts++;
+        nbhd_desc by_queries = *d; /* the simulator takes a backward problem for one that walks over tiles of keys */
+        by_queries.pass = NBHD_FORWARD;
+        return times(simulate(&by_queries, b->tile), (double)d->batch * d->kv_heads * b->head_tiles);
+    }
+    bwd_permutes++;
+    const struct nbhd_tile_count c0 = nbhd_tiles_count(a[0], 1, 1, NBHD_TILING_DYNAMIC);
+    const struct nbhd_tile_count c1 = count_steps(a[1], &b->axis[1], b->tile[1]);
+    const struct visits v = {c0.visited * c1.visited, c0.visited * c1.visited - c0.full * c1.full};
+    return times(v, count_boxes(b->cut[2], &b->axis[2], b->tile[2]) * d->batch * d->heads);
+}
+
 static struct visits expected(const struct nbhd_plan *plan, const nbhd_desc *d)
 {
     static const int one[3] = {1, 1, 1};
-    const bool scalar = strstr(plan->kernel->name, "scalar") != NULL;
-    struct visits v;
-    double times = (double)d->batch * (d->pass == NBHD_BACKWARD ? d->kv_heads : d->heads);
-    if (scalar) {
+    const bool backward = d->pass == NBHD_BACKWARD;
+    if (strstr(plan->kernel->name, "scalar")) {
         scalars++;
-        v = simulate(d, one);
-    } else {
-        const struct nbhd_fwd *f = plan->state;
-        const int extent[3] = {f->grid[0].tile, f->grid[1].tile, f->grid[2].tile};
-        if (f->variant == NBHD_FWD_PERMUTE) {
-            permutes++;
-            v = permuted(plan, f);
-        } else {
-            broadcasts++;
-            times = (double)d->batch * d->kv_heads * f->head_tiles;
-            v = simulate(d, extent);
-            nbhd_sim_tiles tiles = NBHD_SIM_TILES_INIT;
-            const bool told = !nbhd_sim_plan_tiles(plan, &tiles);
-            CHECK(told == (f->head_tile == 1), "%s: %s", plan->describe, nbhd_last_error());
-            for (int i = 0; i < d->rank && told; i++)
-                CHECK(tiles.q_tile[i] == nbhd_min(extent[i + 3 - d->rank], d->length[i]) && tiles.kv_tile[i] == 1,
-                      "%s: axis %d is told as %d against %d", plan->describe, i, tiles.q_tile[i], tiles.kv_tile[i]);
-        }
+        return times(simulate(d, one), (double)d->batch * (backward ? d->kv_heads : d->heads));
     }
-    return (struct visits){v.visits * times, v.masked * times};
+    return backward ? expected_backward(plan, d) : expected_forward(plan, d);
 }
 
 static void check(const char *line, const char *kernel)
@@ -192,19 +243,20 @@ int main(void)
         "d8 6x14x15 w3x7x9", "d8 8x9x17 w5x3x3", "d8 8x9x10 w4x4x4 s2x4x4", "d8 9x8x20 w3x3x5 r2x1x3", "d8 25 w6 extra=13",
         "d8 30x20 w9x8 extra=100", "d8 20 kv=33", "d8 12x10 kv=9x31", "d8 h2 1x1 w1x1", "d8 64 w64 s64", "d8 7x65 w1x9"};
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
-        for (int k = 0; nbhd_kernels[k].name; k++)
-            if (nbhd_kernels[k].device == NBHD_DEVICE_CPU && nbhd_kernels[k].pass == NBHD_FORWARD)
-                check(lines[i], nbhd_kernels[k].name);
         char backward[NBHD_TEXT];
         snprintf(backward, sizeof backward, "bwd %s", lines[i]);
-        check(backward, "cpu.bwd_scalar");
+        for (int k = 0; nbhd_kernels[k].name; k++)
+            if (nbhd_kernels[k].device == NBHD_DEVICE_CPU && nbhd_kernels[k].pass <= NBHD_BACKWARD)
+                check(nbhd_kernels[k].pass == NBHD_FORWARD ? lines[i] : backward, nbhd_kernels[k].name);
     }
-    printf("tiles of %d broadcast, %d permuted and %d scalar calls\n", broadcasts, permutes, scalars);
+    printf("tiles of %d broadcast, %d permuted and %d scalar calls; backward %d and %d\n", broadcasts, permutes, scalars,
+           bwd_broadcasts, bwd_permutes);
     CHECK(scalars > 0, "no scalar call was compared");
     if (broadcasts + permutes == 0)
         test_skip("this machine runs no vector kernel");
     else
-        CHECK(broadcasts > 5 && permutes > 5, "%d broadcast, %d permuted", broadcasts, permutes);
+        CHECK(broadcasts > 5 && permutes > 5 && bwd_broadcasts > 5 && bwd_permutes > 5,
+              "%d broadcast, %d permuted; backward %d, %d", broadcasts, permutes, bwd_broadcasts, bwd_permutes);
     check_planners();
     return test_done();
 }

@@ -118,16 +118,18 @@ double nbhd_axis_tiles(struct nbhd_axis a, int tile)
 }
 
 /* The queries of a stride group share their leader, so over the group each end of the window stands still or moves by one
- * a query: its first and last query tell the sum. */
+ * a query: its first and last query tell the sum. Away from the borders all stride groups are alike. */
 static double group_pairs(struct nbhd_axis a, int n)
 {
     double pairs = 0;
     for (int q = 0; q < n;) {
-        const int last = nbhd_min(q / a.stride * a.stride + a.stride, n) - 1;
+        const int last = nbhd_min(n - q, a.stride) + q - 1;
         const struct nbhd_range first_keys = nbhd_keys(a, n, q), last_keys = nbhd_keys(a, n, last);
         const double ends = (double)first_keys.end + last_keys.end - first_keys.begin - last_keys.begin;
-        pairs += (last - q + 1) * ends / 2;
-        q = last + 1;
+        const int room = first_keys.begin > 0 ? n - q - a.window : 0; /* to where a window may reach the end */
+        const int alike = nbhd_max(room / a.stride, 1);
+        pairs += (last - q + 1) * ends / 2 * alike;
+        q = alike > 1 ? q + alike * a.stride : last + 1;
     }
     return pairs;
 }
@@ -138,8 +140,6 @@ double nbhd_axis_pairs(struct nbhd_axis a)
         return (double)a.length * a.keys;
     if (a.edge == NBHD_EDGE_NEAREST)
         return (double)a.length * a.window;
-    double pairs = 0;
-    for (int g = 0; g < a.dilation; g++)
-        pairs += group_pairs(a, nbhd_group_size(a, g));
-    return pairs;
+    const int n = nbhd_group_size(a, 0), longs = a.length - (n - 1) * a.dilation; /* the other groups are shorter by one */
+    return longs * group_pairs(a, n) + (a.dilation - longs) * group_pairs(a, n - 1);
 }
