@@ -131,6 +131,28 @@ NBHD_API double nbhd_plan_predicted_ms(const nbhd_plan *plan);  /* by the cost m
 /* NULL is allowed; sets *plan to NULL. A plan for a GPU must go before the CUDA context that it was made in. */
 NBHD_API void nbhd_plan_destroy(nbhd_plan **plan);
 
+/* A ragged batch: sequences whose axes differ in length, each a grid of its own (docs/ragged.md). They lie in the tensors
+ *   packed: q [tokens, heads, head_dim] and so on, each sequence's grid in row-major order, one sequence after the other, or
+ *           from the token that offsets names; nbhd_tensor.stride is then of [token, heads]; or, where desc->length is set,
+ *   padded: in tensors [sequences, desc->length..., heads, head_dim] as ever, at the lower end of each axis.
+ * Extra keys are [sequences, extra, ...]; biases are shared. Tokens of no sequence are not touched. */
+typedef struct nbhd_ragged {
+    size_t size;                 /* sizeof(nbhd_ragged) */
+    int sequences;
+    const int *lengths;          /* [sequences][rank]: tokens per axis */
+    const int *kv_lengths;       /* cross attention: the same of the keys; NULL: lengths */
+    const long long *offsets;    /* packed: [sequences] first tokens in q, o, lse, ...; NULL: one after the other */
+    const long long *kv_offsets; /* and in k, v; NULL: with kv_lengths one after the other, else offsets */
+} nbhd_ragged;
+
+#define NBHD_RAGGED_INIT {sizeof(nbhd_ragged), 0, NULL, NULL, NULL, NULL}
+
+/* Plans desc for each of the sequences: a window of 0 is the whole axis of each, and one that does not fit a sequence is
+ * refused. desc->length is 0 (packed) or the padded tensors' axes, kv_length the same of the keys, batch 0 or the number of
+ * sequences. The arrays are read here only. The plan's kernel, description and predicted time: of the largest sequence, and of all. */
+NBHD_API nbhd_status nbhd_plan_create_ragged(nbhd_plan **plan, const nbhd_desc *desc, const nbhd_ragged *ragged,
+                                             nbhd_device device, unsigned flags, const char *kernel);
+
 /* Wisdom: what NBHD_PLAN_MEASURE found, kept in the process and consulted by every plan that names no kernel. A measurement
  * takes about two seconds; it uses made-up tensors of the problem's size. The file is text: "nbhd wisdom 1", then a line
  * "machine <processor>" above the choices measured there, "<kernel> <configuration> <ms> <device> <problem> threads=<n>".

@@ -23,8 +23,10 @@ struct nbhd_params {
     struct nbhd_axis axis[3];
     int batch, heads, kv_heads, head_dim, head_dim_v, extra;
     float scale;
-    int flags; /* the plan's */
+    int flags; /* the plan's, and NBHD_PARAMS_ADD */
 };
+
+#define NBHD_PARAMS_ADD 0x10000 /* the gradient of the biases is added to dbias: a ragged batch's later sequences */
 
 NBHD_STATIC_ASSERT(sizeof(struct nbhd_view) == 48, "the view's layout is shared with the device");
 NBHD_STATIC_ASSERT(sizeof(struct nbhd_params) == 16 * 48 + 2 * 8 + 18 * 4 + 8 * 4, "so is the block's");

@@ -79,6 +79,7 @@ struct tensor {
     void *device;     /* what the kernel gets */
     int shape[6];     /* batch, axes (3), heads, width */
     long long stride[6], count, elements, offset; /* elements: extent of the buffer */
+    const struct place *tokens; /* of a ragged batch, where each lies; else NULL */
     int dtype;
     bool output, owner; /* owner: host and device are this tensor's own */
 };
@@ -86,8 +87,18 @@ struct tensor {
 enum { Q, K, V, EXTRA_K, EXTRA_V, BIAS, DOUT, DLSE, O, LSE, DQ, DK, DV, DEXTRA_K, DEXTRA_V, DBIAS, SCORES,
        DSCORES, TENSORS };
 
+/* Tokens of a ragged batch: the oracle has them one sequence after the other, the kernel in slots. */
+struct place {
+    long long count, slots;
+    long long *slot;           /* by token */
+    long long *first, *offset; /* by sequence: first token, and first slot */
+    int largest[3];            /* grid that holds each */
+};
+
 struct run {
-    nbhd_desc desc;
+    nbhd_desc desc;            /* with defaults filled in; of a ragged batch the first sequence's */
+    nbhd_desc given;
+    struct place tokens, keys; /* of a ragged batch */
     const struct case_options *options;
     struct case_memory memory;
     struct tensor tensors[TENSORS];
@@ -148,12 +159,32 @@ static enum oracle_precision precision_of(int dtype)
     return dtype == NBHD_F64 ? ORACLE_EXACT : dtype == NBHD_F32 ? ORACLE_F32 : dtype == NBHD_F16 ? ORACLE_F16 : ORACLE_BF16;
 }
 
+/* desc is legal here (it was planned); the tensors are laid out from its defaults. */
+static void fill_defaults(nbhd_desc *desc)
+{
+    nbhd_desc d = *desc;
+    d.batch = d.batch ? d.batch : 1;
+    d.heads = d.heads ? d.heads : 1;
+    d.kv_heads = d.kv_heads ? d.kv_heads : d.heads;
+    d.head_dim_v = d.head_dim_v ? d.head_dim_v : d.head_dim;
+    d.scale = d.scale != 0 ? d.scale : (float)(1 / sqrt(d.head_dim));
+    for (int i = 0; i < d.rank; i++) {
+        d.stride[i] = d.stride[i] ? d.stride[i] : 1;
+        d.dilation[i] = d.dilation[i] ? d.dilation[i] : 1;
+        d.kv_length[i] = d.kv_length[i] ? d.kv_length[i] : d.length[i];
+        if (!d.window[i])
+            d.window[i] = d.kv_length[i] != d.length[i] ? d.kv_length[i] : d.length[i] / d.dilation[i];
+    }
+    *desc = d;
+}
+
 /* Where in the buffer the element of a contiguous index lies. */
 static long long place(const struct tensor *t, long long index)
 {
     long long offset = t->offset;
     for (int i = 5; i >= 0; i--) {
-        offset += index % t->shape[i] * t->stride[i];
+        const long long at = index % t->shape[i];
+        offset += (i == 3 && t->tokens ? t->tokens->slot[at] : at) * t->stride[i];
         index /= t->shape[i];
     }
     return offset;
@@ -173,8 +204,77 @@ static void lay_out(struct run *r, struct tensor *t)
     t->offset = gaps ? grain * (long long)pick(&r->random, 0, 3) : 0;
     t->elements = t->offset + 1;
     for (int i = 0; i < 6; i++)
-        t->elements += (t->shape[i] - 1) * t->stride[i];
+        t->elements += ((i == 3 && t->tokens ? t->tokens->slots : t->shape[i]) - 1) * t->stride[i];
 }
+
+/* ---- a ragged batch ---- */
+
+/* The problem of one sequence; of a batch that is not ragged there is one, the whole. */
+static nbhd_desc desc_of(const struct run *r, int sequence)
+{
+    const struct case_options *o = r->options;
+    nbhd_desc d = r->given;
+    for (int i = 0; o->sequences && i < d.rank; i++) {
+        d.batch = 1;
+        d.length[i] = o->lengths[sequence * d.rank + i];
+        d.kv_length[i] = o->kv_lengths ? o->kv_lengths[sequence * d.rank + i] : 0;
+    }
+    fill_defaults(&d);
+    return d;
+}
+
+static bool place_sequences(struct run *r, struct place *p, bool keys)
+{
+    const int n = r->options->sequences, rank = r->given.rank;
+    const enum case_sequences placement = r->options->placement;
+    p->first = calloc((size_t)n + 1, sizeof *p->first);
+    p->offset = calloc((size_t)n, sizeof *p->offset);
+    for (int i = 0; i < 3; i++)
+        p->largest[i] = 1;
+    for (int s = 0; p->first && s < n; s++) {
+        const nbhd_desc d = desc_of(r, s);
+        long long tokens = 1;
+        for (int i = 0; i < rank; i++) {
+            const int length = keys ? d.kv_length[i] : d.length[i], at = 3 - rank + i;
+            tokens *= length;
+            p->largest[at] = length > p->largest[at] ? length : p->largest[at];
+        }
+        p->first[s + 1] = p->first[s] + tokens;
+    }
+    p->count = p->first ? p->first[n] : 0;
+    p->slot = calloc((size_t)p->count + 1, sizeof *p->slot);
+    if (!p->first || !p->offset || !p->slot)
+        return false;
+    const long long volume = (long long)p->largest[0] * p->largest[1] * p->largest[2];
+    for (int i = 0; i < n; i++) {
+        const int s = placement == CASE_OFFSETS ? n - 1 - i : i;
+        const nbhd_desc d = desc_of(r, s);
+        p->offset[s] = placement == CASE_PADDED ? s * volume : p->slots + (placement == CASE_OFFSETS ? 1 + i % 3 : 0);
+        for (long long t = 0; t < p->first[s + 1] - p->first[s]; t++) {
+            long long rest = t, at = 0, step = 1;
+            for (int a = rank - 1; a >= 0; a--) {
+                const int length = keys ? d.kv_length[a] : d.length[a];
+                at += rest % length * step;
+                rest /= length;
+                step *= placement == CASE_PADDED ? p->largest[3 - rank + a] : length;
+            }
+            p->slot[p->first[s] + t] = p->offset[s] + at;
+            p->slots = p->offset[s] + at + 1 > p->slots ? p->offset[s] + at + 1 : p->slots;
+        }
+    }
+    if (placement == CASE_PADDED)
+        p->slots = n * volume;
+    return true;
+}
+
+static void release_place(struct place *p)
+{
+    free(p->first);
+    free(p->offset);
+    free(p->slot);
+}
+
+static bool of_extra(int which) { return which == EXTRA_K || which == EXTRA_V || which == DEXTRA_K || which == DEXTRA_V; }
 
 static bool describe(struct run *r, int which, const char *name, nbhd_tensor *arg, const int shape[6], int dtype, bool output)
 {
@@ -187,6 +287,8 @@ static bool describe(struct run *r, int which, const char *name, nbhd_tensor *ar
     t->count = 1;
     for (int i = 0; i < 6; i++)
         t->count *= t->shape[i] = shape[i];
+    if (r->options->sequences && !of_extra(which) && which != BIAS && which != DBIAS)
+        t->tokens = which == K || which == V || which == DK || which == DV ? &r->keys : &r->tokens;
     lay_out(r, t);
     t->exact = calloc((size_t)t->count, sizeof(double));
     t->plain = output ? calloc((size_t)t->count, sizeof(double)) : NULL;
@@ -198,7 +300,8 @@ static void pack(struct run *r)
 {
     const nbhd_desc *d = &r->desc;
     struct tensor *q = &r->tensors[Q], *k = &r->tensors[K], *v = &r->tensors[V];
-    if (!q->name || !k->name || !v->name || memcmp(q->shape, k->shape, 4 * sizeof(int)) || d->head_dim != d->head_dim_v)
+    if (!q->name || !k->name || !v->name || memcmp(q->shape, k->shape, 4 * sizeof(int)) || d->head_dim != d->head_dim_v ||
+        (q->tokens && r->options->kv_lengths))
         return;
     const long long width = (long long)(d->heads + 2 * d->kv_heads) * d->head_dim;
     struct tensor *all[] = {q, k, v};
@@ -210,7 +313,7 @@ static void pack(struct run *r)
             step *= all[i]->shape[j];
         }
         all[i]->offset = offsets[i];
-        all[i]->elements = step;
+        all[i]->elements = q->tokens ? width * q->tokens->slots : step;
         all[i]->owner = i == 0;
     }
 }
@@ -252,18 +355,23 @@ static bool describe_unfused(struct run *r, const int q[6], const int k[6], cons
 static bool describe_all(struct run *r)
 {
     const nbhd_desc *d = &r->desc;
+    const int sequences = r->options->sequences, extras = sequences ? sequences : d->batch;
     int q[6] = {d->batch, 1, 1, 1, d->heads, d->head_dim}, k[6] = {d->batch, 1, 1, 1, d->kv_heads, d->head_dim};
     int v[6] = {d->batch, 1, 1, 1, d->kv_heads, d->head_dim_v}, o[6] = {d->batch, 1, 1, 1, d->heads, d->head_dim_v};
     int lse[6] = {d->batch, 1, 1, 1, d->heads, 1}, bias[6] = {1, d->heads, 1, 1, 1, 1};
     int scores[6] = {d->batch, 1, 1, 1, d->heads, 1};
-    const int ek[6] = {d->batch, 1, 1, d->extra, d->kv_heads, d->head_dim};
-    const int ev[6] = {d->batch, 1, 1, d->extra, d->kv_heads, d->head_dim_v};
+    const int ek[6] = {extras, 1, 1, d->extra, d->kv_heads, d->head_dim};
+    const int ev[6] = {extras, 1, 1, d->extra, d->kv_heads, d->head_dim_v};
     for (int i = 0; i < d->rank; i++) {
         const int at = 4 - d->rank + i;
         q[at] = o[at] = lse[at] = scores[at] = d->length[i];
         scores[5] *= d->window[i];
         k[at] = v[at] = d->kv_length[i];
         bias[at + 1] = 2 * d->window[i] - 1;
+    }
+    for (int i = 1; sequences && i < 4; i++) {
+        q[i] = o[i] = lse[i] = scores[i] = i == 3 ? (int)r->tokens.count : 1;
+        k[i] = v[i] = i == 3 ? (int)r->keys.count : 1;
     }
     if (d->pass > NBHD_BACKWARD)
         return describe_unfused(r, q, k, v, o, bias, scores);
@@ -323,10 +431,9 @@ static void fill_inputs(struct run *r)
 
 /* ---- the oracle's side ---- */
 
-static struct oracle_problem oracle_problem_of(const struct run *r, enum oracle_precision precision)
+static struct oracle_problem oracle_problem_of(const nbhd_desc *d, enum oracle_precision precision)
 {
     static const enum oracle_edge edges[] = {ORACLE_NEAREST, ORACLE_CAUSAL, ORACLE_TRUNCATED};
-    const nbhd_desc *d = &r->desc;
     struct oracle_problem p = {.batch = d->batch, .heads = d->heads, .kv_heads = d->kv_heads, .head_dim = d->head_dim,
                                .head_dim_v = d->head_dim_v, .extra = d->extra, .scale = (double)d->scale,
                                .precision = precision};
@@ -341,49 +448,89 @@ static struct oracle_problem oracle_problem_of(const struct run *r, enum oracle_
 }
 
 /* Entries of scores that no key has must not be read: they are NaN. */
-static bool poison_unused(const struct oracle_problem *p, struct tensor *t)
+static bool poison_unused(const struct oracle_problem *p, const nbhd_desc *d, double *scores)
 {
-    const int window = t->shape[5], heads = t->shape[4];
-    const long long tokens = t->count / window / heads / t->shape[0];
+    long long window = 1, tokens = 1;
+    for (int i = 0; i < d->rank; i++) {
+        window *= d->window[i];
+        tokens *= d->length[i];
+    }
     bool *used = malloc((size_t)(tokens * window));
     const bool ok = used && oracle_entries(p, used);
-    for (long long i = 0; ok && i < t->count; i++)
-        if (!used[i / window / heads % tokens * window + i % window])
-            t->exact[i] = NAN;
+    for (long long i = 0; ok && i < d->batch * tokens * d->heads * window; i++)
+        if (!used[i / window / d->heads % tokens * window + i % window])
+            scores[i] = NAN;
     free(used);
     return ok;
 }
 
-static double *outputs_of(const struct run *r, int which, bool plain)
+/* What the oracle reads or writes of a sequence. */
+static double *part_of(const struct run *r, int which, int sequence, bool plain)
 {
     const struct tensor *t = &r->tensors[which];
-    return plain && t->output ? t->plain : t->exact;
+    double *all = plain && t->output ? t->plain : t->exact;
+    if (!all)
+        return NULL;
+    if (t->tokens)
+        return all + t->tokens->first[sequence] * t->shape[4] * t->shape[5];
+    return of_extra(which) ? all + (long long)sequence * t->shape[3] * t->shape[4] * t->shape[5] : all;
 }
 
-static bool consult_oracle(struct run *r, bool plain)
+static bool consult_on(struct run *r, int s, bool plain)
 {
-    const struct oracle_problem p = oracle_problem_of(r, plain ? precision_of(r->desc.dtype) : ORACLE_EXACT);
-    const struct tensor *t = r->tensors;
+    const nbhd_desc d = desc_of(r, s);
+    const struct oracle_problem p = oracle_problem_of(&d, plain ? precision_of(d.dtype) : ORACLE_EXACT);
+#define PART(which) part_of(r, which, s, plain)
     const struct oracle_tensors tensors = {
-        .q = t[Q].exact, .k = t[K].exact, .v = t[V].exact, .extra_k = t[EXTRA_K].exact, .extra_v = t[EXTRA_V].exact,
-        .bias = t[BIAS].exact, .o = outputs_of(r, O, plain), .lse = outputs_of(r, LSE, plain), .dout = t[DOUT].exact,
-        .dlse = t[DLSE].exact, .dq = outputs_of(r, DQ, plain), .dk = outputs_of(r, DK, plain),
-        .dv = outputs_of(r, DV, plain), .dextra_k = outputs_of(r, DEXTRA_K, plain),
-        .dextra_v = outputs_of(r, DEXTRA_V, plain), .dbias = outputs_of(r, DBIAS, plain),
-        .scores = outputs_of(r, SCORES, plain), .dscores = outputs_of(r, DSCORES, plain)};
-    switch (r->desc.pass) {
+        .q = PART(Q), .k = PART(K), .v = PART(V), .extra_k = PART(EXTRA_K), .extra_v = PART(EXTRA_V), .bias = PART(BIAS),
+        .o = PART(O), .lse = PART(LSE), .dout = PART(DOUT), .dlse = PART(DLSE), .dq = PART(DQ), .dk = PART(DK), .dv = PART(DV),
+        .dextra_k = PART(DEXTRA_K), .dextra_v = PART(DEXTRA_V), .dbias = PART(DBIAS), .scores = PART(SCORES),
+        .dscores = PART(DSCORES)};
+    switch (d.pass) {
     case NBHD_QK: return oracle_qk(&p, &tensors);
-    case NBHD_AV: return poison_unused(&p, &r->tensors[SCORES]) && oracle_av(&p, &tensors);
-    case NBHD_QK_BACKWARD: return poison_unused(&p, &r->tensors[DSCORES]) && oracle_qk_backward(&p, &tensors);
-    case NBHD_AV_BACKWARD: return poison_unused(&p, &r->tensors[SCORES]) && oracle_av_backward(&p, &tensors);
+    case NBHD_AV: return poison_unused(&p, &d, PART(SCORES)) && oracle_av(&p, &tensors);
+    case NBHD_QK_BACKWARD: return poison_unused(&p, &d, PART(DSCORES)) && oracle_qk_backward(&p, &tensors);
+    case NBHD_AV_BACKWARD: return poison_unused(&p, &d, PART(SCORES)) && oracle_av_backward(&p, &tensors);
     default: break;
     }
-    if (r->desc.pass == NBHD_BACKWARD)
+#undef PART
+    if (d.pass == NBHD_BACKWARD)
         return (plain || oracle_forward(&p, &tensors)) && oracle_backward(&p, &tensors);
     return oracle_forward(&p, &tensors);
 }
 
+/* One sequence after the other; the gradient of the bias is the sum of theirs. */
+static bool consult_oracle(struct run *r, bool plain)
+{
+    const struct tensor *t = &r->tensors[DBIAS];
+    const int n = r->options->sequences ? r->options->sequences : 1;
+    double *table = part_of(r, DBIAS, 0, plain), *sum = t->count ? calloc((size_t)t->count, sizeof *sum) : NULL;
+    bool ok = !t->count || sum;
+    for (int s = 0; ok && s < n; s++) {
+        ok = consult_on(r, s, plain);
+        for (long long i = 0; ok && i < t->count; i++)
+            sum[i] += table[i];
+    }
+    if (ok && t->count)
+        memcpy(table, sum, (size_t)t->count * sizeof *sum);
+    free(sum);
+    return ok;
+}
+
 /* ---- the kernel's side ---- */
+
+/* Packed: of [token, heads]; padded: of [batch, axes, heads]. */
+static void set_ragged_strides(struct tensor *t, int rank, bool padded)
+{
+    long long *stride = t->arg->stride, step = t->stride[3];
+    stride[0] = step;
+    stride[1] = t->stride[4];
+    for (int i = 0; padded && i <= rank; i++) {
+        stride[rank - i] = step;
+        step *= t->tokens->largest[i < rank ? 2 - i : 0];
+        stride[1 + rank] = t->stride[4];
+    }
+}
 
 static bool make_buffer(struct run *r, struct tensor *t)
 {
@@ -406,9 +553,11 @@ static bool make_buffer(struct run *r, struct tensor *t)
     t->arg->data = (char *)t->device + (size_t)t->offset * size_of(t->dtype);
     if (r->options->layout == CASE_CONTIGUOUS)
         return true;
-    const bool extra = t == &r->tensors[EXTRA_K] || t == &r->tensors[EXTRA_V] || t == &r->tensors[DEXTRA_K] ||
-                       t == &r->tensors[DEXTRA_V];
-    const int rank = extra ? 1 : r->desc.rank;
+    const int rank = of_extra((int)(t - r->tensors)) ? 1 : r->desc.rank;
+    if (t->tokens) {
+        set_ragged_strides(t, rank, r->options->placement == CASE_PADDED);
+        return true;
+    }
     t->arg->stride[0] = t->stride[0];
     for (int i = 0; i <= rank; i++)
         t->arg->stride[1 + i] = t->stride[4 - rank + i];
@@ -593,6 +742,8 @@ static void release(struct run *r)
         if (t->owner && t->device)
             r->memory.release(t->device);
     }
+    release_place(&r->tokens);
+    release_place(&r->keys);
 }
 
 static nbhd_status prepare(struct run *r, struct case_result *result)
@@ -615,41 +766,48 @@ static nbhd_status prepare(struct run *r, struct case_result *result)
     return ok ? NBHD_OK : NBHD_ERROR_MEMORY;
 }
 
-/* desc is legal here (it was planned); the tensors are laid out from its defaults. */
-static void fill_defaults(nbhd_desc *desc)
+static nbhd_status create_plan(struct run *r, nbhd_plan **plan)
 {
-    nbhd_desc d = *desc;
-    d.batch = d.batch ? d.batch : 1;
-    d.heads = d.heads ? d.heads : 1;
-    d.kv_heads = d.kv_heads ? d.kv_heads : d.heads;
-    d.head_dim_v = d.head_dim_v ? d.head_dim_v : d.head_dim;
-    d.scale = d.scale != 0 ? d.scale : (float)(1 / sqrt(d.head_dim));
-    for (int i = 0; i < d.rank; i++) {
-        d.stride[i] = d.stride[i] ? d.stride[i] : 1;
-        d.dilation[i] = d.dilation[i] ? d.dilation[i] : 1;
-        d.kv_length[i] = d.kv_length[i] ? d.kv_length[i] : d.length[i];
-        if (!d.window[i])
-            d.window[i] = d.kv_length[i] != d.length[i] ? d.kv_length[i] : d.length[i] / d.dilation[i];
+    const struct case_options *o = r->options;
+    if (!o->sequences)
+        return nbhd_plan_create_with(plan, &r->given, o->device, o->flags, o->kernel);
+    if (!place_sequences(r, &r->tokens, false) || !place_sequences(r, &r->keys, true))
+        return NBHD_ERROR_MEMORY;
+    nbhd_desc desc = r->given;
+    nbhd_ragged ragged = NBHD_RAGGED_INIT;
+    ragged.sequences = o->sequences;
+    ragged.lengths = o->lengths;
+    ragged.kv_lengths = o->kv_lengths;
+    desc.batch = 0;
+    for (int i = 0; i < 3; i++) {
+        const bool set = o->placement == CASE_PADDED && i < desc.rank;
+        desc.length[i] = set ? r->tokens.largest[3 - desc.rank + i] : 0;
+        desc.kv_length[i] = set ? r->keys.largest[3 - desc.rank + i] : 0;
     }
-    *desc = d;
+    if (o->placement == CASE_OFFSETS) {
+        ragged.offsets = r->tokens.offset;
+        ragged.kv_offsets = o->kv_lengths ? r->keys.offset : NULL;
+    }
+    return nbhd_plan_create_ragged(plan, &desc, &ragged, o->device, o->flags, o->kernel);
 }
 
 nbhd_status case_run(const nbhd_desc *desc, const struct case_options *options, struct case_result *result)
 {
     static const struct case_memory host = {guarded_alloc, guarded_release, host_copy, host_copy};
-    struct run r = {.desc = *desc, .options = options, .memory = options->memory.alloc ? options->memory : host,
+    struct run r = {.given = *desc, .options = options, .memory = options->memory.alloc ? options->memory : host,
                     .args = NBHD_ARGS_INIT, .random = options->seed * 2654435761u + 12345};
     memset(result, 0, sizeof *result);
     result->allowed_error = 1e-300;
     nbhd_plan *plan = NULL;
-    r.desc.threads = options->threads;
-    nbhd_status status = nbhd_plan_create_with(&plan, &r.desc, options->device, options->flags, options->kernel);
+    r.given.threads = options->threads;
+    nbhd_status status = create_plan(&r, &plan);
     if (status) {
         snprintf(result->why, sizeof result->why, "%s", nbhd_last_error());
+        release(&r);
         return status;
     }
     snprintf(result->kernel, sizeof result->kernel, "%s", nbhd_plan_kernel(plan));
-    fill_defaults(&r.desc);
+    r.desc = desc_of(&r, 0);
     const size_t bytes = (nbhd_plan_workspace(plan) + 63) / 64 * 64;
     void *workspace = bytes ? r.memory.alloc(bytes) : NULL;
     if (bytes && !workspace)

@@ -21,6 +21,13 @@ enum case_layout {
     CASE_STRIDED   /* every tensor has gaps between heads, tokens and batches, filled with NaN; odd offsets of elements */
 };
 
+/* A ragged batch: how the sequences lie in the tensors. */
+enum case_sequences {
+    CASE_ONE_AFTER_THE_OTHER,
+    CASE_OFFSETS, /* in the reverse order, with gaps */
+    CASE_PADDED   /* each in the corner of a grid that holds the largest */
+};
+
 struct case_options {
     const char *kernel; /* NULL: the planner's choice */
     nbhd_device device;
@@ -36,6 +43,9 @@ struct case_options {
     bool large_values;    /* scores of some hundreds */
     int repeats;          /* further executions, each of which must give the same bits */
     struct case_memory memory;
+    int sequences; /* of a ragged batch; 0: none. The problem's length is ignored then, and its batch */
+    const int *lengths, *kv_lengths; /* as in nbhd_ragged */
+    enum case_sequences placement;
 };
 
 struct case_result {

@@ -125,56 +125,48 @@ static nbhd_status bind_tables(const struct nbhd_problem *p, const nbhd_args *ar
     return NBHD_OK;
 }
 
-enum form { FORM_Q, FORM_K, FORM_V, FORM_O, FORM_LSE, FORM_SCORES, FORM_EXTRA_K, FORM_EXTRA_V };
-
-static struct shape shape_for(const struct nbhd_problem *p, enum form form)
+static struct shape shape_for(const struct nbhd_problem *p, enum nbhd_form form)
 {
     const nbhd_desc *d = &p->desc;
     const size_t element = nbhd_dtype_size(d->dtype);
     switch (form) {
-    case FORM_Q: return shape_of(p, OF_QUERY, d->heads, d->head_dim, element);
-    case FORM_K: return shape_of(p, OF_KEY, d->kv_heads, d->head_dim, element);
-    case FORM_V: return shape_of(p, OF_KEY, d->kv_heads, d->head_dim_v, element);
-    case FORM_O: return shape_of(p, OF_QUERY, d->heads, d->head_dim_v, element);
-    case FORM_LSE: return shape_of(p, OF_QUERY, d->heads, 1, sizeof(float));
-    case FORM_EXTRA_K: return shape_of(p, OF_EXTRA, d->kv_heads, d->head_dim, element);
-    case FORM_EXTRA_V: return shape_of(p, OF_EXTRA, d->kv_heads, d->head_dim_v, element);
+    case NBHD_FORM_Q: return shape_of(p, OF_QUERY, d->heads, d->head_dim, element);
+    case NBHD_FORM_K: return shape_of(p, OF_KEY, d->kv_heads, d->head_dim, element);
+    case NBHD_FORM_V: return shape_of(p, OF_KEY, d->kv_heads, d->head_dim_v, element);
+    case NBHD_FORM_O: return shape_of(p, OF_QUERY, d->heads, d->head_dim_v, element);
+    case NBHD_FORM_LSE: return shape_of(p, OF_QUERY, d->heads, 1, sizeof(float));
+    case NBHD_FORM_EXTRA_K: return shape_of(p, OF_EXTRA, d->kv_heads, d->head_dim, element);
+    case NBHD_FORM_EXTRA_V: return shape_of(p, OF_EXTRA, d->kv_heads, d->head_dim_v, element);
     default: break;
     }
     return shape_of(p, OF_QUERY, d->heads, p->axis[0].window * p->axis[1].window * p->axis[2].window, element);
 }
 
-/* One row per tensor that a pass may touch; a pass is a column: r read, w written, o optional, blank not used. */
-static const struct row {
-    size_t arg, view; /* offsets in nbhd_args and nbhd_params */
-    const char *name;
-    enum form form;
-    const char use[7]; /* fwd bwd qk av qk_bwd av_bwd */
-} rows[] = {
+/* A pass is a column: r read, w written, o optional, blank not used. */
+const struct nbhd_tensor_row nbhd_tensor_rows[NBHD_TENSOR_ROWS] = {
 #define ROW(name, form, use) {offsetof(nbhd_args, name), offsetof(struct nbhd_params, name), #name, form, use}
-    ROW(q, FORM_Q, "rrr r "),
-    ROW(k, FORM_K, "rrr r "),
-    ROW(v, FORM_V, "rr r r"),
-    ROW(o, FORM_O, "wr w  "),
-    ROW(lse, FORM_LSE, "or    "),
-    ROW(extra_k, FORM_EXTRA_K, "rr    "),
-    ROW(extra_v, FORM_EXTRA_V, "rr    "),
-    ROW(dout, FORM_O, " r   r"),
-    ROW(dlse, FORM_LSE, " o    "),
-    ROW(dq, FORM_Q, " w  w "),
-    ROW(dk, FORM_K, " w  w "),
-    ROW(dv, FORM_V, " w   w"),
-    ROW(dextra_k, FORM_EXTRA_K, " w    "),
-    ROW(dextra_v, FORM_EXTRA_V, " w    "),
-    ROW(scores, FORM_SCORES, "  wr r"),
-    ROW(dscores, FORM_SCORES, "    rw"),
+    ROW(q, NBHD_FORM_Q, "rrr r "),
+    ROW(k, NBHD_FORM_K, "rrr r "),
+    ROW(v, NBHD_FORM_V, "rr r r"),
+    ROW(o, NBHD_FORM_O, "wr w  "),
+    ROW(lse, NBHD_FORM_LSE, "or    "),
+    ROW(extra_k, NBHD_FORM_EXTRA_K, "rr    "),
+    ROW(extra_v, NBHD_FORM_EXTRA_V, "rr    "),
+    ROW(dout, NBHD_FORM_O, " r   r"),
+    ROW(dlse, NBHD_FORM_LSE, " o    "),
+    ROW(dq, NBHD_FORM_Q, " w  w "),
+    ROW(dk, NBHD_FORM_K, " w  w "),
+    ROW(dv, NBHD_FORM_V, " w   w"),
+    ROW(dextra_k, NBHD_FORM_EXTRA_K, " w    "),
+    ROW(dextra_v, NBHD_FORM_EXTRA_V, " w    "),
+    ROW(scores, NBHD_FORM_SCORES, "  wr r"),
+    ROW(dscores, NBHD_FORM_SCORES, "    rw"),
 #undef ROW
 };
-enum { ROWS = sizeof rows / sizeof *rows };
 
-static char use_of(const struct nbhd_problem *p, const struct row *row)
+static char use_of(const struct nbhd_problem *p, const struct nbhd_tensor_row *row)
 {
-    const bool extra = row->form == FORM_EXTRA_K || row->form == FORM_EXTRA_V;
+    const bool extra = row->form == NBHD_FORM_EXTRA_K || row->form == NBHD_FORM_EXTRA_V;
     return extra && !p->desc.extra ? ' ' : row->use[p->desc.pass];
 }
 
@@ -182,12 +174,12 @@ size_t nbhd_args_place(const struct nbhd_problem *p, char *memory, nbhd_args *ar
 {
     size_t at = 0, table = (size_t)p->desc.heads * sizeof(float);
     *args = (nbhd_args)NBHD_ARGS_INIT;
-    for (int i = 0; i < ROWS; i++) {
-        const char use = use_of(p, &rows[i]);
+    for (int i = 0; i < NBHD_TENSOR_ROWS; i++) {
+        const char use = use_of(p, &nbhd_tensor_rows[i]);
         if (use == ' ' || use == 'o')
             continue;
-        const struct shape s = shape_for(p, rows[i].form);
-        nbhd_tensor *tensor = (nbhd_tensor *)(void *)((char *)args + rows[i].arg);
+        const struct shape s = shape_for(p, nbhd_tensor_rows[i].form);
+        nbhd_tensor *tensor = (nbhd_tensor *)(void *)((char *)args + nbhd_tensor_rows[i].arg);
         tensor->data = memory ? memory + at : NULL;
         const size_t row = s.element * (size_t)s.width * (size_t)s.heads * (size_t)p->desc.batch;
         at += (row * (size_t)s.axes[0] * (size_t)s.axes[1] * (size_t)s.axes[2] + 63) / 64 * 64;
@@ -209,14 +201,14 @@ nbhd_status nbhd_params_bind(const struct nbhd_problem *p, const nbhd_args *give
         return status;
     const nbhd_desc *d = &p->desc;
     memset(params, 0, sizeof *params);
-    for (int i = 0; i < ROWS; i++) {
-        const char use = use_of(p, &rows[i]);
+    for (int i = 0; i < NBHD_TENSOR_ROWS; i++) {
+        const char use = use_of(p, &nbhd_tensor_rows[i]);
         if (use == ' ')
             continue;
-        const nbhd_tensor *tensor = (const nbhd_tensor *)(const void *)((const char *)&args + rows[i].arg);
-        struct nbhd_view *view = (struct nbhd_view *)(void *)((char *)params + rows[i].view);
-        const struct shape s = shape_for(p, rows[i].form);
-        status = bind(p, tensor, rows[i].name, use == 'r' ? READ : use == 'w' ? WRITE : OPTIONAL, &s, view);
+        const nbhd_tensor *tensor = (const nbhd_tensor *)(const void *)((const char *)&args + nbhd_tensor_rows[i].arg);
+        struct nbhd_view *view = (struct nbhd_view *)(void *)((char *)params + nbhd_tensor_rows[i].view);
+        const struct shape s = shape_for(p, nbhd_tensor_rows[i].form);
+        status = bind(p, tensor, nbhd_tensor_rows[i].name, use == 'r' ? READ : use == 'w' ? WRITE : OPTIONAL, &s, view);
         if (status)
             return status;
     }

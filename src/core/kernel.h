@@ -54,6 +54,7 @@ struct nbhd_plan {
     bool picky;                  /* set by build: run may answer NBHD_ERROR_UNSUPPORTED, before it has done anything, for
                                     tensors whose addresses or strides it cannot read */
     struct nbhd_plan *reference; /* runs those, where the planner chose a picky kernel; else NULL */
+    struct nbhd_ragged_plan *ragged; /* ragged.c: a plan of many sequences, whose problem is the tensors' shape; else NULL */
 };
 
 extern const struct nbhd_kernel nbhd_kernels[]; /* ends with name == NULL */

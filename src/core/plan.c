@@ -151,7 +151,9 @@ void nbhd_plan_destroy(nbhd_plan **plan)
     if (!plan || !*plan)
         return;
     nbhd_plan_destroy(&(*plan)->reference);
-    if ((*plan)->kernel->ops->drop)
+    if ((*plan)->ragged)
+        nbhd_ragged_drop((*plan)->ragged);
+    else if ((*plan)->kernel->ops->drop)
         (*plan)->kernel->ops->drop(*plan);
     free(*plan);
     *plan = NULL;
@@ -181,17 +183,23 @@ nbhd_status nbhd_kernel_refusal(int i, const nbhd_desc *desc, nbhd_device device
     return NBHD_OK;
 }
 
+nbhd_status nbhd_plan_run(const nbhd_plan *plan, const struct nbhd_params *params, void *workspace, void *stream)
+{
+    const nbhd_status status = plan->kernel->ops->run(plan, params, workspace, stream);
+    if (status == NBHD_ERROR_UNSUPPORTED && plan->reference)
+        return plan->reference->kernel->ops->run(plan->reference, params, workspace, stream);
+    return status;
+}
+
 nbhd_status nbhd_execute(const nbhd_plan *plan, const nbhd_args *args, void *workspace, void *stream)
 {
     if (!plan || !args)
         return nbhd_fail(NBHD_ERROR_INVALID, "%s is NULL", plan ? "args" : "plan");
     if (plan->workspace && !workspace)
         return nbhd_fail(NBHD_ERROR_INVALID, "workspace is NULL; this plan needs %zu bytes", plan->workspace);
+    if (plan->ragged)
+        return nbhd_ragged_execute(plan, args, workspace, stream);
     struct nbhd_params params;
-    nbhd_status status = nbhd_params_bind(&plan->problem, args, &params);
-    if (!status)
-        status = plan->kernel->ops->run(plan, &params, workspace, stream);
-    if (status == NBHD_ERROR_UNSUPPORTED && plan->reference)
-        status = plan->reference->kernel->ops->run(plan->reference, &params, workspace, stream);
-    return status;
+    const nbhd_status status = nbhd_params_bind(&plan->problem, args, &params);
+    return status ? status : nbhd_plan_run(plan, &params, workspace, stream);
 }

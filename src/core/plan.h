@@ -4,6 +4,20 @@
 
 #include "core/kernel.h"
 
+/* args.c: the tensors that a pass may touch, one row each. */
+enum nbhd_form {
+    NBHD_FORM_Q, NBHD_FORM_K, NBHD_FORM_V, NBHD_FORM_O, NBHD_FORM_LSE, NBHD_FORM_SCORES, NBHD_FORM_EXTRA_K,
+    NBHD_FORM_EXTRA_V
+};
+struct nbhd_tensor_row {
+    size_t arg, view; /* offsets in nbhd_args and nbhd_params */
+    const char *name;
+    enum nbhd_form form;
+    char use[7]; /* by pass */
+};
+enum { NBHD_TENSOR_ROWS = 16 };
+extern const struct nbhd_tensor_row nbhd_tensor_rows[NBHD_TENSOR_ROWS];
+
 /* args.c: checks args against the problem and lays out the block that kernels read. */
 nbhd_status nbhd_params_bind(const struct nbhd_problem *problem, const nbhd_args *args, struct nbhd_params *params);
 /* args.c: the same for one tensor of o's shape, or of lse's (float32), outside of args; NULL is an error. */
@@ -17,6 +31,11 @@ size_t nbhd_args_place(const struct nbhd_problem *problem, char *memory, nbhd_ar
 /* plan.c: a plan of the kernel; config NULL: its first. */
 nbhd_status nbhd_plan_build(nbhd_plan **plan, const struct nbhd_problem *problem, const struct nbhd_kernel *kernel,
                             const struct nbhd_config *config);
+/* plan.c: computes, by the reference where the kernel cannot read the tensors. */
+nbhd_status nbhd_plan_run(const nbhd_plan *plan, const struct nbhd_params *params, void *workspace, void *stream);
+/* ragged.c: execution and destruction of a plan of many sequences. */
+nbhd_status nbhd_ragged_execute(const nbhd_plan *plan, const nbhd_args *args, void *workspace, void *stream);
+void nbhd_ragged_drop(struct nbhd_ragged_plan *ragged);
 /* desc.c: copies args of any size known to the caller. */
 nbhd_status nbhd_args_copy(nbhd_args *to, const nbhd_args *from);
 /* kernel.c: the row of that name ("cpu.fwd_avx2"), or NULL. */

@@ -129,7 +129,8 @@ static void bias_task(void *context, long long task, int thread)
         double sum = 0;
         for (long long part = 0; part < (long long)c->p->batch * c->b->slots; part++)
             sum += (double)c->bias[part * whole + i];
-        c->p->dbias[i] = (float)(sum / (double)c->p->scale);
+        const double before = c->p->flags & NBHD_PARAMS_ADD ? (double)c->p->dbias[i] : 0;
+        c->p->dbias[i] = (float)(before + sum / (double)c->p->scale);
     }
 }
 

@@ -309,7 +309,8 @@ static void bias_element(void *context, long long task, int thread)
         offset[i] = (int)(rest % (2 * w - 1)) - (w - 1);
         rest /= 2 * w - 1;
     }
-    p->dbias[task] = (float)bias_gradient(call, (int)rest, offset, &s);
+    const double before = p->flags & NBHD_PARAMS_ADD ? (double)p->dbias[task] : 0;
+    p->dbias[task] = (float)(before + bias_gradient(call, (int)rest, offset, &s));
 }
 
 static nbhd_status run(const struct nbhd_plan *plan, const struct nbhd_params *p, void *workspace, void *stream)

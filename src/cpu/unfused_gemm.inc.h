@@ -455,7 +455,7 @@ static nbhd_status gemm_run(const struct nbhd_plan *plan, const struct nbhd_para
         nbhd_parallel(gemm->threads, gemm->tiling[i].tasks, gemm_task, &call);
     }
     if (params->dbias)
-        differentiate_bias(plan, &products[0], params->dbias, (char *)workspace + gemm->table);
+        differentiate_bias(plan, &products[0], params, (char *)workspace + gemm->table);
     return NBHD_OK;
 }
 

@@ -280,6 +280,7 @@ struct table_call {
     float *dbias;                /* [heads][entries] */
     long long entries;
     int parts;
+    bool add; /* to what dbias holds */
 };
 
 static void add_to_table(const struct nbhd_product *p, const struct line *l, real *table)
@@ -324,17 +325,18 @@ static void sum_tables(void *context, long long head, int thread)
     const struct table_call *c = context;
     (void)thread;
     for (long long i = 0; i < c->entries; i++) {
-        real sum = 0;
+        real sum = c->add ? (real)c->dbias[head * c->entries + i] : 0;
         for (int part = 0; part < c->parts; part++)
             sum += c->partial[(part * (long long)c->product.heads + head) * c->entries + i];
         c->dbias[head * c->entries + i] = (float)sum;
     }
 }
 
-static void differentiate_bias(const struct nbhd_plan *plan, const struct nbhd_product *p, float *dbias, void *workspace)
+static void differentiate_bias(const struct nbhd_plan *plan, const struct nbhd_product *p, const struct nbhd_params *params,
+                               void *workspace)
 {
-    struct table_call call = {*p, workspace, dbias, nbhd_unfused_table_entries(&plan->problem),
-                              nbhd_unfused_table_parts(&plan->problem)};
+    struct table_call call = {*p, workspace, params->dbias, nbhd_unfused_table_entries(&plan->problem),
+                              nbhd_unfused_table_parts(&plan->problem), params->flags & NBHD_PARAMS_ADD};
     nbhd_parallel(plan->config.threads, (long long)call.parts * p->heads, table_task, &call);
     nbhd_parallel(plan->config.threads, p->heads, sum_tables, &call);
 }
@@ -359,7 +361,7 @@ static nbhd_status naive_run(const struct nbhd_plan *plan, const struct nbhd_par
         nbhd_parallel(plan->config.threads, rows, naive_task, p);
     }
     if (params->dbias)
-        differentiate_bias(plan, &products[0], params->dbias, workspace);
+        differentiate_bias(plan, &products[0], params, workspace);
     return NBHD_OK;
 }
 

@@ -403,7 +403,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             sums[warp] = sum;
         __syncthreads();
         if (threadIdx.x == 0) {
-            double all = 0;
+            double all = p.flags & NBHD_PARAMS_ADD ? (double)p.dbias[entry] : 0.0;
             for (int w = 0; w < THREADS / 32; w++)
                 all += sums[w];
             p.dbias[entry] = (float)all;

@@ -15,6 +15,7 @@ struct nbhd_unfused {
     struct nbhd_axis axis[3];
     int batch, heads, kv_heads, width;
     float scale, fill;
+    int flags;
 };
 
 struct state {
@@ -99,7 +100,8 @@ static struct nbhd_unfused product(const struct nbhd_params *p, const struct nbh
                                  .heads = p->heads,
                                  .kv_heads = p->kv_heads,
                                  .width = of_values ? p->head_dim_v : p->head_dim,
-                                 .scale = of_values ? 1.0f : p->scale};
+                                 .scale = of_values ? 1.0f : p->scale,
+                                 .flags = p->flags};
 }
 
 static nbhd_status launch(const struct state *s, int of_values, struct CUfunc_st *const function[2],

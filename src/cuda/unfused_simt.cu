@@ -24,6 +24,7 @@ struct nbhd_unfused {
     struct nbhd_axis axis[3];
     int batch, heads, kv_heads, width;
     float scale, fill;
+    int flags;
 };
 
 /* One token: of a row of queries or keys. */
@@ -249,7 +250,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             __syncthreads();
         }
         if (threadIdx.x == 0)
-            p.dbias[at] = (float)sums[0];
+            p.dbias[at] = (float)(p.flags & NBHD_PARAMS_ADD ? (double)p.dbias[at] + sums[0] : sums[0]);
         __syncthreads();
     }
 }

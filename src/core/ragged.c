@@ -1,0 +1,458 @@
+/* Ragged batches: a plan for each distinct grid, and a list of the sequences, which of the plans computes each and where its
+ * tokens lie. Kernels know nothing of it: a sequence is to them a problem of batch 1 with strides.
+ *
+ * On the CPU a sequence that is a good part of the whole has all threads; the others go side by side, a thread each. A GPU
+ * takes them one by one in the order of the stream, so they can share a workspace. */
+#include <limits.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "core/plan.h"
+#include "cpu/threads.h"
+
+enum { MOST_TOKENS = 1 << 30 };
+
+struct sequence {
+    int lengths[6]; /* tokens per axis, then keys per axis */
+    int index;      /* the caller's number */
+    int plan;       /* of the distinct grids */
+    long long token, kv_token;
+    double flops;
+};
+
+/* parts: most work first; each of the first `wide` has all threads, the others have one each. */
+struct nbhd_ragged_plan {
+    nbhd_plan **plans;
+    struct sequence *parts;
+    int distinct, count, wide, threads;
+    bool padded;
+    size_t lane; /* bytes of a thread's workspace, where there are threads side by side */
+};
+
+/* ---- what the caller gave ---- */
+
+struct request {
+    nbhd_desc desc;
+    nbhd_ragged ragged;
+    nbhd_device device;
+    unsigned flags;
+    const char *kernel;
+    long long tokens, kv_tokens; /* extents of the packed tensors */
+};
+
+static nbhd_status check_padding(const struct request *r, const struct sequence *s)
+{
+    for (int i = 0; i < r->desc.rank; i++) {
+        const int length = r->desc.length[i], kv = r->desc.kv_length[i] ? r->desc.kv_length[i] : length;
+        if (s->lengths[i] > length)
+            return nbhd_fail(NBHD_ERROR_INVALID, "sequence %d: its length[%d] is %d, and the padded tensors' is %d", s->index, i,
+                             s->lengths[i], length);
+        if (s->lengths[3 + i] > kv)
+            return nbhd_fail(NBHD_ERROR_INVALID, "sequence %d: its kv_length[%d] is %d, and the padded tensors' is %d", s->index,
+                             i, s->lengths[3 + i], kv);
+    }
+    return NBHD_OK;
+}
+
+/* Where the next tokens begin: at *end, or where the caller says; *end becomes the extent so far. */
+static nbhd_status place_tokens(const struct sequence *s, int rank, bool keys, const long long *offsets, long long *at,
+                                long long *end)
+{
+    long long tokens = 1;
+    for (int i = 0; i < rank && tokens <= MOST_TOKENS; i++)
+        tokens *= s->lengths[3 * keys + i];
+    *at = offsets ? offsets[s->index] : *end;
+    if (*at < 0 || *at > MOST_TOKENS || *at + tokens > MOST_TOKENS)
+        return nbhd_fail(NBHD_ERROR_INVALID, "sequence %d: its %s begin at %lld; they must lie between 0 and %d", s->index,
+                         keys ? "keys" : "tokens", *at, MOST_TOKENS);
+    *end = *at + tokens > *end ? *at + tokens : *end;
+    return NBHD_OK;
+}
+
+static nbhd_status read_sequence(struct request *r, struct sequence *s, int index, bool padded)
+{
+    const int rank = r->desc.rank;
+    *s = (struct sequence){.index = index};
+    for (int i = 0; i < rank; i++) {
+        s->lengths[i] = r->ragged.lengths[(size_t)index * (size_t)rank + (size_t)i];
+        s->lengths[3 + i] = r->ragged.kv_lengths ? r->ragged.kv_lengths[(size_t)index * (size_t)rank + (size_t)i] : s->lengths[i];
+        if (s->lengths[i] < 1 || s->lengths[3 + i] < 1)
+            return nbhd_fail(NBHD_ERROR_INVALID, "sequence %d: its %s[%d] is %d; it must be 1 or more", index,
+                             s->lengths[i] < 1 ? "length" : "kv_length", i,
+                             s->lengths[i] < 1 ? s->lengths[i] : s->lengths[3 + i]);
+    }
+    if (padded)
+        return check_padding(r, s);
+    const long long *kv_offsets = r->ragged.kv_offsets || r->ragged.kv_lengths ? r->ragged.kv_offsets : r->ragged.offsets;
+    const nbhd_status status = place_tokens(s, rank, false, r->ragged.offsets, &s->token, &r->tokens);
+    return status ? status : place_tokens(s, rank, true, kv_offsets, &s->kv_token, &r->kv_tokens);
+}
+
+static nbhd_status check_request(struct request *r, bool *padded)
+{
+    nbhd_desc *d = &r->desc;
+    int set = 0;
+    if (r->ragged.sequences < 1 || !r->ragged.lengths)
+        return nbhd_fail(NBHD_ERROR_INVALID, "ragged.%s; there must be one sequence at least, and their lengths",
+                         r->ragged.lengths ? "sequences is less than 1" : "lengths is NULL");
+    if (d->rank < 1 || d->rank > 3)
+        return nbhd_fail(NBHD_ERROR_INVALID, "rank is %d; it must be 1 to 3", d->rank);
+    if (d->batch && d->batch != r->ragged.sequences)
+        return nbhd_fail(NBHD_ERROR_INVALID, "batch is %d where ragged.sequences is %d; it must be that, or 0", d->batch,
+                         r->ragged.sequences);
+    for (int i = 0; i < d->rank; i++)
+        set += d->length[i] > 0;
+    for (int i = 0; i < d->rank; i++)
+        if (d->length[i] < 0 || d->kv_length[i] < 0 || (set && !d->length[i]) || (!set && d->kv_length[i]))
+            return nbhd_fail(NBHD_ERROR_INVALID, "length[%d] is %d and kv_length[%d] is %d; of packed tensors all must be 0, of "
+                                                 "padded ones they are their axes", i, d->length[i], i, d->kv_length[i]);
+    *padded = set > 0;
+    if (*padded && (r->ragged.offsets || r->ragged.kv_offsets))
+        return nbhd_fail(NBHD_ERROR_INVALID, "ragged.offsets is given, and length[0] is %d; padded tensors have no offsets",
+                         d->length[0]);
+    return NBHD_OK;
+}
+
+static int by_token(const void *a, const void *b)
+{
+    const struct sequence *x = a, *y = b;
+    return x->token < y->token ? -1 : x->token > y->token;
+}
+
+static int by_kv_token(const void *a, const void *b)
+{
+    const struct sequence *x = a, *y = b;
+    return x->kv_token < y->kv_token ? -1 : x->kv_token > y->kv_token;
+}
+
+static long long tokens_of(const struct sequence *s, int rank, bool keys)
+{
+    long long tokens = 1;
+    for (int i = 0; i < rank; i++)
+        tokens *= s->lengths[3 * keys + i];
+    return tokens;
+}
+
+/* No token may be written twice. Sequences may share keys as long as no gradient is written to them. */
+static nbhd_status check_overlap(const struct request *r, struct sequence *list)
+{
+    const int pass = r->desc.pass;
+    const bool writes_keys = pass == NBHD_BACKWARD || pass == NBHD_QK_BACKWARD || pass == NBHD_AV_BACKWARD;
+    for (int keys = 0; keys <= writes_keys; keys++) {
+        if (!r->ragged.offsets && !r->ragged.kv_offsets)
+            continue;
+        qsort(list, (size_t)r->ragged.sequences, sizeof *list, keys ? by_kv_token : by_token);
+        for (int i = 1; i < r->ragged.sequences; i++) {
+            const struct sequence *x = &list[i - 1], *y = &list[i];
+            const long long begin = keys ? x->kv_token : x->token, next = keys ? y->kv_token : y->token;
+            if (next < begin + tokens_of(x, r->desc.rank, keys))
+                return nbhd_fail(NBHD_ERROR_INVALID, "sequences %d and %d share %s from %lld on, which the pass %s writes",
+                                 x->index, y->index, keys ? "keys" : "tokens", next, nbhd_pass_name(pass));
+        }
+    }
+    return NBHD_OK;
+}
+
+/* ---- planning ---- */
+
+static int by_grid(const void *a, const void *b)
+{
+    const struct sequence *x = a, *y = b;
+    const int order = memcmp(x->lengths, y->lengths, sizeof x->lengths);
+    return order ? order : x->index - y->index;
+}
+
+static int by_work(const void *a, const void *b)
+{
+    const struct sequence *x = a, *y = b;
+    return x->flops > y->flops ? -1 : x->flops < y->flops ? 1 : x->index - y->index;
+}
+
+static nbhd_desc desc_of(const struct request *r, const struct sequence *s)
+{
+    nbhd_desc d = r->desc;
+    d.batch = 1;
+    for (int i = 0; i < d.rank; i++) {
+        d.length[i] = s->lengths[i];
+        d.kv_length[i] = s->lengths[3 + i];
+    }
+    return d;
+}
+
+static nbhd_status about(const struct request *r, const struct sequence *s, nbhd_status status)
+{
+    char grid[64] = "";
+    for (int i = 0; i < r->desc.rank; i++)
+        snprintf(grid + strlen(grid), sizeof grid - strlen(grid), "%s%d", i ? "x" : "", s->lengths[i]);
+    return nbhd_fail(status, "sequence %d, %s: %.400s", s->index, grid, nbhd_last_error());
+}
+
+/* Numbers the distinct grids, and tells the work of each. A table of biases and rows of scores have one shape for all. */
+static nbhd_status sort_grids(const struct request *r, struct sequence *list, struct nbhd_ragged_plan *g)
+{
+    struct nbhd_problem first, problem;
+    qsort(list, (size_t)g->count, sizeof *list, by_grid);
+    for (int i = 0; i < g->count; i++) {
+        struct sequence *s = &list[i];
+        if (i && !memcmp(s->lengths, s[-1].lengths, sizeof s->lengths)) {
+            s->plan = s[-1].plan;
+            s->flops = s[-1].flops;
+            continue;
+        }
+        const nbhd_desc d = desc_of(r, s);
+        const nbhd_status status = nbhd_problem_init(&problem, &d);
+        if (status)
+            return about(r, s, status);
+        first = i ? first : problem;
+        for (int a = 0; a < d.rank && (d.bias || d.pass > NBHD_BACKWARD); a++)
+            if (problem.desc.window[a] != first.desc.window[a])
+                return nbhd_fail(NBHD_ERROR_INVALID, "window[%d] is 0, so %d in sequence %d and %d in sequence %d; with %s it "
+                                                     "must be the same in all",
+                                 a, first.desc.window[a], list[0].index, problem.desc.window[a], s->index,
+                                 d.bias ? "a bias" : "a tensor of scores");
+        s->plan = g->distinct++;
+        s->flops = nbhd_desc_flops(&d);
+    }
+    return NBHD_OK;
+}
+
+/* A sequence is computed side by side with others if it is so little of the whole that the threads end at about one time.
+ * Gradients of a bias are summed over the sequences, one after the other. */
+static void choose_lanes(const struct request *r, struct nbhd_ragged_plan *g)
+{
+    const bool sums_bias = r->desc.bias && (r->desc.pass == NBHD_BACKWARD || r->desc.pass == NBHD_QK_BACKWARD);
+    double all = 0;
+    g->wide = g->count;
+    g->threads = 1;
+    if (r->device != NBHD_DEVICE_CPU || sums_bias)
+        return;
+    const int threads = r->desc.threads > 0 ? r->desc.threads : nbhd_threads_available();
+    for (int i = 0; i < g->count; i++)
+        all += g->parts[i].flops;
+    while (g->wide > 0 && 4 * threads * g->parts[g->wide - 1].flops <= all)
+        g->wide--;
+    if (g->count - g->wide < 2 || threads < 2)
+        g->wide = g->count;
+    else
+        g->threads = nbhd_threads_prepare(threads);
+}
+
+/* Largest first; each distinct grid where it comes first. */
+static nbhd_status plan_grids(const struct request *r, struct nbhd_ragged_plan *g, nbhd_plan *plan)
+{
+    bool timed = true;
+    for (int i = 0; i < g->count; i++) {
+        const struct sequence *s = &g->parts[i];
+        nbhd_plan **sub = &g->plans[s->plan];
+        nbhd_desc d = desc_of(r, s);
+        if (i >= g->wide)
+            d.threads = 1;
+        const nbhd_status status = *sub ? NBHD_OK : nbhd_plan_create_with(sub, &d, r->device, r->flags, r->kernel);
+        if (status)
+            return about(r, s, status);
+        const size_t bytes = ((*sub)->workspace + 63) / 64 * 64;
+        if (i < g->wide)
+            plan->workspace = bytes > plan->workspace ? bytes : plan->workspace;
+        else
+            g->lane = bytes > g->lane ? bytes : g->lane;
+        timed = timed && (*sub)->config.predicted_ms > 0;
+        plan->config.predicted_ms += (*sub)->config.predicted_ms / (i < g->wide ? 1 : g->threads);
+    }
+    const size_t lanes = g->lane * (size_t)g->threads;
+    plan->workspace = lanes > plan->workspace ? lanes : plan->workspace;
+    if (!timed)
+        plan->config.predicted_ms = 0;
+    return NBHD_OK;
+}
+
+static void describe(nbhd_plan *plan)
+{
+    const struct nbhd_ragged_plan *g = plan->ragged;
+    const nbhd_plan *largest = g->plans[g->parts[0].plan];
+    int used = snprintf(plan->describe, sizeof plan->describe, "%d sequences of %d grids", g->count, g->distinct);
+    if (g->wide < g->count)
+        used += snprintf(plan->describe + used, sizeof plan->describe - (size_t)used, ", %d of them side by side on %d threads",
+                         g->count - g->wide, g->threads);
+    snprintf(plan->describe + used, sizeof plan->describe - (size_t)used, "; the largest: %.80s", largest->describe);
+}
+
+/* The shape of the caller's tensors, as a problem. Packed: of one axis, the tokens. */
+static void shape_tensors(const struct request *r, nbhd_plan *plan)
+{
+    const struct nbhd_problem *one = &plan->ragged->plans[plan->ragged->parts[0].plan]->problem;
+    struct nbhd_problem *p = &plan->problem;
+    *p = *one;
+    p->desc.batch = plan->ragged->count;
+    for (int i = 0; i < 3; i++) {
+        const int from = i - (3 - p->desc.rank);
+        struct nbhd_axis *a = &p->axis[i];
+        if (plan->ragged->padded && from >= 0) {
+            a->length = r->desc.length[from];
+            a->keys = r->desc.kv_length[from] ? r->desc.kv_length[from] : a->length;
+        }
+    }
+    if (plan->ragged->padded)
+        return;
+    const int window = one->axis[0].window * one->axis[1].window * one->axis[2].window;
+    p->desc.rank = 1;
+    p->axis[0] = p->axis[1] = (struct nbhd_axis){1, 1, 1, 1, 1, NBHD_EDGE_NEAREST};
+    p->axis[2] = (struct nbhd_axis){(int)r->tokens, (int)r->kv_tokens, window, 1, 1, NBHD_EDGE_NEAREST};
+}
+
+static nbhd_status build(struct request *r, nbhd_plan *plan)
+{
+    struct nbhd_ragged_plan *g = plan->ragged;
+    nbhd_status status = check_request(r, &g->padded);
+    if (status)
+        return status;
+    const size_t count = (size_t)r->ragged.sequences;
+    g->count = r->ragged.sequences;
+    g->parts = calloc(count, sizeof *g->parts);
+    if (!g->parts)
+        return nbhd_fail(NBHD_ERROR_MEMORY, "a list of %d sequences could not be allocated", g->count);
+    for (int i = 0; i < g->count; i++)
+        if ((status = read_sequence(r, &g->parts[i], i, g->padded)))
+            return status;
+    if ((status = check_overlap(r, g->parts)) || (status = sort_grids(r, g->parts, g)))
+        return status;
+    g->plans = calloc((size_t)g->distinct, sizeof(nbhd_plan *));
+    if (!g->plans)
+        return nbhd_fail(NBHD_ERROR_MEMORY, "a list of %d plans could not be allocated", g->distinct);
+    qsort(g->parts, count, sizeof *g->parts, by_work);
+    choose_lanes(r, g);
+    if ((status = plan_grids(r, g, plan)))
+        return status;
+    plan->kernel = g->plans[g->parts[0].plan]->kernel;
+    shape_tensors(r, plan);
+    describe(plan);
+    nbhd_log(1, "plan: %s %s", plan->kernel->name, plan->describe);
+    return NBHD_OK;
+}
+
+nbhd_status nbhd_plan_create_ragged(nbhd_plan **out, const nbhd_desc *desc, const nbhd_ragged *ragged, nbhd_device device,
+                                    unsigned flags, const char *kernel)
+{
+    struct request r = {.device = device, .flags = flags, .kernel = kernel};
+    *out = NULL;
+    nbhd_status status = nbhd_copy_sized(&r.desc, sizeof r.desc, desc, "nbhd_desc");
+    if (!status)
+        status = nbhd_copy_sized(&r.ragged, sizeof r.ragged, ragged, "nbhd_ragged");
+    if (status)
+        return status;
+    r.desc.size = sizeof r.desc;
+    nbhd_plan *plan = calloc(1, sizeof *plan);
+    if (plan)
+        plan->ragged = calloc(1, sizeof *plan->ragged);
+    if (!plan || !plan->ragged) {
+        free(plan);
+        return nbhd_fail(NBHD_ERROR_MEMORY, "a plan of %zu bytes could not be allocated", sizeof *plan);
+    }
+    status = build(&r, plan);
+    if (status)
+        nbhd_plan_destroy(&plan);
+    *out = plan;
+    return status;
+}
+
+void nbhd_ragged_drop(struct nbhd_ragged_plan *g)
+{
+    for (int i = 0; i < g->distinct && g->plans; i++)
+        nbhd_plan_destroy(&g->plans[i]);
+    free(g->plans);
+    free(g->parts);
+    free(g);
+}
+
+/* ---- execution ---- */
+
+static bool of_extra(const struct nbhd_tensor_row *row)
+{
+    return row->form == NBHD_FORM_EXTRA_K || row->form == NBHD_FORM_EXTRA_V;
+}
+
+/* Packed tensors have no batch axis, but shapes of problems do: one of any stride, as it is not used. */
+static void insert_batch(nbhd_args *args)
+{
+    for (int i = 0; i < NBHD_TENSOR_ROWS; i++) {
+        long long *stride = ((nbhd_tensor *)(void *)((char *)args + nbhd_tensor_rows[i].arg))->stride;
+        if (of_extra(&nbhd_tensor_rows[i]) || !(stride[0] | stride[1]))
+            continue;
+        stride[2] = stride[1];
+        stride[1] = stride[0];
+        stride[0] = 1;
+    }
+}
+
+/* The block of all tensors becomes that of one sequence. */
+static void select_sequence(struct nbhd_params *params, const struct nbhd_ragged_plan *g, const struct sequence *s)
+{
+    const struct nbhd_problem *problem = &g->plans[s->plan]->problem;
+    for (int i = 0; i < NBHD_TENSOR_ROWS; i++) {
+        const struct nbhd_tensor_row *row = &nbhd_tensor_rows[i];
+        struct nbhd_view *view = (struct nbhd_view *)(void *)((char *)params + row->view);
+        if (!view->data)
+            continue;
+        if (g->padded || of_extra(row)) {
+            view->data += s->index * view->batch;
+            continue;
+        }
+        const bool keys = row->form == NBHD_FORM_K || row->form == NBHD_FORM_V;
+        const struct nbhd_axis *a = problem->axis;
+        view->data += (keys ? s->kv_token : s->token) * view->axis[2];
+        view->axis[1] = view->axis[2] * (keys ? a[2].keys : a[2].length);
+        view->axis[0] = view->axis[1] * (keys ? a[1].keys : a[1].length);
+        view->batch = view->axis[0] * (keys ? a[0].keys : a[0].length);
+    }
+    params->batch = 1;
+    memcpy(params->axis, problem->axis, sizeof params->axis);
+}
+
+static nbhd_status run_sequence(const struct nbhd_ragged_plan *g, const struct nbhd_params *all, int part, void *workspace,
+                                void *stream)
+{
+    struct nbhd_params params = *all;
+    select_sequence(&params, g, &g->parts[part]);
+    if (part)
+        params.flags |= NBHD_PARAMS_ADD;
+    return nbhd_plan_run(g->plans[g->parts[part].plan], &params, workspace, stream);
+}
+
+struct lanes {
+    const struct nbhd_ragged_plan *g;
+    const struct nbhd_params *all;
+    char *workspace;
+    atomic_int failed; /* the last status that was not 0 */
+};
+
+static void lane_task(void *context, long long task, int thread)
+{
+    struct lanes *c = context;
+    const int status = (int)run_sequence(c->g, c->all, c->g->wide + (int)task, c->workspace + (size_t)thread * c->g->lane, NULL);
+    if (status)
+        atomic_store(&c->failed, status);
+}
+
+nbhd_status nbhd_ragged_execute(const nbhd_plan *plan, const nbhd_args *given, void *workspace, void *stream)
+{
+    const struct nbhd_ragged_plan *g = plan->ragged;
+    struct nbhd_params params;
+    nbhd_args args;
+    nbhd_status status = nbhd_args_copy(&args, given);
+    if (status)
+        return status;
+    args.size = sizeof args;
+    if (!g->padded)
+        insert_batch(&args);
+    status = nbhd_params_bind(&plan->problem, &args, &params);
+    for (int i = 0; i < g->wide && !status; i++)
+        status = run_sequence(g, &params, i, workspace, stream);
+    if (status || g->wide == g->count)
+        return status;
+    struct lanes lanes = {.g = g, .all = &params, .workspace = workspace};
+    nbhd_parallel(g->threads, g->count - g->wide, lane_task, &lanes);
+    if (atomic_load(&lanes.failed)) /* its sentence is another thread's */
+        return nbhd_fail((nbhd_status)atomic_load(&lanes.failed), "a sequence of the batch could not be computed: %s",
+                         nbhd_status_name((nbhd_status)atomic_load(&lanes.failed)));
+    return NBHD_OK;
+}
