@@ -32,7 +32,8 @@ struct options {
 /* Copies of a problem's tensors, one after the other in one piece of memory. */
 struct rotation {
     nbhd_device device;
-    nbhd_desc desc;
+    const struct problem *problem;
+    nbhd_desc desc; /* whose tensors they are */
     size_t offset[SLOT_COUNT], bytes; /* of one copy */
     size_t copies;
     char *memory;
@@ -78,9 +79,7 @@ static int fill_forward(struct rotation *r, char *image)
 {
     struct runner runner;
     nbhd_args args = args_at(r, image);
-    nbhd_desc desc = r->desc;
-    desc.pass = NBHD_FORWARD;
-    int status = runner_open(&runner, &desc, r->device, NULL);
+    int status = runner_open_problem(&runner, r->problem, NBHD_FORWARD, r->device, NULL);
     if (status)
         return status;
     status = runner_run(&runner, &args);
@@ -95,10 +94,11 @@ static size_t cache_bytes(void)
     return twice > (size_t)256 << 20 ? twice : (size_t)256 << 20;
 }
 
-static int rotation_open(struct rotation *r, const nbhd_desc *desc, nbhd_device device, bool hot)
+static int rotation_open(struct rotation *r, const struct problem *problem, nbhd_device device, bool hot)
 {
+    const nbhd_desc tensors = problem_tensors(problem), *desc = &tensors;
     uint64_t state = 1;
-    *r = (struct rotation){.device = device, .desc = desc_whole(desc)};
+    *r = (struct rotation){.device = device, .problem = problem, .desc = desc_whole(desc)};
     for (int slot = 0; slot < SLOT_COUNT; slot++) {
         if (slot_use(desc, slot) == SLOT_UNUSED)
             continue;
@@ -239,20 +239,20 @@ static void find_tiles(const nbhd_plan *plan, struct result *r)
     sim_format_extents(tiles.kv_tile, r->kv_tile);
 }
 
-static int bench_kernel(struct options *o, const struct rotation *r, const char *line, const char *kernel)
+static int bench_kernel(struct options *o, const struct rotation *r, const char *kernel)
 {
     struct runner runner;
-    int status = runner_open(&runner, &r->desc, r->device, kernel);
+    int status = runner_open_problem(&runner, r->problem, r->desc.pass, r->device, kernel);
     if (status)
         return status;
-    struct result result = {.line = line, .kernel = nbhd_plan_kernel(runner.plan), .plan_ms = runner.plan_ms,
+    struct result result = {.line = r->problem->line, .kernel = nbhd_plan_kernel(runner.plan), .plan_ms = runner.plan_ms,
                             .describe = nbhd_plan_describe(runner.plan)};
     result.threads = r->desc.threads ? r->desc.threads : cpu_count();
-    result.pairs = nbhd_desc_pairs(&r->desc);
+    result.pairs = problem_pairs(r->problem);
     find_tiles(runner.plan, &result);
     status = measure(o, &runner, r, &result);
     if (!status) {
-        result.gflops = nbhd_desc_flops(&r->desc) / result.ms.median * 1e-6;
+        result.gflops = problem_flops(r->problem) / result.ms.median * 1e-6;
         result.peak = peak_gflops(r->device, result.kernel, r->desc.dtype, result.threads);
         print_head(o);
         (o->json ? print_json(o, &result) : o->csv ? print_csv(o, &result) : print_text(&result));
@@ -262,24 +262,25 @@ static int bench_kernel(struct options *o, const struct rotation *r, const char 
     return status;
 }
 
-static int bench_line(const nbhd_desc *desc, const char *line, void *context)
+static int bench_line(const struct problem *problem, void *context)
 {
     struct options *o = context;
     nbhd_device device = (nbhd_device)o->device;
     struct rotation rotation = {0};
     int status = device_open(device);
     if (!status)
-        status = rotation_open(&rotation, desc, device, o->hot);
+        status = rotation_open(&rotation, problem, device, o->hot);
     bool any = false;
     for (int i = 0; !status && o->all && nbhd_kernel_name(i); i++) {
-        char why[NBHD_TEXT] = "";
-        if (nbhd_kernel_refusal(i, desc, device, why, sizeof why) != NBHD_OK || *why)
+        char why[NBHD_TEXT];
+        problem_refusal(problem, i, device, why);
+        if (*why)
             continue;
         any = true;
-        status = bench_kernel(o, &rotation, line, nbhd_kernel_name(i));
+        status = bench_kernel(o, &rotation, nbhd_kernel_name(i));
     }
     if (!status && !any)
-        status = bench_kernel(o, &rotation, line, o->kernel);
+        status = bench_kernel(o, &rotation, o->kernel);
     rotation_close(&rotation);
     return status;
 }
@@ -319,7 +320,7 @@ static int run(int argc, char **argv)
         return tool_fail(TOOL_USAGE, "--all and --kernel cannot both be given");
     if (o.json && o.csv)
         return tool_fail(TOOL_USAGE, "--json and --csv cannot both be given");
-    return lines_each(argv, count, o.threads, bench_line, &o);
+    return problems_each(argv, count, o.threads, bench_line, &o);
 }
 
 const struct command cmd_bench = {"bench", "how long problems take, and what share of the machine's peak", run};

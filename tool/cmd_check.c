@@ -58,15 +58,19 @@ static void print(const struct options *o, const char *line, const struct case_r
 }
 
 /* What the oracle will look at, its plain computation in the problem's precision included. */
-static double oracle_pairs(const nbhd_desc *desc)
+static double oracle_pairs(const struct problem *problem)
 {
-    nbhd_desc d = desc_whole(desc);
-    double queries = (double)d.batch * d.heads, keys = 1;
-    for (int i = 0; i < d.rank; i++) {
-        queries *= d.length[i];
-        keys *= d.kv_length[i];
+    double pairs = 0;
+    for (int s = 0; s < problem_parts(problem); s++) {
+        const nbhd_desc part = problem_part(problem, s), d = desc_whole(&part);
+        double queries = (double)d.batch * d.heads, keys = 1;
+        for (int i = 0; i < d.rank; i++) {
+            queries *= d.length[i];
+            keys *= d.kv_length[i];
+        }
+        pairs += queries * (keys + d.extra);
     }
-    return queries * (keys + d.extra);
+    return pairs;
 }
 
 /* Whoever watches a terminal is told that the oracle is at work, where that takes more than two seconds or so. */
@@ -80,46 +84,49 @@ static void patience(double pairs, bool begin)
         fputs("\r\033[K", stderr);
 }
 
-static int check_kernel(const struct options *o, const nbhd_desc *desc, const char *line, const char *kernel)
+static int check_kernel(const struct options *o, const struct problem *problem, const char *kernel)
 {
     struct case_result result = {0};
     struct case_options options = {.kernel = kernel, .device = (nbhd_device)o->device, .seed = (unsigned)o->seed,
                                    .layout = (enum case_layout)o->layout, .threads = o->threads, .repeats = 1,
-                                   .dlse = desc->pass == NBHD_BACKWARD};
+                                   .dlse = problem->desc.pass == NBHD_BACKWARD,
+                                   .sequences = problem->sequences, .lengths = problem->lengths,
+                                   .kv_lengths = problem->kv_lengths};
     if (o->device == NBHD_DEVICE_CUDA)
         options.memory = (struct case_memory){gpu_alloc, gpu_release, gpu_upload, gpu_download};
-    double pairs = oracle_pairs(desc);
+    double pairs = oracle_pairs(problem);
     patience(pairs, true);
-    nbhd_status status = case_run(desc, &options, &result);
+    nbhd_status status = case_run(&problem->desc, &options, &result);
     patience(pairs, false);
-    print(o, line, &result, status == NBHD_OK);
+    print(o, problem->line, &result, status == NBHD_OK);
     if (status != NBHD_OK)
         return tool_fail(status == NBHD_ERROR_INVALID ? TOOL_USAGE : TOOL_FAILED, "%s", result.why);
     return result.ok ? TOOL_DONE : tool_fail(TOOL_FAILED, "%s", result.why);
 }
 
-static int check_line(const nbhd_desc *desc, const char *line, void *context)
+static int check_line(const struct problem *problem, void *context)
 {
     const struct options *o = context;
     int status = device_open((nbhd_device)o->device);
     if (status)
         return status;
-    double pairs = oracle_pairs(desc);
+    double pairs = oracle_pairs(problem);
     if (pairs > pairs_max && !o->force)
         return tool_fail(TOOL_USAGE, "%s: the oracle would look at %.3g pairs, and %.3g take minutes; a smaller problem, or "
-                                     "--force", line, pairs, pairs_max);
+                                     "--force", problem->line, pairs, pairs_max);
     if (!o->all)
-        return check_kernel(o, desc, line, o->kernel);
+        return check_kernel(o, problem, o->kernel);
     int ran = 0;
     for (int i = 0; nbhd_kernel_name(i); i++) {
-        char why[NBHD_TEXT] = "";
-        if (nbhd_kernel_refusal(i, desc, (nbhd_device)o->device, why, sizeof why) != NBHD_OK || *why)
+        char why[NBHD_TEXT];
+        problem_refusal(problem, i, (nbhd_device)o->device, why);
+        if (*why)
             continue;
-        int result = check_kernel(o, desc, line, nbhd_kernel_name(i));
+        int result = check_kernel(o, problem, nbhd_kernel_name(i));
         status = result ? result : status;
         ran++;
     }
-    return ran ? status : tool_fail(TOOL_FAILED, "%s: every kernel refuses it; nbhd plan --explain tells why", line);
+    return ran ? status : tool_fail(TOOL_FAILED, "%s: every kernel refuses it; nbhd plan --explain tells why", problem->line);
 }
 
 static int run(int argc, char **argv)
@@ -154,7 +161,7 @@ static int run(int argc, char **argv)
         return status;
     if (o.all && o.kernel)
         return tool_fail(TOOL_USAGE, "--all and --kernel cannot both be given");
-    return lines_each(argv, count, o.threads, check_line, &o);
+    return problems_each(argv, count, o.threads, check_line, &o);
 }
 
 const struct command cmd_check = {"check", "kernels against a float64 oracle", run};

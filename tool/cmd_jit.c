@@ -143,14 +143,14 @@ static void filled(const struct nbhd_jit *code, void *context)
     }
 }
 
-static int fill_one(const nbhd_desc *desc, const char *line, void *context)
+static int fill_one(const struct problem *problem, void *context)
 {
     struct fill fill = {context, 0, TOOL_DONE};
     nbhd_plan *plan = NULL;
     if (!fill.o->json)
-        printf("%s\n", line);
+        printf("%s\n", problem->line);
     nbhd_jit_observe(filled, &fill);
-    nbhd_status result = nbhd_plan_create_with(&plan, desc, NBHD_DEVICE_CUDA, 0, fill.o->kernel);
+    nbhd_status result = problem_plan(&plan, problem, problem->desc.pass, NBHD_DEVICE_CUDA, fill.o->kernel);
     nbhd_jit_observe(NULL, NULL);
     if (result)
         return tool_fail_library(result);
@@ -167,11 +167,11 @@ static int fill(const struct options *o, char **operands, int count)
     for (const char *at = o->arch; at && *at && status != TOOL_USAGE; at += strcspn(at, ","), at += *at == ',') {
         if (nbhd_cuda_set_target(atoi(at + (strncmp(at, "sm_", 3) ? 0 : 3))))
             return tool_fail(TOOL_USAGE, "--arch is '%s': %s", o->arch, nbhd_last_error());
-        int one = lines_each(operands, count, 0, fill_one, (void *)o);
+        int one = problems_each(operands, count, 0, fill_one, (void *)o);
         status = one ? one : status;
     }
     if (!o->arch)
-        status = lines_each(operands, count, 0, fill_one, (void *)o);
+        status = problems_each(operands, count, 0, fill_one, (void *)o);
     nbhd_cuda_set_target(0);
     return status;
 }

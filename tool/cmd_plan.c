@@ -17,13 +17,12 @@ struct options {
 };
 
 /* The refusals, a row of the table each. As text, or as members of a JSON list. */
-static void refusals(const struct options *o, const nbhd_desc *desc, const char *chosen, struct json *j)
+static void refusals(const struct options *o, const struct problem *problem, const char *chosen, struct json *j)
 {
     for (int i = 0; nbhd_kernel_name(i); i++) {
         const char *name = nbhd_kernel_name(i);
-        char why[NBHD_TEXT] = "";
-        if (nbhd_kernel_refusal(i, desc, (nbhd_device)o->device, why, sizeof why) != NBHD_OK)
-            snprintf(why, sizeof why, "%s", nbhd_last_error());
+        char why[NBHD_TEXT];
+        problem_refusal(problem, i, (nbhd_device)o->device, why);
         bool is_chosen = chosen && !strcmp(name, chosen);
         if (!j) {
             printf("  %-24s %s\n", name, is_chosen ? "chosen" : *why ? why : "would do, but stands further down");
@@ -36,26 +35,25 @@ static void refusals(const struct options *o, const nbhd_desc *desc, const char 
     }
 }
 
-static void print(const struct options *o, const nbhd_desc *desc, const char *line, const nbhd_plan *plan, double ms)
+static void print(const struct options *o, const struct problem *problem, const nbhd_plan *plan, double ms)
 {
-    printf("%s\n", line);
+    printf("%s\n", problem->line);
     if (plan) {
         printf("  %s: %s\n", nbhd_plan_kernel(plan), nbhd_plan_describe(plan));
-        printf("  %.4g visible pairs, %.4g useful GFLOP, workspace %.1f KiB, planned in %.0f us", nbhd_desc_pairs(desc),
-               nbhd_desc_flops(desc) * 1e-9, (double)nbhd_plan_workspace(plan) / 1024, ms * 1e3);
+        printf("  %.4g visible pairs, %.4g useful GFLOP, workspace %.1f KiB, planned in %.0f us",
+               problem_pairs(problem), problem_flops(problem) * 1e-9, (double)nbhd_plan_workspace(plan) / 1024, ms * 1e3);
         if (nbhd_plan_predicted_ms(plan) > 0)
             printf(", expected to run %.3g ms", nbhd_plan_predicted_ms(plan));
         putchar('\n');
     }
     if (o->explain)
-        refusals(o, desc, plan ? nbhd_plan_kernel(plan) : NULL, NULL);
+        refusals(o, problem, plan ? nbhd_plan_kernel(plan) : NULL, NULL);
 }
 
-static void print_json(const struct options *o, const nbhd_desc *desc, const char *line, const nbhd_plan *plan,
-                       double ms)
+static void print_json(const struct options *o, const struct problem *problem, const nbhd_plan *plan, double ms)
 {
     struct json j = json_begin();
-    json_text(&j, "line", line);
+    json_text(&j, "line", problem->line);
     json_text(&j, "kernel", plan ? nbhd_plan_kernel(plan) : NULL);
     json_text(&j, "describe", plan ? nbhd_plan_describe(plan) : NULL);
     json_text(&j, "device", device_choices[o->device]);
@@ -63,15 +61,15 @@ static void print_json(const struct options *o, const nbhd_desc *desc, const cha
     json_real(&j, "predicted_ms", predicted > 0 ? predicted : (double)NAN);
     json_real(&j, "plan_ms", ms);
     json_real(&j, "workspace", plan ? (double)nbhd_plan_workspace(plan) : 0);
-    json_real(&j, "pairs", nbhd_desc_pairs(desc));
-    json_real(&j, "gflop", nbhd_desc_flops(desc) * 1e-9);
+    json_real(&j, "pairs", problem_pairs(problem));
+    json_real(&j, "gflop", problem_flops(problem) * 1e-9);
     json_list(&j, "refused");
-    refusals(o, desc, plan ? nbhd_plan_kernel(plan) : NULL, &j);
+    refusals(o, problem, plan ? nbhd_plan_kernel(plan) : NULL, &j);
     json_list_end(&j);
     json_end(&j);
 }
 
-static int plan_one(const nbhd_desc *desc, const char *line, void *context)
+static int plan_one(const struct problem *problem, void *context)
 {
     const struct options *o = context;
     nbhd_plan *plan = NULL;
@@ -79,14 +77,14 @@ static int plan_one(const nbhd_desc *desc, const char *line, void *context)
     if (status)
         return status;
     double begun = now_ms();
-    nbhd_status result = nbhd_plan_create_with(&plan, desc, (nbhd_device)o->device, 0, o->kernel);
+    nbhd_status result = problem_plan(&plan, problem, problem->desc.pass, (nbhd_device)o->device, o->kernel);
     double ms = now_ms() - begun;
     if (result != NBHD_OK)
         status = tool_fail_library(result);
     if (o->json)
-        print_json(o, desc, line, plan, ms);
+        print_json(o, problem, plan, ms);
     else if (plan || o->explain)
-        print(o, desc, line, plan, ms);
+        print(o, problem, plan, ms);
     nbhd_plan_destroy(&plan);
     return status;
 }
@@ -114,7 +112,7 @@ static int run(int argc, char **argv)
     };
     int count;
     int status = args_parse(&usage, argc, argv, &count);
-    return status == ARGS_GO_ON ? lines_each(argv, count, o.threads, plan_one, &o) : status;
+    return status == ARGS_GO_ON ? problems_each(argv, count, o.threads, plan_one, &o) : status;
 }
 
 const struct command cmd_plan = {"plan", "which kernel a problem gets, and why", run};

@@ -9,21 +9,19 @@
 
 #include "tool.h"
 
-typedef int each_fn(const nbhd_desc *desc, const char *line, void *context);
+typedef int each_fn(const struct problem *problem, void *context);
 
 /* where: "FILE:LINE: " or "" */
 static int one(const char *text, const char *where, int threads, each_fn *each, void *context)
 {
-    nbhd_desc desc;
-    char line[NBHD_TEXT];
-    nbhd_status status = nbhd_desc_parse(&desc, text);
-    if (status == NBHD_OK)
-        status = nbhd_desc_format(&desc, line, sizeof line);
-    if (status != NBHD_OK)
-        return tool_fail(status == NBHD_ERROR_INVALID ? TOOL_USAGE : TOOL_FAILED, "%s%s", where, nbhd_last_error());
+    struct problem problem;
+    int status = problem_parse(&problem, text, where);
     if (threads)
-        desc.threads = threads;
-    return each(&desc, line, context);
+        problem.desc.threads = threads;
+    if (!status)
+        status = each(&problem, context);
+    problem_release(&problem);
+    return status;
 }
 
 static int from_file(const char *path, int threads, each_fn *each, void *context)
@@ -55,7 +53,7 @@ static int from_file(const char *path, int threads, each_fn *each, void *context
     return status;
 }
 
-int lines_each(char **operands, int count, int threads, each_fn *each, void *context)
+int problems_each(char **operands, int count, int threads, each_fn *each, void *context)
 {
     int status = TOOL_DONE;
     for (int i = 0; i < count && status != TOOL_USAGE;) {
@@ -75,4 +73,24 @@ int lines_each(char **operands, int count, int threads, each_fn *each, void *con
         status = result ? result : status;
     }
     return status;
+}
+
+struct dense {
+    int (*each)(const nbhd_desc *desc, const char *line, void *context);
+    void *context;
+};
+
+static int dense_only(const struct problem *problem, void *context)
+{
+    const struct dense *d = context;
+    if (problem->sequences)
+        return tool_fail(TOOL_USAGE, "%s: this command takes no ragged batch; ask for one of its sequences", problem->line);
+    return d->each(&problem->desc, problem->line, d->context);
+}
+
+int lines_each(char **operands, int count, int threads,
+               int (*each)(const nbhd_desc *desc, const char *line, void *context), void *context)
+{
+    struct dense dense = {each, context};
+    return problems_each(operands, count, threads, dense_only, &dense);
 }

@@ -2,10 +2,13 @@
 #ifndef NBHD_TOOL_LINES_H
 #define NBHD_TOOL_LINES_H
 
-#include "nbhd.h"
+#include "problem.h"
 
 /* Calls each() for every problem until one returns something other than TOOL_DONE or TOOL_FAILED; a failure is
- * remembered and the others still run. threads > 0 overrides. desc is what was parsed, line its canonical form. */
+ * remembered and the others still run. threads > 0 overrides. */
+int problems_each(char **operands, int count, int threads, int (*each)(const struct problem *problem, void *context),
+                  void *context);
+/* The same for commands that take no ragged batches: those are refused. */
 int lines_each(char **operands, int count, int threads,
                int (*each)(const nbhd_desc *desc, const char *line, void *context), void *context);
 

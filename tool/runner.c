@@ -9,14 +9,21 @@
 
 int runner_open(struct runner *r, const nbhd_desc *desc, nbhd_device device, const char *kernel)
 {
+    const struct problem problem = {.desc = *desc};
+    return runner_open_problem(r, &problem, desc->pass, device, kernel);
+}
+
+int runner_open_problem(struct runner *r, const struct problem *problem, int pass, nbhd_device device, const char *kernel)
+{
     memset(r, 0, sizeof *r);
-    r->desc = *desc;
+    r->desc = problem_tensors(problem);
+    r->desc.pass = pass;
     r->device = device;
     int status = device_open(device);
     if (status)
         return status;
     double begun = now_ms();
-    nbhd_status result = nbhd_plan_create_with(&r->plan, desc, device, 0, kernel);
+    nbhd_status result = problem_plan(&r->plan, problem, pass, device, kernel);
     r->plan_ms = now_ms() - begun;
     if (result != NBHD_OK)
         return tool_fail_library(result);

@@ -2,11 +2,11 @@
 #ifndef NBHD_TOOL_RUNNER_H
 #define NBHD_TOOL_RUNNER_H
 
-#include "nbhd.h"
+#include "problem.h"
 #include "slots.h"
 
 struct runner {
-    nbhd_desc desc;
+    nbhd_desc desc; /* whose tensors they are: of a ragged batch problem_tensors() */
     nbhd_device device;
     nbhd_plan *plan;
     double plan_ms; /* what planning took, run-time compilation included */
@@ -16,6 +16,8 @@ struct runner {
 
 /* Exit status; the sentence of a failure has been told. kernel NULL: the planner chooses. */
 int runner_open(struct runner *runner, const nbhd_desc *desc, nbhd_device device, const char *kernel);
+/* The same for a pass of a problem that may be a ragged batch, packed. */
+int runner_open_problem(struct runner *runner, const struct problem *problem, int pass, nbhd_device device, const char *kernel);
 /* Brings what the pass reads to the device; args then has device pointers. On the CPU nothing moves. */
 int runner_send(struct runner *runner, nbhd_args *args);
 int runner_execute(struct runner *runner, const nbhd_args *args);
