@@ -16,7 +16,7 @@
 struct options {
     const char *in[SLOT_COUNT], *out[SLOT_COUNT]; /* file by slot; NULL: not given */
     struct extents window, stride, dilation;
-    const char *edge, *kernel;
+    const char *edge, *kernel, *lengths, *kv_lengths;
     double scale;
     int device, threads;
     bool json;
@@ -25,7 +25,8 @@ struct options {
 /* One pass of the work: its tensors are files, or memory of our own where only the backward needs them. */
 struct work {
     const struct options *options;
-    nbhd_desc desc; /* of the forward */
+    struct problem problem; /* of the forward */
+    nbhd_desc tensors;      /* whose tensors they are (problem_tensors) */
     struct array in[SLOT_COUNT];
     struct output out[SLOT_COUNT];
     struct outputs *files;
@@ -44,6 +45,8 @@ static int parse(int argc, char **argv, struct options *o)
         opt_extents("stride", 's', &o->stride, "1x1", "neighbouring queries that share a window (1)"),
         opt_extents("dilation", 'r', &o->dilation, "1x1", "step between keys (1)"),
         opt_text("edge", 'e', &o->edge, "nn", "a letter per axis: n nearest, c causal, t truncated, p periodic (n)"),
+        opt_text("lengths", 'l', &o->lengths, "30x40,16x16", "ragged: the grids that lie one after the other in Q, K and V"),
+        opt_text("kv-lengths", 0, &o->kv_lengths, "8x8,9x5", "ragged: those in K and V, where they are others"),
         opt_real("scale", 0, &o->scale, -FLT_MAX, FLT_MAX, "X", "factor on q.k (head_dim^-1/2)"),
         opt_text("extra-k", 0, &o->in[SLOT_EXTRA_K], "FILE", "keys that every query sees, [batch, N, kv heads, head_dim]"),
         opt_text("extra-v", 0, &o->in[SLOT_EXTRA_V], "FILE", "their values"),
@@ -66,6 +69,7 @@ static int parse(int argc, char **argv, struct options *o)
                  "FILE.safetensors:NAME (bfloat16 too), laid out [batch, axis0(, axis1(, axis2)), heads, head_dim]. K and V\n"
                  "may have fewer heads than Q, and V another head_dim. Outputs have the inputs' type, and may share a\n"
                  ".safetensors file. Inputs are mapped, not loaded; outputs get their names when they are whole.\n"
+                 "With --lengths the tensors are [tokens, heads, head_dim]: grids of those lengths, packed; *N repeats one.\n"
                  "With --grad-out the gradients named by --dq, --dk, --dv ... are computed, beside or instead of -o.\n\n"
                  "  nbhd run q.npy k.npy v.npy -o o.npy --window 7x7\n"
                  "  nbhd run m.safetensors:q m.safetensors:k m.safetensors:v -o out.safetensors:o --window 18x24x24 --edge cnn",
@@ -111,6 +115,8 @@ static int check_options(const struct options *o)
         return tool_fail(TOOL_USAGE, "--grad-lse needs --grad-out");
     if (o->in[SLOT_DOUT] && !gradients)
         return tool_fail(TOOL_USAGE, "--grad-out is given, but none of --dq, --dk, --dv says where a gradient goes");
+    if (o->kv_lengths && !o->lengths)
+        return tool_fail(TOOL_USAGE, "--kv-lengths needs --lengths, those of the queries");
     if (!results && !gradients)
         return tool_fail(TOOL_USAGE, "where should the result go? -o FILE.npy or -o FILE.safetensors:NAME");
     return TOOL_DONE;
@@ -161,38 +167,76 @@ static int edges(const char *text, int rank, int values[3])
     return TOOL_DONE;
 }
 
+/* The axes of Q and K. */
+static int describe_axes(struct work *w)
+{
+    const struct options *o = w->options;
+    const struct array_info *q = &w->in[SLOT_Q].info, *k = &w->in[SLOT_K].info;
+    nbhd_desc *d = &w->problem.desc;
+    d->rank = q->rank - 3;
+    int status = extent(o, SLOT_Q, q->shape[0], &d->batch);
+    for (int i = 0; !status && i < d->rank; i++) {
+        status = extent(o, SLOT_Q, q->shape[1 + i], &d->length[i]);
+        if (!status && k->shape[1 + i] != q->shape[1 + i])
+            status = extent(o, SLOT_K, k->shape[1 + i], &d->kv_length[i]);
+    }
+    return status;
+}
+
+/* The grids of a ragged batch, which must fill Q and K. */
+static int describe_sequences(struct work *w)
+{
+    const struct options *o = w->options;
+    const struct array_info *q = &w->in[SLOT_Q].info, *k = &w->in[SLOT_K].info;
+    struct problem *p = &w->problem;
+    int kv_sequences = 0;
+    int status = problem_grids("--lengths", o->lengths, &p->desc.rank, &p->sequences, &p->lengths);
+    if (!status && o->kv_lengths)
+        status = problem_grids("--kv-lengths", o->kv_lengths, &p->desc.rank, &kv_sequences, &p->kv_lengths);
+    if (status)
+        return status;
+    if (p->kv_lengths && kv_sequences != p->sequences)
+        return tool_fail(TOOL_USAGE, "--lengths lists %d grids and --kv-lengths %d", p->sequences, kv_sequences);
+    long long tokens = 0, keys = 0;
+    problem_tokens(p, &tokens, &keys);
+    if (tokens != q->shape[0] || keys != k->shape[0])
+        return tool_fail(TOOL_USAGE, "the grids of %s have %lld tokens, and %s has %lld", tokens != q->shape[0] || !p->kv_lengths
+                         ? "--lengths" : "--kv-lengths", tokens != q->shape[0] ? tokens : keys,
+                         tokens != q->shape[0] ? "Q" : "K", tokens != q->shape[0] ? q->shape[0] : k->shape[0]);
+    p->desc = problem_part(p, 0);
+    return TOOL_DONE;
+}
+
 /* The problem, from the shapes of Q, K and V. Other tensors are compared with it afterwards. */
 static int describe(struct work *w)
 {
     const struct options *o = w->options;
     const struct array_info *q = &w->in[SLOT_Q].info, *k = &w->in[SLOT_K].info, *v = &w->in[SLOT_V].info;
-    nbhd_desc *d = &w->desc;
+    nbhd_desc *d = &w->problem.desc;
     *d = (nbhd_desc)NBHD_DESC_INIT;
-    if (q->rank < 4 || q->rank > 6)
+    if (!o->lengths && (q->rank < 4 || q->rank > 6))
         return tool_fail(TOOL_USAGE, "Q (%s) has %d axes; it must have 4 to 6: batch, one to three axes, heads, head_dim",
                          o->in[SLOT_Q], q->rank);
+    if (o->lengths && q->rank != 3)
+        return tool_fail(TOOL_USAGE, "Q (%s) has %d axes; with --lengths it must have 3: tokens, heads, head_dim", o->in[SLOT_Q],
+                         q->rank);
     if (k->rank != q->rank || v->rank != q->rank)
         return tool_fail(TOOL_USAGE, "Q has %d axes, K has %d and V has %d; they must agree", q->rank, k->rank, v->rank);
-    int rank = d->rank = q->rank - 3;
     d->dtype = q->dtype;
     d->threads = o->threads;
     if (o->scale == 0)
         return tool_fail(TOOL_USAGE, "--scale: 0 would make all keys weigh the same; it must be another number");
     d->scale = isnan(o->scale) ? 0 : (float)o->scale;
-    int status = extent(o, SLOT_Q, q->shape[0], &d->batch);
-    for (int i = 0; !status && i < rank; i++) {
-        status = extent(o, SLOT_Q, q->shape[1 + i], &d->length[i]);
-        if (!status && k->shape[1 + i] != q->shape[1 + i])
-            status = extent(o, SLOT_K, k->shape[1 + i], &d->kv_length[i]);
-    }
+    int status = o->lengths ? describe_sequences(w) : describe_axes(w);
+    const int rank = d->rank;
     if (!status)
-        status = extent(o, SLOT_Q, q->shape[rank + 1], &d->heads);
+        status = extent(o, SLOT_Q, q->shape[q->rank - 2], &d->heads);
     if (!status)
-        status = extent(o, SLOT_K, k->shape[rank + 1], &d->kv_heads);
+        status = extent(o, SLOT_K, k->shape[q->rank - 2], &d->kv_heads);
     if (!status)
-        status = extent(o, SLOT_Q, q->shape[rank + 2], &d->head_dim);
+        status = extent(o, SLOT_Q, q->shape[q->rank - 1], &d->head_dim);
     if (!status)
-        status = extent(o, SLOT_V, v->shape[rank + 2], &d->head_dim_v);
+        status = extent(o, SLOT_V, v->shape[q->rank - 1], &d->head_dim_v);
     const struct array_info *extra = &w->in[SLOT_EXTRA_K].info;
     if (!status && o->in[SLOT_EXTRA_K])
         status = extra->rank == 4 ? extent(o, SLOT_EXTRA_K, extra->shape[1], &d->extra)
@@ -207,6 +251,36 @@ static int describe(struct work *w)
     return status || !o->edge ? status : edges(o->edge, rank, d->edge);
 }
 
+/* The legality of every sequence's problem, and then of which tensors they are. */
+static int check_problem(struct work *w)
+{
+    for (int s = 0; s < problem_parts(&w->problem); s++) {
+        const nbhd_desc part = problem_part(&w->problem, s);
+        if (nbhd_desc_pairs(&part) > 0)
+            continue;
+        return w->problem.sequences ? tool_fail(TOOL_USAGE, "sequence %d: %s", s, nbhd_last_error())
+                                    : tool_fail_library(NBHD_ERROR_INVALID);
+    }
+    w->tensors = problem_tensors(&w->problem);
+    return TOOL_DONE;
+}
+
+/* A file's array: of a ragged batch [tokens, heads, head_dim], and [sequences, extra, ...]. */
+static int array_shape(const struct work *w, int slot, long long shape[6])
+{
+    int rank = slot_shape(&w->tensors, slot, shape);
+    if (!w->problem.sequences)
+        return rank;
+    if (slot_is_extra(slot)) {
+        shape[0] = w->problem.sequences;
+        shape[1] /= w->problem.sequences;
+        return rank;
+    }
+    rank -= w->tensors.rank;
+    memmove(shape, shape + w->tensors.rank, (size_t)rank * sizeof *shape);
+    return rank;
+}
+
 /* Every input has the shape and type that the problem gives it. */
 static int check_inputs(const struct work *w)
 {
@@ -216,7 +290,7 @@ static int check_inputs(const struct work *w)
             continue;
         long long shape[6];
         const struct array_info *info = &w->in[slot].info;
-        int rank = slot_shape(&w->desc, slot, shape), dtype = slot_dtype(&w->desc, slot);
+        int rank = array_shape(w, slot, shape), dtype = slot_dtype(&w->tensors, slot);
         if (info->rank != rank || memcmp(info->shape, shape, (size_t)rank * sizeof *shape))
             return tool_fail(TOOL_USAGE, "%s (%s) is %s; with Q, K and V as they are it must be %s", option_name(slot),
                              w->options->in[slot], shape_text(info->shape, info->rank, have),
@@ -237,8 +311,8 @@ static int open_outputs(struct work *w)
         if (!w->options->out[slot])
             continue;
         slots[count] = slot;
-        list[count] = (struct output){.spec = w->options->out[slot], .dtype = slot_dtype(&w->desc, slot)};
-        list[count].rank = slot_shape(&w->desc, slot, list[count].shape);
+        list[count] = (struct output){.spec = w->options->out[slot], .dtype = slot_dtype(&w->tensors, slot)};
+        list[count].rank = array_shape(w, slot, list[count].shape);
         count++;
     }
     int status = outputs_open(&w->files, list, count);
@@ -248,16 +322,18 @@ static int open_outputs(struct work *w)
 }
 
 /* Points args at files for what pass reads and writes, and at memory of our own for the rest that it must have. */
-static int fill_args(struct work *w, const nbhd_desc *pass)
+static int fill_args(struct work *w, int pass)
 {
+    nbhd_desc desc = w->tensors;
+    desc.pass = pass;
     int status = TOOL_DONE;
     for (int slot = 0; !status && slot < SLOT_COUNT; slot++) {
-        bool needed = slot_use(pass, slot) != SLOT_UNUSED && slot != SLOT_DLSE;
+        bool needed = slot_use(&desc, slot) != SLOT_UNUSED && slot != SLOT_DLSE;
         if (slot == SLOT_LSE && !w->options->in[SLOT_DOUT])
             needed = false;
         void *data = w->in[slot].data ? w->in[slot].data : w->out[slot].data;
         if (!data && needed && !w->own[slot])
-            status = device_alloc(NBHD_DEVICE_CPU, slot_bytes(pass, slot), &w->own[slot]);
+            status = device_alloc(NBHD_DEVICE_CPU, slot_bytes(&desc, slot), &w->own[slot]);
         slot_tensor(&w->args, slot)->data = data ? data : w->own[slot];
     }
     return status;
@@ -273,13 +349,11 @@ static const char *kernel_for(const char *kernel, int pass, bool both)
 static int run_pass(struct work *w, int pass)
 {
     struct runner runner;
-    nbhd_desc desc = w->desc;
-    desc.pass = pass;
-    int status = fill_args(w, &desc);
+    int status = fill_args(w, pass);
     if (status)
         return status;
     const char *kernel = kernel_for(w->options->kernel, pass, w->options->in[SLOT_DOUT] != NULL);
-    status = runner_open(&runner, &desc, (nbhd_device)w->options->device, kernel);
+    status = runner_open_problem(&runner, &w->problem, pass, (nbhd_device)w->options->device, kernel);
     if (status)
         return status;
     double begun = now_ms();
@@ -292,13 +366,11 @@ static int run_pass(struct work *w, int pass)
     return status;
 }
 
-static void report(const struct work *w)
+static void report(struct work *w)
 {
-    char line[NBHD_TEXT];
-    nbhd_desc desc = w->desc;
-    desc.pass = w->options->in[SLOT_DOUT] ? NBHD_BACKWARD : NBHD_FORWARD;
+    w->problem.desc.pass = w->options->in[SLOT_DOUT] ? NBHD_BACKWARD : NBHD_FORWARD;
     struct json j = json_begin();
-    json_text(&j, "line", nbhd_desc_format(&desc, line, sizeof line) == NBHD_OK ? line : NULL);
+    json_text(&j, "line", problem_write_line(&w->problem) == TOOL_DONE ? w->problem.line : NULL);
     json_text(&j, "kernel", w->kernels);
     json_text(&j, "device", device_choices[w->options->device]);
     json_real(&j, "ms", w->ms);
@@ -318,8 +390,8 @@ static int run(int argc, char **argv)
         status = open_inputs(&w);
     if (!status)
         status = describe(&w);
-    if (!status && nbhd_desc_pairs(&w.desc) <= 0)
-        status = tool_fail_library(NBHD_ERROR_INVALID);
+    if (!status)
+        status = check_problem(&w);
     if (!status)
         status = check_inputs(&w);
     if (!status)
@@ -331,6 +403,7 @@ static int run(int argc, char **argv)
     if (!status && (status = outputs_commit(&w.files)) == TOOL_DONE && o.json)
         report(&w);
     outputs_abandon(&w.files);
+    problem_release(&w.problem);
     for (int slot = 0; slot < SLOT_COUNT; slot++) {
         array_close(&w.in[slot]);
         device_free(NBHD_DEVICE_CPU, w.own[slot]);

@@ -96,14 +96,17 @@ static bool is_list(const char *word, int length)
            (memchr(word, '+', (size_t)length) || memchr(word, '*', (size_t)length));
 }
 
-/* The line of the first sequence, with the lists in place of its axes, and without the windows that were not given. */
-static int write_line(struct problem *p)
+/* A ragged batch's: that of its first sequence, with the lists in place of its axes, and without windows that were not given. */
+int problem_write_line(struct problem *p)
 {
     char first[NBHD_TEXT];
     struct text t = {p->line, 0};
-    const nbhd_status status = nbhd_desc_format(&p->desc, first, sizeof first);
+    const nbhd_desc desc = problem_part(p, 0);
+    const nbhd_status status = nbhd_desc_format(&desc, first, sizeof first);
     if (status != NBHD_OK)
         return tool_fail_library(status);
+    if (!p->sequences)
+        return memcpy(p->line, first, sizeof first), TOOL_DONE;
     for (const char *word = first; *word; word += strspn(word, " ")) {
         const int length = (int)strcspn(word, " ");
         if (isdigit((unsigned char)*word)) {
@@ -165,7 +168,7 @@ int problem_parse(struct problem *p, const char *text, const char *where)
     if (p->sequences && p->desc.batch > 1)
         return tool_fail(TOOL_USAGE, "%sb%d: the batch of a ragged problem is its sequences, %d", where, p->desc.batch,
                          p->sequences);
-    return p->sequences ? write_line(p) : TOOL_DONE;
+    return p->sequences ? problem_write_line(p) : TOOL_DONE;
 }
 
 void problem_release(struct problem *p)
@@ -233,20 +236,26 @@ void problem_refusal(const struct problem *p, int i, nbhd_device device, char wh
     }
 }
 
-nbhd_desc problem_tensors(const struct problem *p)
+void problem_tokens(const struct problem *p, long long *tokens, long long *keys)
 {
-    nbhd_desc d = p->desc;
-    long long tokens = 0, keys = 0;
-    for (int s = 0; s < p->sequences; s++) {
+    *tokens = *keys = 0;
+    for (int s = 0; s < problem_parts(p); s++) {
         const nbhd_desc one = problem_part(p, s);
         long long length = 1, kv = 1;
-        for (int i = 0; i < d.rank; i++) {
+        for (int i = 0; i < one.rank; i++) {
             length *= one.length[i];
             kv *= one.kv_length[i] ? one.kv_length[i] : one.length[i];
         }
-        tokens += length;
-        keys += kv;
+        *tokens += length;
+        *keys += kv;
     }
+}
+
+nbhd_desc problem_tensors(const struct problem *p)
+{
+    nbhd_desc d = p->desc;
+    long long tokens, keys;
+    problem_tokens(p, &tokens, &keys);
     if (!p->sequences || tokens > 0x7fffffff || keys > 0x7fffffff)
         return d;
     for (int i = 0; i < d.rank; i++) {

@@ -14,6 +14,8 @@ struct problem {
 
 /* where: "FILE:LINE: " or "", ahead of the sentence of a failure. Returns the exit status. */
 int problem_parse(struct problem *problem, const char *text, const char *where);
+/* Writes line anew from the rest. */
+int problem_write_line(struct problem *problem);
 void problem_release(struct problem *problem);
 /* "30x40,16x16*2", or with + between grids, to [sequences][rank]; *rank 0: told by the first grid. name: for the sentence. */
 int problem_grids(const char *name, const char *text, int *rank, int *sequences, int **lengths);
@@ -26,6 +28,8 @@ double problem_pairs(const struct problem *problem);
 double problem_flops(const struct problem *problem);
 /* Why the i-th kernel does not take the problem; "" if it does. */
 void problem_refusal(const struct problem *problem, int i, nbhd_device device, char why[NBHD_TEXT]);
+/* Tokens of queries and of keys of all sequences together. */
+void problem_tokens(const struct problem *problem, long long *tokens, long long *keys);
 /* A problem whose tensors (slots.h) have as many elements: all tokens on the last axis. */
 nbhd_desc problem_tensors(const struct problem *problem);
 

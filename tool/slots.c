@@ -49,6 +49,8 @@ enum slot_use slot_use(const nbhd_desc *desc, int slot)
     return slots[slot].read & pass ? SLOT_READ : slots[slot].written & pass ? SLOT_WRITTEN : SLOT_UNUSED;
 }
 
+bool slot_is_extra(int slot) { return slots[slot].kind == EXTRA_K || slots[slot].kind == EXTRA_V; }
+
 int slot_dtype(const nbhd_desc *desc, int slot) { return slots[slot].f32 ? NBHD_F32 : desc->dtype; }
 
 nbhd_desc desc_whole(const nbhd_desc *desc)

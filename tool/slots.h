@@ -19,6 +19,7 @@ const char *slot_name(int slot); /* as in nbhd_args */
 nbhd_tensor *slot_tensor(nbhd_args *args, int slot);
 /* What desc's pass does with it. lse and dlse, which may be left out, count as used. */
 enum slot_use slot_use(const nbhd_desc *desc, int slot);
+bool slot_is_extra(int slot); /* [batch, extra, heads, dim] */
 int slot_dtype(const nbhd_desc *desc, int slot);
 int slot_shape(const nbhd_desc *desc, int slot, long long shape[6]); /* returns the rank */
 /* SIZE_MAX where the true number is larger. */
