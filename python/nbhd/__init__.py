@@ -9,7 +9,7 @@ Tensors are [batch, axis0(, axis1(, axis2)), heads, head_dim]. What a token sees
 from . import _lib
 from ._lib import InvalidError, NbhdError
 
-__all__ = ["attention", "InvalidError", "NbhdError", "version"]
+__all__ = ["attention", "attention_varlen", "InvalidError", "NbhdError", "version"]
 
 
 def version():
@@ -33,4 +33,27 @@ def attention(q, k, v, window=None, *, stride=1, dilation=1, edge="nearest", sca
     else:
         from . import numpy as backend
     o, lse = backend.attention(q, k, v, extra_kv, bias, options)
+    return (o, lse) if return_lse else o
+
+
+def attention_varlen(q, k, v, lengths, window=None, *, kv_lengths=None, offsets=None, kv_offsets=None, stride=1, dilation=1,
+                     edge="nearest", scale=None, extra_kv=None, bias=None, return_lse=False, kernel=None):
+    """attention() of sequences whose axes differ in length, each by itself: images of different sizes in one call.
+
+    lengths: the axes of each sequence, [(30, 40), (16, 16), (9, 33)], or [120, 7, 56] of one axis; an array or tensor will do.
+    q: packed [tokens, heads, head_dim], the sequences one after the other, each a grid in row-major order, or
+       padded [sequences, axes..., heads, head_dim], each sequence at the lower end of every axis.
+    offsets: packed: the first token of each sequence, where they do not follow each other; kv_offsets: in k and v.
+    kv_lengths: cross attention; then window must be None where they differ.
+    extra_kv: (k, v) of shape [sequences, extra, kv_heads, dim]. What belongs to no sequence is 0 in the result.
+    A window must fit every sequence. All else, and the result, as attention(). docs/ragged.md tells more.
+    """
+    from ._ragged import Sequences
+    sequences = Sequences.of(lengths, kv_lengths, offsets, kv_offsets)
+    options = dict(window=window, stride=stride, dilation=dilation, edge=edge, scale=scale, kernel=kernel)
+    if type(q).__module__.startswith("torch"):
+        from . import torch as backend
+    else:
+        from . import numpy as backend
+    o, lse = backend.attention(q, k, v, extra_kv, bias, options, sequences)
     return (o, lse) if return_lse else o

@@ -29,6 +29,12 @@ class Args(c.Structure):
         "bias", "dbias", "scores", "dscores")]
 
 
+class Ragged(c.Structure):
+    _fields_ = [("size", c.c_size_t), ("sequences", c.c_int), ("lengths", c.POINTER(c.c_int)),
+                ("kv_lengths", c.POINTER(c.c_int)), ("offsets", c.POINTER(c.c_longlong)),
+                ("kv_offsets", c.POINTER(c.c_longlong))]
+
+
 class NbhdError(RuntimeError):
     """A status of the C library; the message is its sentence."""
 
@@ -64,6 +70,8 @@ def library():
         "nbhd_desc_keys": (c.c_int, [c.POINTER(Desc), c.c_int, c.c_int, c.POINTER(c.c_int), c.POINTER(c.c_int)]),
         "nbhd_desc_flops": (c.c_double, [c.POINTER(Desc)]),
         "nbhd_plan_create_with": (c.c_int, [c.POINTER(c.c_void_p), c.POINTER(Desc), c.c_int, c.c_uint, c.c_char_p]),
+        "nbhd_plan_create_ragged": (c.c_int, [c.POINTER(c.c_void_p), c.POINTER(Desc), c.POINTER(Ragged), c.c_int, c.c_uint,
+                                              c.c_char_p]),
         "nbhd_plan_workspace": (c.c_size_t, [c.c_void_p]),
         "nbhd_plan_kernel": (c.c_char_p, [c.c_void_p]),
         "nbhd_plan_destroy": (None, [c.POINTER(c.c_void_p)]),
@@ -82,12 +90,16 @@ def check(status):
 
 
 class Plan:
-    """A planned problem. Plans are kept per (problem, device, flags, kernel): `plan()`."""
+    """A planned problem. Plans are kept per (problem, sequences, device, flags, kernel): `plan()`."""
 
-    def __init__(self, desc, device, flags, kernel):
+    def __init__(self, desc, device, flags, kernel, sequences=None):
         lib = library()
         self.handle = c.c_void_p()
-        check(lib.nbhd_plan_create_with(c.byref(self.handle), c.byref(desc), device, flags, kernel))
+        if sequences:
+            check(lib.nbhd_plan_create_ragged(c.byref(self.handle), c.byref(desc), c.byref(sequences.struct()), device, flags,
+                                              kernel))
+        else:
+            check(lib.nbhd_plan_create_with(c.byref(self.handle), c.byref(desc), device, flags, kernel))
         self.workspace = lib.nbhd_plan_workspace(self.handle)
         self.kernel = lib.nbhd_plan_kernel(self.handle).decode()
 
@@ -104,9 +116,15 @@ def _cached_plan(desc_bytes, device, flags, kernel, context):
     return Plan(Desc.from_buffer_copy(desc_bytes), device, flags, kernel)
 
 
-def plan(desc, device=CPU, flags=0, kernel=None, context=0):
-    """context: what else the plan is bound to, the CUDA device's ordinal."""
-    return _cached_plan(bytes(desc), device, flags, kernel and kernel.encode(), context)
+@lru_cache(maxsize=256) # they are larger, and batches seldom repeat
+def _cached_ragged_plan(desc_bytes, device, flags, kernel, context, sequences):
+    return Plan(Desc.from_buffer_copy(desc_bytes), device, flags, kernel, sequences)
+
+
+def plan(desc, device=CPU, flags=0, kernel=None, context=0, sequences=None):
+    """context: what else the plan is bound to, the CUDA device's ordinal. sequences: _ragged.Sequences."""
+    key = bytes(desc), device, flags, kernel and kernel.encode(), context
+    return _cached_ragged_plan(*key, sequences) if sequences else _cached_plan(*key)
 
 
 def edges_of(edge, rank):

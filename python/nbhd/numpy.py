@@ -15,14 +15,18 @@ def _tensor(array):
     return _lib.tensor(array.ctypes.data, [stride // array.itemsize for stride in array.strides[:-1]])
 
 
-def attention(q, k, v, extra_kv, bias, options):
+def attention(q, k, v, extra_kv, bias, options, sequences=None):
     options = dict(options)
     kernel = options.pop("kernel")
     extra = extra_kv[0].shape[1] if extra_kv is not None else 0
-    desc = _lib.describe(q.shape, k.shape, v.shape, str(q.dtype), extra=extra, bias=bias is not None, **options)
-    plan = _lib.plan(desc, kernel=kernel)
-    o = np.empty(q.shape[:-1] + v.shape[-1:], q.dtype)
-    lse = np.empty(q.shape[:-1], np.float32)
+    if sequences:
+        options["extra_shape"] = extra_kv[0].shape if extra else None
+    describe = sequences.describe if sequences else _lib.describe
+    desc = describe(q.shape, k.shape, v.shape, str(q.dtype), extra=extra, bias=bias is not None, **options)
+    plan = _lib.plan(desc, kernel=kernel, sequences=sequences)
+    make = np.empty if not sequences or sequences.covers(q.shape) else np.zeros
+    o = make(q.shape[:-1] + v.shape[-1:], q.dtype)
+    lse = make(q.shape[:-1], np.float32)
     args = _lib.Args(size=c.sizeof(_lib.Args), q=_tensor(q), k=_tensor(k), v=_tensor(v), o=_tensor(o))
     args.lse.data = lse.ctypes.data
     if extra:

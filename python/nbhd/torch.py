@@ -1,6 +1,6 @@
 """attention() on PyTorch tensors: a custom operator with gradient, on the CPU or the tensors' GPU, on the current stream.
 
-The operators are nbhd::forward and nbhd::backward; torch.compile sees through them by their fake versions. The workspace is
+The operators are nbhd::forward and nbhd::backward, and with _varlen those of ragged batches; torch.compile sees through them by their fake versions. The workspace is
 PyTorch's memory. Tensors are passed as they lie: views of a packed projection are not copied."""
 
 import ctypes as c
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _lib
+from ._ragged import Sequences
 
 _NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float64: "float64"}
 _EDGES = list(_lib.EDGES)
@@ -31,12 +32,12 @@ def _set(args, **tensors):
         setattr(args, name, _lib.tensor(tensor.data_ptr(), strides))
 
 
-def _run(desc, kernel, **tensors):
+def _run(desc, kernel, sequences=None, **tensors):
     device = tensors["q"].device
     cuda = device.type == "cuda"
     flags = _lib.DETERMINISTIC if torch.are_deterministic_algorithms_enabled() else 0
     with torch.cuda.device(device) if cuda else nullcontext():
-        plan = _lib.plan(desc, _lib.CUDA if cuda else _lib.CPU, flags, kernel, device.index or 0)
+        plan = _lib.plan(desc, _lib.CUDA if cuda else _lib.CPU, flags, kernel, device.index or 0, sequences)
         workspace = torch.empty(plan.workspace + 64, dtype=torch.uint8, device=device)
         args = _lib.Args(size=c.sizeof(_lib.Args))
         _set(args, **tensors)
@@ -44,22 +45,40 @@ def _run(desc, kernel, **tensors):
         plan.execute(args, (workspace.data_ptr() + 63) // 64 * 64, stream)
 
 
-def _desc(pass_, q, k, v, extra_k, bias, window, stride, dilation, edge, scale):
-    return _lib.describe(q.shape, k.shape, v.shape, _NAMES.get(q.dtype, str(q.dtype)), pass_=pass_, window=window or None,
-                         stride=stride, dilation=dilation, edge=[_EDGES[e] for e in edge], scale=scale,
-                         extra=0 if extra_k is None else extra_k.shape[1], bias=bias is not None)
+def _desc(pass_, q, k, v, extra_k, bias, window, stride, dilation, edge, scale, sequences=None):
+    describe = sequences.describe if sequences else _lib.describe
+    extra_shape = {} if extra_k is None or not sequences else {"extra_shape": extra_k.shape}
+    return describe(q.shape, k.shape, v.shape, _NAMES.get(q.dtype, str(q.dtype)), pass_=pass_, window=window or None,
+                    stride=stride, dilation=dilation, edge=[_EDGES[e] for e in edge], scale=scale,
+                    extra=0 if extra_k is None else extra_k.shape[1], bias=bias is not None, **extra_shape)
+
+
+def _attend(q, k, v, extra_k, extra_v, bias, options, kernel, sequences=None):
+    q, k, v = _unit(q), _unit(k), _unit(v)
+    desc = _desc(_lib.FORWARD, q, k, v, extra_k, bias, *options, sequences)
+    make = torch.empty if not sequences or sequences.covers(q.shape) else torch.zeros
+    o = make(q.shape[:-1] + v.shape[-1:], dtype=q.dtype, device=q.device)
+    lse = make(q.shape[:-1], dtype=torch.float32, device=q.device)
+    _run(desc, kernel, sequences, q=q, k=k, v=v, extra_k=extra_k, extra_v=extra_v, bias=bias, o=o, lse=lse)
+    return o, lse
+
+
+def _gradients(q, k, v, extra_k, extra_v, bias, o, lse, dout, dlse, options, sequences=None):
+    q, k, v, dout = _unit(q), _unit(k), _unit(v), _unit(dout)
+    desc = _desc(_lib.BACKWARD, q, k, v, extra_k, bias, *options, sequences)
+    inputs = dict(q=q, k=k, v=v, extra_k=extra_k, extra_v=extra_v, bias=bias)
+    make = torch.empty if not sequences or sequences.covers(q.shape) else torch.zeros
+    grads = {f"d{name}": make(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+             for name, tensor in inputs.items() if tensor is not None}
+    _run(desc, None, sequences, **inputs, o=o, lse=lse, dout=dout, dlse=dlse, **grads)
+    return list(grads.values())
 
 
 @torch.library.custom_op("nbhd::forward", mutates_args=())
 def _forward(q: Tensor, k: Tensor, v: Tensor, extra_k: Optional[Tensor], extra_v: Optional[Tensor], bias: Optional[Tensor],
              window: List[int], stride: List[int], dilation: List[int], edge: List[int], scale: float,
              kernel: Optional[str]) -> Tuple[Tensor, Tensor]:
-    q, k, v = _unit(q), _unit(k), _unit(v)
-    desc = _desc(_lib.FORWARD, q, k, v, extra_k, bias, window, stride, dilation, edge, scale)
-    o = q.new_empty(q.shape[:-1] + v.shape[-1:])
-    lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
-    _run(desc, kernel, q=q, k=k, v=v, extra_k=extra_k, extra_v=extra_v, bias=bias, o=o, lse=lse)
-    return o, lse
+    return _attend(q, k, v, extra_k, extra_v, bias, (window, stride, dilation, edge, scale), kernel)
 
 
 @_forward.register_fake
@@ -71,13 +90,7 @@ def _(q, k, v, extra_k, extra_v, bias, window, stride, dilation, edge, scale, ke
 def _backward(q: Tensor, k: Tensor, v: Tensor, extra_k: Optional[Tensor], extra_v: Optional[Tensor],
               bias: Optional[Tensor], o: Tensor, lse: Tensor, dout: Tensor, dlse: Optional[Tensor], window: List[int],
               stride: List[int], dilation: List[int], edge: List[int], scale: float) -> List[Tensor]:
-    q, k, v, dout = _unit(q), _unit(k), _unit(v), _unit(dout)
-    desc = _desc(_lib.BACKWARD, q, k, v, extra_k, bias, window, stride, dilation, edge, scale)
-    inputs = dict(q=q, k=k, v=v, extra_k=extra_k, extra_v=extra_v, bias=bias)
-    grads = {f"d{name}": torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-             for name, tensor in inputs.items() if tensor is not None}
-    _run(desc, None, **inputs, o=o, lse=lse, dout=dout, dlse=dlse, **grads)
-    return list(grads.values())
+    return _gradients(q, k, v, extra_k, extra_v, bias, o, lse, dout, dlse, (window, stride, dilation, edge, scale))
 
 
 @_backward.register_fake
@@ -101,13 +114,67 @@ def _differentiate(ctx, dout, dlse):
 _forward.register_autograd(_differentiate, setup_context=_setup)
 
 
-def attention(q, k, v, extra_kv, bias, options):
-    rank = q.dim() - 3
+# ---- ragged batches. The sequences are lists of integers: rank, then what _ragged.Sequences has, empty for None ----
+
+
+def _sequences(rank, lengths, *others):
+    return Sequences(rank, tuple(lengths), *[tuple(values) or None for values in others])
+
+
+@torch.library.custom_op("nbhd::forward_varlen", mutates_args=())
+def _forward_varlen(q: Tensor, k: Tensor, v: Tensor, extra_k: Optional[Tensor], extra_v: Optional[Tensor],
+                    bias: Optional[Tensor], window: List[int], stride: List[int], dilation: List[int], edge: List[int],
+                    scale: float, rank: int, lengths: List[int], kv_lengths: List[int], offsets: List[int],
+                    kv_offsets: List[int], kernel: Optional[str]) -> Tuple[Tensor, Tensor]:
+    return _attend(q, k, v, extra_k, extra_v, bias, (window, stride, dilation, edge, scale), kernel,
+                   _sequences(rank, lengths, kv_lengths, offsets, kv_offsets))
+
+
+@_forward_varlen.register_fake
+def _(q, k, v, *_):
+    return q.new_empty(q.shape[:-1] + v.shape[-1:]), torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
+
+
+@torch.library.custom_op("nbhd::backward_varlen", mutates_args=())
+def _backward_varlen(q: Tensor, k: Tensor, v: Tensor, extra_k: Optional[Tensor], extra_v: Optional[Tensor],
+                     bias: Optional[Tensor], o: Tensor, lse: Tensor, dout: Tensor, dlse: Optional[Tensor],
+                     window: List[int], stride: List[int], dilation: List[int], edge: List[int], scale: float, rank: int,
+                     lengths: List[int], kv_lengths: List[int], offsets: List[int], kv_offsets: List[int]) -> List[Tensor]:
+    return _gradients(q, k, v, extra_k, extra_v, bias, o, lse, dout, dlse, (window, stride, dilation, edge, scale),
+                      _sequences(rank, lengths, kv_lengths, offsets, kv_offsets))
+
+
+@_backward_varlen.register_fake
+def _(q, k, v, extra_k, extra_v, bias, *_):
+    return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v, extra_k, extra_v, bias) if t is not None]
+
+
+def _setup_varlen(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:6], *output)
+    ctx.options = inputs[6:-1]
+
+
+def _differentiate_varlen(ctx, dout, dlse):
+    *tensors, o, lse = ctx.saved_tensors
+    dlse = None if dlse is None else dlse.contiguous()
+    grads = iter(torch.ops.nbhd.backward_varlen(*tensors, o, lse, dout, dlse, *ctx.options))
+    return (*[None if tensor is None else next(grads) for tensor in tensors], *[None] * 11)
+
+
+_forward_varlen.register_autograd(_differentiate_varlen, setup_context=_setup_varlen)
+
+
+def attention(q, k, v, extra_kv, bias, options, sequences=None):
+    rank = sequences.rank if sequences else q.dim() - 3
     per_axis = {name: [options[name]] * rank if isinstance(options[name], int) else list(options[name] or [])
                 for name in ("window", "stride", "dilation")}
     extra_k, extra_v = extra_kv if extra_kv is not None else (None, None)
     if bias is not None:
         bias = bias.float().contiguous()
-    return torch.ops.nbhd.forward(q, k, v, extra_k, extra_v, bias, per_axis["window"], per_axis["stride"],
-                                  per_axis["dilation"], _lib.edges_of(options["edge"], rank), float(options["scale"] or 0),
-                                  options["kernel"])
+    arguments = (q, k, v, extra_k, extra_v, bias, per_axis["window"], per_axis["stride"], per_axis["dilation"],
+                 _lib.edges_of(options["edge"], rank), float(options["scale"] or 0))
+    if not sequences:
+        return torch.ops.nbhd.forward(*arguments, options["kernel"])
+    lists = (list(values or ()) for values in (sequences.lengths, sequences.kv_lengths, sequences.offsets,
+                                               sequences.kv_offsets))
+    return torch.ops.nbhd.forward_varlen(*arguments, rank, *lists, options["kernel"])
