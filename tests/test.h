@@ -44,6 +44,20 @@ static inline bool test_full(void)
     return full && *full && strcmp(full, "0") != 0;
 }
 
+/* The smaller tier, NBHD_TEST_FEW=1: under an emulator, where all of it would take an hour. */
+static inline bool test_few(void)
+{
+    const char *few = getenv("NBHD_TEST_FEW");
+    return few && *few && strcmp(few, "0") != 0;
+}
+
+/* Random problems of a test: NBHD_TEST_RANDOM=n, else `full` in the larger tier, else `quick`. */
+static inline unsigned test_random(unsigned quick, unsigned full)
+{
+    const char *wanted = getenv("NBHD_TEST_RANDOM");
+    return wanted && *wanted ? (unsigned)atoi(wanted) : test_full() ? full : quick;
+}
+
 static inline int test_done(void)
 {
     printf("%ld passed, %ld failed, %ld skipped\n", test_passed, test_failed, test_skipped);

@@ -66,8 +66,7 @@ static void check_rows(void)
 
 static void check_random(void)
 {
-    const char *wanted = getenv("NBHD_TEST_RANDOM");
-    const unsigned count = wanted ? (unsigned)atoi(wanted) : test_full() ? 2500 : 150;
+    const unsigned count = test_random(150, 2500);
     for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++) {
         if (k->device != NBHD_DEVICE_CUDA)
             continue;
