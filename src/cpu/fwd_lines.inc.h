@@ -216,18 +216,61 @@ static void list_runs(struct permute_task *t, const struct step *s)
     }
 }
 
-/* Rows of keys that the next step, of the task's cell `of`, will be the first to see: those without a line. */
+/* Rows of a tensor along axis 2, token 0 of the first of `heads` heads at `data`; those tokens, or where they are not
+ * neighbours the keys' alone. */
+static void ahead_rows(struct permute_task *t, const struct nbhd_view *view, const char *data, int heads, int width,
+                       struct nbhd_range tokens)
+{
+    struct look_ahead *a = t->ahead;
+    const int bytes = width * (t->f->dtype == NBHD_F32 ? 4 : 2), piece = view->head == bytes ? heads * bytes : bytes;
+    for (int head = 0; head < heads * bytes / piece && a->rows < MOST_AHEAD; head++) {
+        struct ahead_row *row = &a->row[a->rows++];
+        *row = (struct ahead_row){data + head * view->head, view->axis[2], t->token, t->keys.end - t->keys.begin,
+                                  (piece + 63) / 64};
+        if (t->near) {
+            row->token = NULL;
+            row->data += tokens.begin * row->step;
+            row->count = tokens.end - tokens.begin;
+        }
+        if (t->near && row->step == piece) /* in portions of 4 lines: one by one cost more than they help */
+            *row = (struct ahead_row){row->data, 256, NULL, (int)(((long long)row->count * piece + 255) / 256), 4};
+        a->lines += (long long)row->count * row->lines;
+    }
+}
+
+/* Lists what the next step, of the cell `of`, will be the first to see: queries, and keys without a line. */
 static void list_ahead(struct permute_task *t, const struct permute_task *of, const struct step *next)
 {
-    int e[2];
-    t->ahead = 0;
+    const struct nbhd_params *p = t->p;
+    const int share = p->heads / p->kv_heads, heads = nbhd_min(t->f->group, p->kv_heads - of->kv_first);
+    int e[2], x[3] = {of->cell[0].group + next->z * p->axis[0].dilation, 0, 0};
+    for (int r = 0; r < next->rows && t->near; r++) {
+        x[1] = of->cell[1].group + (next->y + r) * p->axis[1].dilation;
+        const char *q = nbhd_view_at(&p->q, of->batch, x, of->kv_first * share);
+        ahead_rows(t, &p->q, q, heads * share, p->head_dim, of->near_q);
+        if (t->f->stream)
+            continue;
+        const char *o = nbhd_view_at(&p->o, of->batch, x, of->kv_first * share);
+        ahead_rows(t, &p->o, o, heads * share, p->head_dim_v, of->near_q);
+    }
     for (e[0] = next->outer.begin; e[0] < next->outer.end; e[0]++)
-        for (e[1] = next->inner.begin; e[1] < next->inner.end && t->ahead < MOST_AHEAD; e[1]++) {
+        for (e[1] = next->inner.begin; e[1] < next->inner.end; e[1]++) {
             if (of == t && t->tag[slot_of(t, e)] == tag_of(e))
                 continue;
-            t->ahead_k[t->ahead] = key_row(of, &t->p->k, e);
-            t->ahead_v[t->ahead++] = key_row(of, &t->p->v, e);
+            ahead_rows(t, &p->k, key_row(of, &p->k, e), heads, p->head_dim, of->near_k);
+            ahead_rows(t, &p->v, key_row(of, &p->v, e), heads, p->head_dim_v, of->near_k);
         }
+}
+
+/* next: NULL if nothing follows. */
+static void begin_ahead(struct permute_task *t, const struct permute_task *of, const struct step *next)
+{
+    struct look_ahead *a = t->ahead;
+    a->rows = a->at = a->piece = a->tile = 0;
+    a->lines = a->asked = 0;
+    a->tiles = nbhd_min(t->f->group, t->p->kv_heads - t->kv_first) * (t->p->heads / t->p->kv_heads) * t->blocks;
+    if (next)
+        list_ahead(t, of, next);
 }
 
 static struct row_set rows_of(const struct permute_task *t, const struct step *s, int head)
@@ -256,22 +299,19 @@ static void count_rows(const struct permute_task *t, int rows)
     nbhd_count_visits(visits, masked);
 }
 
-/* The tiles of one step and kv head. later: what follows after them, of another kv head or step. */
-static void run_step(struct permute_task *t, const struct step *now, const struct row_set *later)
+/* The tiles of one step and kv head. */
+static void run_step(struct permute_task *t, const struct step *now)
 {
     const struct nbhd_params *p = t->p;
     const int share = p->heads / p->kv_heads, first = t->kv_head * share;
     const long long table = (2ll * p->axis[0].window - 1) * (2 * p->axis[1].window - 1) * (2 * p->axis[2].window - 1);
     for (int head = first; head < first + share; head++) {
         const struct row_set rows = rows_of(t, now, head);
-        const struct row_set after = head + 1 < first + share ? rows_of(t, now, head + 1) : *later;
         t->bias = p->bias ? p->bias + head * table : NULL;
         if (nbhd_counters)
             count_rows(t, now->rows);
-        for (int i = 0; i + 1 < t->blocks; i++)
-            permute_tile(t, (struct look_ahead){&rows, i, i + 1, 0}, &rows);
-        permute_tile(t, (struct look_ahead){&after, t->blocks - 1, 0, 0}, &rows);
-        t->ahead = 0;
+        for (int i = 0; i < t->blocks; i++, t->ahead->tile++)
+            permute_tile(t, &t->block[i], &rows);
     }
 }
 
@@ -284,7 +324,7 @@ static struct step first_step(const struct permute_task *t)
 /* All steps of a cell; after: the cell that follows, to look ahead to, or NULL. */
 static void walk_steps(struct permute_task *t, struct permute_task *after)
 {
-    const int share = t->p->heads / t->p->kv_heads, kv_end = nbhd_min(t->kv_first + t->f->group, t->p->kv_heads);
+    const int kv_end = nbhd_min(t->kv_first + t->f->group, t->p->kv_heads);
     struct step now = first_step(t);
     for (bool more = true; more;) {
         struct permute_task *of = t;
@@ -295,14 +335,24 @@ static void walk_steps(struct permute_task *t, struct permute_task *after)
             next = first_step(after);
         }
         for (t->kv_head = t->kv_first; t->kv_head < kv_end; t->kv_head++) {
-            of->kv_head = of == t ? t->kv_head : nbhd_min(of->kv_first + t->kv_head - t->kv_first, t->p->kv_heads - 1);
-            const struct row_set later = t->kv_head + 1 < kv_end ? rows_of(t, &now, (t->kv_head + 1) * share)
-                                                                 : rows_of(of, &next, of->kv_first * share);
             list_runs(t, &now);
-            list_ahead(t, of, &next);
-            run_step(t, &now, &later);
+            if (t->kv_head == t->kv_first)
+                begin_ahead(t, of, more || of != t ? &next : NULL);
+            run_step(t, &now);
         }
         now = next;
+    }
+}
+
+/* Tokens of axis 2 that the queries are and see, if they lie side by side. */
+static void find_near(struct permute_task *t, struct nbhd_range queries)
+{
+    const struct nbhd_axis a = t->p->axis[2];
+    t->near = t->f->grid[2].count == 1 || a.dilation == 1;
+    t->near_q = t->near_k = nbhd_range_of(0, a.length);
+    if (t->f->grid[2].count > 1) {
+        t->near_q = queries;
+        t->near_k = nbhd_range_of(nbhd_keys(a, a.length, queries.begin).begin, nbhd_keys(a, a.length, queries.end - 1).end);
     }
 }
 
@@ -319,6 +369,7 @@ static struct nbhd_range locate(struct permute_task *t, long long i)
     const int groups = (t->p->kv_heads + f->group - 1) / f->group;
     t->kv_head = t->kv_first = (int)(i % groups) * f->group;
     t->batch = (int)(i / groups);
+    find_near(t, queries);
     return queries;
 }
 
@@ -350,6 +401,7 @@ static void permute_task(const struct nbhd_params *p, const struct nbhd_fwd *f, 
     t.lines = (float *)(scratch + f->at_lines);
     t.values = (float *)(scratch + f->at_values);
     t.runs = (struct key_run *)(scratch + f->at_runs);
+    t.ahead = (struct look_ahead *)(scratch + f->at_ahead);
     t.qt = (float *)(scratch + f->at_q);
     t.s = (float *)(scratch + f->at_s);
     t.o = (float *)(scratch + f->at_o);
@@ -371,10 +423,9 @@ static void permute_task(const struct nbhd_params *p, const struct nbhd_fwd *f, 
             t.tag[slot] = -1;
         find_extra_values(&t, (float *)(scratch + f->at_extra));
         struct permute_task after = t;
-        const bool ahead = i + 1 < end && f->grid[2].count == 1;
-        if (ahead)
+        if (i + 1 < end)
             locate(&after, i + 1);
-        walk_steps(&t, ahead ? &after : NULL);
+        walk_steps(&t, i + 1 < end && t.near ? &after : NULL);
     }
     v_stream_end();
 }

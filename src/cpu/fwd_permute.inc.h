@@ -38,8 +38,6 @@ struct row_set {
     char *o[FWD_ROWS], *lse[FWD_ROWS];
 };
 
-enum { MOST_AHEAD = 64 };
-
 /* A task's view of the problem. */
 struct permute_task {
     const struct nbhd_params *p;
@@ -50,6 +48,8 @@ struct permute_task {
     int blocks;
     struct lane_block *block;
     int *token; /* [keys]: token of a key position */
+    bool near;  /* the tokens of axis 2 are neighbours: */
+    struct nbhd_range near_q, near_k;
     /* Keys. */
     long long *tag; /* [group][ring 0][ring 1]: which elements of axis 0 and 1 a slot's line is of */
     float *lines, *values;
@@ -63,9 +63,7 @@ struct permute_task {
     struct key_run *runs;
     int run_count;
     float *qt, *s, *o, *maximum, *sum, *alpha;
-    /* What the next step will read first: rows of K and V, token 0 of axis 2. */
-    int ahead;
-    const char *ahead_k[MOST_AHEAD], *ahead_v[MOST_AHEAD];
+    struct look_ahead *ahead;
 };
 
 /* ---- scores ---- */
@@ -302,43 +300,27 @@ V_FN void pv_lane(const struct permute_task *t, const struct lane_block *b, cons
     }
 }
 
-V_FN void fetch(const char *p, int bytes)
+/* Into the second-level cache: a step's worth would not fit the first. */
+V_FN void fetch(const char *p, int lines)
 {
-    for (int i = 0; i < bytes; i += 64)
-        __builtin_prefetch(p + i, 0, 3);
-}
-
-/* What comes next is asked for a little at a time, so that the requests neither queue up nor come too late: the next
- * tile's queries and outputs, and the keys and values of rows that the next step is the first to see, at this block's
- * places. One call does one lane's share. */
-struct look_ahead {
-    const struct row_set *next;
-    int block, next_block, lane;
-};
-
-static void look_ahead_lane(const struct permute_task *t, const struct look_ahead *a, int lane)
-{
-    const struct nbhd_params *p = t->p;
-    const int element = t->f->dtype == NBHD_F32 ? 4 : 2, q_bytes = p->head_dim * element, v_bytes = p->head_dim_v * element;
-    const int position = a->block * VF + lane, query = t->block[a->next_block].token[lane];
-    for (int r = 0; r < a->next->rows; r++) {
-        fetch(a->next->q[r] + query * p->q.axis[2], q_bytes);
-        if (!t->f->stream)
-            fetch(a->next->o[r] + query * p->o.axis[2], v_bytes);
-    }
-    if (position >= t->keys.end - t->keys.begin)
-        return;
-    for (int i = 0; i < t->ahead; i++) {
-        fetch(t->ahead_k[i] + t->token[position] * p->k.axis[2], q_bytes);
-        fetch(t->ahead_v[i] + t->token[position] * p->v.axis[2], v_bytes);
-    }
+    for (int i = 0; i < lines; i++)
+        __builtin_prefetch(p + i * 64, 0, 2);
 }
 
 /* Called at beat number `beat` of `beats` of a tile's work. */
-static void look_ahead(const struct permute_task *t, struct look_ahead *a, int beat, int beats)
+static void look_ahead(const struct permute_task *t, int beat, int beats)
 {
-    for (; a->lane < VF && a->lane * beats <= beat * VF; a->lane++)
-        look_ahead_lane(t, a, a->lane);
+    struct look_ahead *a = t->ahead;
+    const long long due = a->lines * ((long long)a->tile * beats + beat) / ((long long)a->tiles * beats);
+    while (a->asked < due) {
+        const struct ahead_row *row = &a->row[a->at];
+        fetch(row->data + (row->token ? row->token[a->piece] : a->piece) * row->step, row->lines);
+        a->asked += row->lines;
+        if (++a->piece == row->count) {
+            a->piece = 0;
+            a->at++;
+        }
+    }
 }
 
 static void pv_portion(const struct permute_task *t, const struct lane_block *b, const struct key_run *runs, int n,
@@ -389,9 +371,8 @@ static void tile_sums(const struct permute_task *t, const struct lane_block *b, 
 }
 
 /* Portions of the runs whose scores fit t->s, one after another: scores, softmax, output. */
-static void permute_tile(const struct permute_task *t, struct look_ahead ahead, const struct row_set *rows)
+static void permute_tile(const struct permute_task *t, const struct lane_block *b, const struct row_set *rows)
 {
-    const struct lane_block *b = &t->block[ahead.block];
     const float factor = fabsf(t->p->scale) * LOG2E;
     const int beats = t->run_count * 2;
     tile_begin(t, b, rows);
@@ -406,7 +387,7 @@ static void permute_tile(const struct permute_task *t, struct look_ahead ahead, 
                 bias_run(t, b, &runs[end], factor);
             if (b->ragged && runs[end].line)
                 mask_run(t, b, &runs[end]);
-            look_ahead(t, &ahead, at + end, beats);
+            look_ahead(t, at + end, beats);
         }
         for (int r = 0; r < rows->rows; r++)
             softmax_row(t, runs + at, end - at, r, t->p->bias ? 1.0f : factor);
@@ -415,7 +396,7 @@ static void permute_tile(const struct permute_task *t, struct look_ahead ahead, 
             tile_sums(t, b, rows);
         for (int lane = 0; lane < b->lanes; lane++) {
             pv_portion(t, b, runs + at, end - at, lane, rows, first, last);
-            look_ahead(t, &ahead, at + end + (end - at) * (lane + 1) / b->lanes, beats);
+            look_ahead(t, at + end + (end - at) * (lane + 1) / b->lanes, beats);
         }
     }
 }

@@ -352,7 +352,8 @@ static void build_permute(const struct nbhd_problem *problem, const struct nbhd_
         f->grid[i] = nbhd_grid_make(i == 2 ? position_axis(a[2]) : a[i], extent[i]);
         f->tiles *= f->grid[i].count;
     }
-    f->run = (int)nbhd_max(1, nbhd_min(32, (int)(f->tiles / (config->threads * TASKS_PER_THREAD))));
+    f->run = config->threads == 1 ? (int)fmin((double)f->tiles, INT_MAX)
+                                  : nbhd_max(1, (int)fmin(32, (double)f->tiles / (config->threads * TASKS_PER_THREAD)));
     f->tasks = (f->tiles + f->run - 1) / f->run;
     f->chunk = config->k_tile[1];
     f->ring[0] = most_keys(a[0], 1);
@@ -378,6 +379,7 @@ static void build_permute(const struct nbhd_problem *problem, const struct nbhd_
     f->at_tags = place(&f->scratch, lines * sizeof(long long));
     f->at_token = place(&f->scratch, (size_t)positions * sizeof(int));
     f->at_runs = place(&f->scratch, runs * sizeof(struct key_run));
+    f->at_ahead = place(&f->scratch, sizeof(struct look_ahead));
     f->at_values = place(&f->scratch, lines * f->values_size * sizeof(float));
     f->at_extra = place(&f->scratch, f->pack_values ? (size_t)(d->extra * f->group) * row_bytes : 0);
     f->at_keys = place(&f->scratch, d->extra && d->dtype != NBHD_F32

@@ -30,6 +30,24 @@ struct key_run {
     int columns, entry; /* keys; index of the first one's scores */
 };
 
+/* What the next step will be the first to read, asked for a little at a time while this one runs, in the order of memory:
+ * requests in a burst would queue up, and a machine fetches neighbours faster. */
+enum { MOST_AHEAD = 192 };
+
+struct ahead_row {
+    const char *data; /* the first of `count` pieces of so many cache lines, `step` bytes from one to the next */
+    long long step;
+    const int *token; /* piece i is at token[i] steps; NULL: at i steps */
+    int count, lines;
+};
+
+struct look_ahead {
+    int rows, at, piece;    /* at, piece: what is asked for next */
+    int tile, tiles;        /* of this step */
+    long long lines, asked; /* of all rows */
+    struct ahead_row row[MOST_AHEAD];
+};
+
 enum { NBHD_FWD_BROADCAST = 0, NBHD_FWD_PERMUTE = 1 };
 
 struct nbhd_fwd {
@@ -51,6 +69,7 @@ struct nbhd_fwd {
     size_t line_size, values_size; /* floats of a row's keys and values */
     /* Offsets into a thread's scratch. */
     size_t at_q, at_o, at_s, at_lanes, at_block, at_zeros, at_token, at_runs, at_lines, at_values, at_extra, at_tags, at_keys;
+    size_t at_ahead;
     size_t scratch; /* bytes a thread */
 };
 
