@@ -575,12 +575,19 @@ static bool upload_all(struct run *r)
     return true;
 }
 
-static unsigned long long hash_outputs(const struct run *r, char *const copies[TENSORS])
+/* Whether the row says that this output may differ in its last bits from run to run. */
+static bool in_any_order(const struct run *r, const char *kernel, int tensor)
+{
+    return tensor == DQ && !strcmp(kernel, "cuda.bwd_sm90") && !(r->options->flags & NBHD_PLAN_DETERMINISTIC);
+}
+
+static unsigned long long hash_outputs(const struct run *r, char *const copies[TENSORS], const char *kernel)
 {
     unsigned long long hash = 1469598103934665603u; /* FNV-1a */
     for (int i = 0; i < TENSORS; i++)
-        for (size_t at = 0; copies[i] && at < (size_t)r->tensors[i].elements * size_of(r->tensors[i].dtype); at++)
-            hash = (hash ^ (unsigned char)copies[i][at]) * 1099511628211u;
+        if (copies[i] && !in_any_order(r, kernel, i))
+            for (size_t at = 0; at < (size_t)r->tensors[i].elements * size_of(r->tensors[i].dtype); at++)
+                hash = (hash ^ (unsigned char)copies[i][at]) * 1099511628211u;
     return hash;
 }
 
@@ -709,7 +716,7 @@ static bool check_outputs(struct run *r, struct case_result *result)
         if (copies[i])
             ok = compare(r, &r->tensors[i], copies[i], result) && gaps_untouched(&r->tensors[i], copies[i], result);
     if (ok)
-        result->bits = hash_outputs(r, copies);
+        result->bits = hash_outputs(r, copies, result->kernel);
     for (int i = 0; i < TENSORS; i++)
         free(copies[i]);
     return ok;

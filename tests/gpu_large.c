@@ -2,7 +2,8 @@
  * costs its thread, and the table of benchmarks. Run by scripts/gpu-check.
  *
  *     gpu_large [part]...   parts: large offsets overhead bench
- *     NBHD_BENCH_LINES=file the problems of bench, one a line; NBHD_BENCH_CSV=file takes its table */
+ *     NBHD_BENCH_LINES=file the problems of bench, one a line; NBHD_BENCH_CSV=file takes its table; NBHD_BENCH_KERNEL=name
+ *                           times only that row */
 #define _GNU_SOURCE
 #include "case.h"
 #include "gpu.h"
@@ -216,7 +217,7 @@ done:
 /* A line's own pass decides; "simt" rows are timed only on float32, where they are the fastest. */
 static void measure_bench(void)
 {
-    const char *lines = getenv("NBHD_BENCH_LINES"), *table = getenv("NBHD_BENCH_CSV");
+    const char *lines = getenv("NBHD_BENCH_LINES"), *table = getenv("NBHD_BENCH_CSV"), *only = getenv("NBHD_BENCH_KERNEL");
     FILE *in = lines ? fopen(lines, "r") : NULL, *csv = table ? fopen(table, "w") : NULL;
     char line[NBHD_TEXT];
     if (!in) {
@@ -231,7 +232,8 @@ static void measure_bench(void)
             if (!CHECK(!nbhd_desc_parse(&desc, line), "%s", nbhd_last_error()))
                 continue;
             for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
-                if (is_fused(k) && k->pass == desc.pass && (desc.dtype == NBHD_F32 || !strstr(k->name, "_simt")))
+                if (is_fused(k) && k->pass == desc.pass && (!only || !strcmp(k->name, only)) &&
+                    (desc.dtype == NBHD_F32 || !strstr(k->name, "_simt")))
                     bench_row(k, line, csv ? csv : stdout);
         }
         fclose(in);

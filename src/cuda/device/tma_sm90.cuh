@@ -40,6 +40,14 @@ NBHD_FN void st_shared_v4(unsigned address, uint4 x)
                  : "memory");
 }
 
+/* Four 8x8 matrices of 16-bit elements, each transposed: lane l gives the place of row l % 8 of matrix l / 8. */
+NBHD_FN void stmatrix_x4_trans(unsigned address, const unsigned *x)
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x[0]),
+                 "r"(x[1]), "r"(x[2]), "r"(x[3])
+                 : "memory");
+}
+
 /* Shifts by 32 (64) or more give 0, unlike C's. */
 NBHD_FN unsigned shl_b32(unsigned x, unsigned n)
 {
@@ -133,6 +141,27 @@ NBHD_FN void tma_store_5d(const struct nbhd_tensor_map *map, unsigned src, int c
     asm volatile("cp.async.bulk.tensor.5d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];" ::"l"(map),
                  "r"(src), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
                  : "memory");
+}
+
+/* global[i] += shared[i], fp32, in the L2; clipped like stores. */
+NBHD_FN void tma_add_5d(const struct nbhd_tensor_map *map, unsigned src, int c0, int c1, int c2, int c3, int c4)
+{
+    asm volatile("cp.reduce.async.bulk.tensor.5d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];"
+                 ::"l"(map),
+                 "r"(src), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+                 : "memory");
+}
+
+/* 4 bytes by this thread; zeros instead where inside is 0. */
+NBHD_FN void cp_async_4(unsigned dst, const void *src, int inside)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(dst), "l"(src), "r"(inside ? 4 : 0) : "memory");
+}
+
+/* Arrives when this thread's cp_async so far are done; counts among the barrier's arrivals. */
+NBHD_FN void cp_async_mbar_arrive(unsigned bar)
+{
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
 }
 
 /* bytes: a multiple of 16; both addresses 16-byte aligned. */

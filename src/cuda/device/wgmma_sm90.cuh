@@ -57,6 +57,15 @@ NBHD_FN void wgmma_wait_0_after(float value, unsigned scratch)
                  : "memory");
 }
 
+/* The same for a word whose upper bit is clear. */
+NBHD_FN void wgmma_wait_0_after_bits(unsigned bits, unsigned scratch)
+{
+    asm volatile("{ .reg .pred p; setp.lt.s32 p, %0, 0; @p st.shared.b32 [%1], %0;\n"
+                 "wgmma.wait_group.sync.aligned 0; }" ::"r"(bits),
+                 "r"(scratch)
+                 : "memory");
+}
+
 /* The compiler believes a wgmma to be done when issued. Pin registers after each wait and before each fence. */
 #define NBHD_PIN_F(d, count)                                                                                          \
     _Pragma("unroll") for (int pin = 0; pin < (count); pin++) asm volatile("" : "+f"((d)[pin])::"memory")
@@ -153,6 +162,24 @@ NBHD_FN unsigned cvt_rn_f16x2_f32(float low, float high)
 #define NBHD_D248 NBHD_D240, "+f"(d[120]), "+f"(d[121]), "+f"(d[122]), "+f"(d[123])
 #define NBHD_D256 NBHD_D248, "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
 
+/* The same as outputs only, for a first k-step: the old sum is dead, and its registers are free until then. */
+#define NBHD_E8 "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+#define NBHD_E16 NBHD_E8, "=f"(d[4]), "=f"(d[5]), "=f"(d[6]), "=f"(d[7])
+#define NBHD_E24 NBHD_E16, "=f"(d[8]), "=f"(d[9]), "=f"(d[10]), "=f"(d[11])
+#define NBHD_E32 NBHD_E24, "=f"(d[12]), "=f"(d[13]), "=f"(d[14]), "=f"(d[15])
+#define NBHD_E40 NBHD_E32, "=f"(d[16]), "=f"(d[17]), "=f"(d[18]), "=f"(d[19])
+#define NBHD_E48 NBHD_E40, "=f"(d[20]), "=f"(d[21]), "=f"(d[22]), "=f"(d[23])
+#define NBHD_E56 NBHD_E48, "=f"(d[24]), "=f"(d[25]), "=f"(d[26]), "=f"(d[27])
+#define NBHD_E64 NBHD_E56, "=f"(d[28]), "=f"(d[29]), "=f"(d[30]), "=f"(d[31])
+#define NBHD_E72 NBHD_E64, "=f"(d[32]), "=f"(d[33]), "=f"(d[34]), "=f"(d[35])
+#define NBHD_E80 NBHD_E72, "=f"(d[36]), "=f"(d[37]), "=f"(d[38]), "=f"(d[39])
+#define NBHD_E88 NBHD_E80, "=f"(d[40]), "=f"(d[41]), "=f"(d[42]), "=f"(d[43])
+#define NBHD_E96 NBHD_E88, "=f"(d[44]), "=f"(d[45]), "=f"(d[46]), "=f"(d[47])
+#define NBHD_E104 NBHD_E96, "=f"(d[48]), "=f"(d[49]), "=f"(d[50]), "=f"(d[51])
+#define NBHD_E112 NBHD_E104, "=f"(d[52]), "=f"(d[53]), "=f"(d[54]), "=f"(d[55])
+#define NBHD_E120 NBHD_E112, "=f"(d[56]), "=f"(d[57]), "=f"(d[58]), "=f"(d[59])
+#define NBHD_E128 NBHD_E120, "=f"(d[60]), "=f"(d[61]), "=f"(d[62]), "=f"(d[63])
+
 /* ab: the text of A and B, keep: of the flag; ta, tb: "1" where A, B is mn-major. */
 #define NBHD_WGMMA_SS(name, n, list, ab, flag, ta, tb, ...)                                                           \
     NBHD_FN void name(float *d, unsigned long long a, unsigned long long b, int keep)                                 \
@@ -172,6 +199,16 @@ NBHD_FN unsigned cvt_rn_f16x2_f32(float low, float high)
                      ab ", p, 1, 1, " tb "; }"                                                                        \
                      : __VA_ARGS__                                                                                    \
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep));                                \
+    }
+
+#define NBHD_WGMMA_SS_FIRST(name, n, list, ab, ta, tb, ...)                                                           \
+    NBHD_FN void name(float *d, unsigned long long a, unsigned long long b)                                           \
+    {                                                                                                                 \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, 0, 0;\n"                                                         \
+                     "wgmma.mma_async.sync.aligned.m64n" n "k16.f32." NBHD_MMA_TYPE "." NBHD_MMA_TYPE " {" list "}, "  \
+                     ab ", p, 1, 1, " ta ", " tb "; }"                                                                \
+                     : __VA_ARGS__                                                                                    \
+                     : "l"(a), "l"(b));                                                                               \
     }
 
 /* A and B in shared memory, both k-major: Q K^T. */
@@ -243,6 +280,46 @@ NBHD_WGMMA_RS(wgmma_rs_bt_n232, "232", NBHD_R232, "{%116, %117, %118, %119}, %12
 NBHD_WGMMA_RS(wgmma_rs_bt_n240, "240", NBHD_R240, "{%120, %121, %122, %123}, %124", "%125", "1", NBHD_D240)
 NBHD_WGMMA_RS(wgmma_rs_bt_n248, "248", NBHD_R248, "{%124, %125, %126, %127}, %128", "%129", "1", NBHD_D248)
 NBHD_WGMMA_RS(wgmma_rs_bt_n256, "256", NBHD_R256, "{%128, %129, %130, %131}, %132", "%133", "1", NBHD_D256)
+
+/* Both k-major, the first k-step of a sum. */
+NBHD_WGMMA_SS_FIRST(wgmma_ss_first_n16, "16", NBHD_R16, "%8, %9", "0", "0", NBHD_E16)
+NBHD_WGMMA_SS_FIRST(wgmma_ss_first_n32, "32", NBHD_R32, "%16, %17", "0", "0", NBHD_E32)
+NBHD_WGMMA_SS_FIRST(wgmma_ss_first_n48, "48", NBHD_R48, "%24, %25", "0", "0", NBHD_E48)
+NBHD_WGMMA_SS_FIRST(wgmma_ss_first_n64, "64", NBHD_R64, "%32, %33", "0", "0", NBHD_E64)
+NBHD_WGMMA_SS_FIRST(wgmma_ss_first_n80, "80", NBHD_R80, "%40, %41", "0", "0", NBHD_E80)
+NBHD_WGMMA_SS_FIRST(wgmma_ss_first_n96, "96", NBHD_R96, "%48, %49", "0", "0", NBHD_E96)
+NBHD_WGMMA_SS_FIRST(wgmma_ss_first_n112, "112", NBHD_R112, "%56, %57", "0", "0", NBHD_E112)
+NBHD_WGMMA_SS_FIRST(wgmma_ss_first_n128, "128", NBHD_R128, "%64, %65", "0", "0", NBHD_E128)
+
+/* A mn-major, B k-major: K^T by dS as [query][key]. */
+NBHD_WGMMA_SS_FIRST(wgmma_ss_at_first_n24, "24", NBHD_R24, "%12, %13", "1", "0", NBHD_E24)
+NBHD_WGMMA_SS_FIRST(wgmma_ss_at_first_n32, "32", NBHD_R32, "%16, %17", "1", "0", NBHD_E32)
+NBHD_WGMMA_SS_FIRST(wgmma_ss_at_first_n40, "40", NBHD_R40, "%20, %21", "1", "0", NBHD_E40)
+NBHD_WGMMA_SS_FIRST(wgmma_ss_at_first_n48, "48", NBHD_R48, "%24, %25", "1", "0", NBHD_E48)
+NBHD_WGMMA_SS_FIRST(wgmma_ss_at_first_n56, "56", NBHD_R56, "%28, %29", "1", "0", NBHD_E56)
+NBHD_WGMMA_SS_FIRST(wgmma_ss_at_first_n64, "64", NBHD_R64, "%32, %33", "1", "0", NBHD_E64)
+NBHD_WGMMA_SS_FIRST(wgmma_ss_at_first_n72, "72", NBHD_R72, "%36, %37", "1", "0", NBHD_E72)
+NBHD_WGMMA_SS_FIRST(wgmma_ss_at_first_n80, "80", NBHD_R80, "%40, %41", "1", "0", NBHD_E80)
+NBHD_WGMMA_SS_FIRST(wgmma_ss_at_first_n88, "88", NBHD_R88, "%44, %45", "1", "0", NBHD_E88)
+NBHD_WGMMA_SS_FIRST(wgmma_ss_at_first_n96, "96", NBHD_R96, "%48, %49", "1", "0", NBHD_E96)
+NBHD_WGMMA_SS_FIRST(wgmma_ss_at_first_n104, "104", NBHD_R104, "%52, %53", "1", "0", NBHD_E104)
+NBHD_WGMMA_SS_FIRST(wgmma_ss_at_first_n112, "112", NBHD_R112, "%56, %57", "1", "0", NBHD_E112)
+NBHD_WGMMA_SS_FIRST(wgmma_ss_at_first_n120, "120", NBHD_R120, "%60, %61", "1", "0", NBHD_E120)
+NBHD_WGMMA_SS_FIRST(wgmma_ss_at_first_n128, "128", NBHD_R128, "%64, %65", "1", "0", NBHD_E128)
+NBHD_WGMMA_SS(wgmma_ss_at_n24, "24", NBHD_R24, "%12, %13", "%14", "1", "0", NBHD_D24)
+NBHD_WGMMA_SS(wgmma_ss_at_n32, "32", NBHD_R32, "%16, %17", "%18", "1", "0", NBHD_D32)
+NBHD_WGMMA_SS(wgmma_ss_at_n40, "40", NBHD_R40, "%20, %21", "%22", "1", "0", NBHD_D40)
+NBHD_WGMMA_SS(wgmma_ss_at_n48, "48", NBHD_R48, "%24, %25", "%26", "1", "0", NBHD_D48)
+NBHD_WGMMA_SS(wgmma_ss_at_n56, "56", NBHD_R56, "%28, %29", "%30", "1", "0", NBHD_D56)
+NBHD_WGMMA_SS(wgmma_ss_at_n64, "64", NBHD_R64, "%32, %33", "%34", "1", "0", NBHD_D64)
+NBHD_WGMMA_SS(wgmma_ss_at_n72, "72", NBHD_R72, "%36, %37", "%38", "1", "0", NBHD_D72)
+NBHD_WGMMA_SS(wgmma_ss_at_n80, "80", NBHD_R80, "%40, %41", "%42", "1", "0", NBHD_D80)
+NBHD_WGMMA_SS(wgmma_ss_at_n88, "88", NBHD_R88, "%44, %45", "%46", "1", "0", NBHD_D88)
+NBHD_WGMMA_SS(wgmma_ss_at_n96, "96", NBHD_R96, "%48, %49", "%50", "1", "0", NBHD_D96)
+NBHD_WGMMA_SS(wgmma_ss_at_n104, "104", NBHD_R104, "%52, %53", "%54", "1", "0", NBHD_D104)
+NBHD_WGMMA_SS(wgmma_ss_at_n112, "112", NBHD_R112, "%56, %57", "%58", "1", "0", NBHD_D112)
+NBHD_WGMMA_SS(wgmma_ss_at_n120, "120", NBHD_R120, "%60, %61", "%62", "1", "0", NBHD_D120)
+NBHD_WGMMA_SS(wgmma_ss_at_n128, "128", NBHD_R128, "%64, %65", "%66", "1", "0", NBHD_D128)
 
 /* A and B mn-major: dS^T as [key][query] by K. */
 NBHD_WGMMA_SS(wgmma_ss_at_bt_n8, "8", NBHD_R8, "%4, %5", "%6", "1", "1", NBHD_D8)

@@ -1,0 +1,379 @@
+/* Host half of bwd_sm90.cu and bwd_sm90_rows.cu: the launches that make up a backward.
+ *
+ *     pre      statistics of every query, and zeros in the float32 dQ, in the workspace
+ *     keys     dK and dV, adding dQ up; the same for extra keys, as an axis of their own that every query sees whole
+ *     post     dQ
+ *
+ * Box shapes: sm90_bwd_plan.c. */
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "cuda/cuda.h"
+#include "cuda/sm90_bwd_plan.h"
+
+enum { MOST_MAPS = 32, MAPS_OF_SLICE = 5, MOST_PLANS = 4, MOST_SLICES = 65535 };
+
+/* A launch of the products: over the grid's keys, or over the extra keys. */
+struct keys {
+    struct nbhd_cuda_module *module;
+    struct CUfunc_st *function;
+    struct nbhd_sm90_bwd_plan plan;
+    struct nbhd_bwd_boxes boxes;
+    struct nbhd_cuda_grid grid;
+    struct nbhd_axis axis[3];
+    int slices, maps; /* slices: batch x dilation groups; maps: NBHD_MAPS */
+};
+
+struct state {
+    struct keys grid, extra;
+    struct nbhd_cuda_module *rows;
+    struct CUfunc_st *pre, *post;
+    struct nbhd_cuda_grid rows_grid;
+    size_t lse, delta; /* bytes from the workspace's begin, where dQ stands */
+    int dtype;
+};
+
+/* ---- plan ---- */
+
+/* Plans for this thread's machine. They are asked for three times (refuse, configs, build), so the thread keeps those
+ * of its last problem. */
+static int plans_here(const struct nbhd_problem *problem, struct nbhd_sm90_bwd_plan *plans, int room)
+{
+    static _Thread_local struct {
+        nbhd_desc desc;
+        int multiprocessors, shared_max, count;
+        struct nbhd_sm90_bwd_plan plans[MOST_PLANS];
+    } last;
+    struct nbhd_cuda_machine machine;
+    if (nbhd_cuda_machine(&machine))
+        return 0;
+    if (!last.count || last.multiprocessors != machine.multiprocessors || last.shared_max != machine.shared_max ||
+        memcmp(&last.desc, &problem->desc, sizeof last.desc) != 0) {
+        last.count = nbhd_sm90_bwd_plans(problem, 1, machine.multiprocessors, machine.shared_max, last.plans, MOST_PLANS);
+        last.multiprocessors = machine.multiprocessors;
+        last.shared_max = machine.shared_max;
+        memcpy(&last.desc, &problem->desc, sizeof last.desc);
+    }
+    const int count = nbhd_min(last.count, room);
+    memcpy(plans, last.plans, (size_t)count * sizeof *plans);
+    return count;
+}
+
+static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
+{
+    const nbhd_desc *d = &problem->desc;
+    struct nbhd_cuda_machine machine;
+    struct nbhd_sm90_bwd_plan plan;
+    double queries = 1;
+    if (nbhd_cuda_machine(&machine))
+        return nbhd_refuse(why, "%s", nbhd_last_error());
+    if (machine.cc != 90)
+        return nbhd_refuse(why, "the GPU has compute capability %d.%d; wgmma is an instruction of 9.0 alone",
+                           machine.cc / 10, machine.cc % 10);
+    if (d->dtype != NBHD_F16 && d->dtype != NBHD_BF16)
+        return nbhd_refuse(why, "dtype %s: the tensor cores take f16 and bf16", nbhd_dtype_name(d->dtype));
+    if (problem->flags & NBHD_PLAN_DETERMINISTIC)
+        return nbhd_refuse(why, "NBHD_PLAN_DETERMINISTIC: it adds dQ up in any order");
+    if (d->bias)
+        return nbhd_refuse(why, "bias=1: it computes no gradient of a bias");
+    if (d->head_dim % 8 || d->head_dim > 128)
+        return nbhd_refuse(why, "head_dim=%d: it takes multiples of 8 up to 128", d->head_dim);
+    if (d->head_dim_v % 8 || d->head_dim_v > 128)
+        return nbhd_refuse(why, "head_dim_v=%d: it takes multiples of 8 up to 128", d->head_dim_v);
+    if (!(d->scale > 0))
+        return nbhd_refuse(why, "scale=%g: it masks unscaled scores, so scale must be positive", (double)d->scale);
+    for (int a = 0; a < 3; a++) {
+        queries *= problem->axis[a].length;
+        if (problem->axis[a].edge == NBHD_EDGE_PERIODIC)
+            return nbhd_refuse(why, "edge of axis %d is periodic, which no kernel computes yet", a);
+    }
+    if (queries * d->heads * d->batch > INT_MAX)
+        return nbhd_refuse(why, "%.0f queries x heads: it numbers them with 31 bits", queries * d->heads * d->batch);
+    if (d->heads > MOST_SLICES || d->batch > MOST_SLICES)
+        return nbhd_refuse(why, "heads=%d, batch=%d: a launch has %d of either at most", d->heads, d->batch, MOST_SLICES);
+    if (!plans_here(problem, &plan, 1))
+        return nbhd_refuse(why, "head_dim=%d with head_dim_v=%d: no tile fits into shared memory", d->head_dim,
+                           d->head_dim_v);
+    return false;
+}
+
+/* config->variant is the plan's rank. */
+static int configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room)
+{
+    struct nbhd_sm90_bwd_plan plans[MOST_PLANS];
+    const int count = plans_here(problem, plans, nbhd_min(room, MOST_PLANS));
+    for (int i = 0; i < count; i++)
+        configs[i] = (struct nbhd_config){.variant = i, .stages = 2, .threads = 384, .predicted_ms = plans[i].ms};
+    return count;
+}
+
+/* The extra keys as the keys of a problem: an axis of their own, seen whole by the queries of all axes. */
+static struct nbhd_problem extra_problem(const struct nbhd_problem *problem)
+{
+    struct nbhd_problem p = *problem;
+    for (int i = 0; i < 3; i++) {
+        const int keys = i == 2 ? problem->desc.extra : 1;
+        p.axis[i] = (struct nbhd_axis){problem->axis[i].length, keys, keys, 1, 1, NBHD_EDGE_NEAREST};
+    }
+    p.desc.extra = 0;
+    return p;
+}
+
+/* ---- build ---- */
+
+static nbhd_status build_keys(struct keys *keys, const struct nbhd_problem *problem, const struct nbhd_sm90_bwd_plan *p)
+{
+    const nbhd_desc *d = &problem->desc;
+    struct nbhd_options o = {.used = 0};
+    const int dq_queries = d->head_dim > 64 ? p->n : p->n / 2; /* of a warpgroup */
+    keys->plan = *p;
+    nbhd_sm90_bwd_boxes(&keys->boxes, problem, p);
+    keys->slices = d->batch;
+    for (int a = 0; a < 3; a++) {
+        keys->slices *= problem->axis[a].dilation;
+        keys->axis[a] = problem->axis[a];
+    }
+    keys->maps = 1;
+    while (p->sliced && keys->maps < keys->slices && keys->maps < MOST_MAPS)
+        keys->maps *= 2; /* few numbers: few kernels to compile */
+    const int *tiles = keys->boxes.tiles;
+    if ((double)tiles[0] * tiles[1] * tiles[2] > INT_MAX)
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "the problem has %d x %d x %d tiles; cuda.bwd_sm90 launches %d at most",
+                         tiles[0], tiles[1], tiles[2], INT_MAX);
+    keys->grid = (struct nbhd_cuda_grid){.blocks = {(unsigned)(tiles[0] * tiles[1] * tiles[2]), (unsigned)d->kv_heads, 1},
+                                         .threads = {384, 1, 1},
+                                         .shared = (unsigned)nbhd_sm90_bwd_shared(problem, p)};
+    nbhd_options_problem(&o, problem, false);
+    nbhd_option(&o, "-DNBHD_MMA_TYPE=\"%s\" -DNBHD_N=%d -DNBHD_DQ=%d", d->dtype == NBHD_BF16 ? "bf16" : "f16", p->n,
+                p->adds_dq);
+    nbhd_option(&o, "-DNBHD_SCORES=wgmma_ss_n%d -DNBHD_SCORES_FIRST=wgmma_ss_first_n%d -DNBHD_MASK=wgmma_rs_n%d", p->n,
+                p->n, p->n);
+    nbhd_option(&o, "-DNBHD_DV_PRODUCT=wgmma_rs_bt_n%d -DNBHD_DK_PRODUCT=wgmma_rs_bt_n%d", d->head_dim_v, d->head_dim);
+    if (p->adds_dq)
+        nbhd_option(&o, "-DNBHD_DQ_PRODUCT=wgmma_ss_at_n%d -DNBHD_DQ_FIRST=wgmma_ss_at_first_n%d -DNBHD_DQ_QUERIES=%d",
+                    dq_queries, dq_queries, dq_queries);
+    nbhd_option(&o, "-DNBHD_MASK_STEPS=%d -DNBHD_MASK_BITS=%d -DNBHD_MAPS=%d", p->mask_steps, p->mask_bits, keys->maps);
+    const nbhd_status status = nbhd_cuda_acquire(&keys->module, "bwd_sm90.cu", &o, problem->flags);
+    return status ? status : nbhd_cuda_function(&keys->function, keys->module, "nbhd_bwd_sm90");
+}
+
+static nbhd_status build_extra(struct state *state, const struct nbhd_problem *problem)
+{
+    struct nbhd_cuda_machine machine;
+    struct nbhd_sm90_bwd_plan plan;
+    const struct nbhd_problem extra = extra_problem(problem);
+    const nbhd_status status = nbhd_cuda_machine(&machine);
+    if (status)
+        return status;
+    if (!nbhd_sm90_bwd_plans(&extra, state->grid.plan.adds_dq, machine.multiprocessors, machine.shared_max, &plan, 1))
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "extra=%d: no tile of cuda.bwd_sm90 fits", problem->desc.extra);
+    return build_keys(&state->extra, &extra, &plan);
+}
+
+static size_t rounded(double bytes) { return ((size_t)bytes + 255) / 256 * 256; }
+
+static nbhd_status build_rows(struct state *state, const struct nbhd_problem *problem, size_t *workspace)
+{
+    const nbhd_desc *d = &problem->desc;
+    struct nbhd_options o = {.used = 0};
+    const int widest = nbhd_max(d->head_dim, d->head_dim_v);
+    int lanes = 1;
+    double queries = 1;
+    while (8 * lanes < widest)
+        lanes *= 2;
+    for (int a = 0; a < 3; a++)
+        queries *= problem->axis[a].length;
+    const double rows = queries * d->heads * d->batch;
+    state->lse = state->grid.plan.adds_dq ? rounded(rows * d->head_dim * 4) : 0;
+    state->delta = state->lse + rounded(rows * 4);
+    *workspace = state->delta + rounded(rows * 4);
+    state->rows_grid = (struct nbhd_cuda_grid){
+        .blocks = {(unsigned)((queries * lanes + 255) / 256), (unsigned)d->heads, (unsigned)d->batch}, .threads = {256, 1, 1}};
+    nbhd_options_problem(&o, problem, false);
+    nbhd_option(&o, "-DNBHD_LANES=%d", lanes);
+    nbhd_status status = nbhd_cuda_acquire(&state->rows, "bwd_sm90_rows.cu", &o, problem->flags);
+    if (!status)
+        status = nbhd_cuda_function(&state->pre, state->rows, "nbhd_bwd_sm90_pre");
+    return status ? status : nbhd_cuda_function(&state->post, state->rows, "nbhd_bwd_sm90_post");
+}
+
+static nbhd_status build(struct nbhd_plan *plan)
+{
+    const struct nbhd_problem *problem = &plan->problem;
+    struct nbhd_sm90_bwd_plan plans[MOST_PLANS];
+    const int count = plans_here(problem, plans, MOST_PLANS);
+    if (plan->config.variant >= count)
+        return nbhd_fail(NBHD_ERROR_INVALID, "configuration %d of bwd_sm90: there are %d", plan->config.variant, count);
+    struct state *state = plan->state = calloc(1, sizeof *state);
+    if (!state)
+        return nbhd_fail(NBHD_ERROR_MEMORY, "a plan's state could not be allocated");
+    const struct nbhd_sm90_bwd_plan *p = &plans[plan->config.variant];
+    state->dtype = problem->desc.dtype;
+    plan->picky = true;
+    snprintf(plan->describe, sizeof plan->describe,
+             "keys %dx%dx%d, queries %dx%dx%d of %d, %.0f%% masked; dQ added up in float32", p->k_box[0], p->k_box[1],
+             p->k_box[2], p->q_box[0], p->q_box[1], p->q_box[2], p->n, 100 * (1 - p->full_boxes / p->boxes));
+    state->grid.plan = *p;
+    nbhd_status status = build_rows(state, problem, &plan->workspace);
+    if (!status && problem->desc.extra)
+        status = build_extra(state, problem);
+    return status ? status : build_keys(&state->grid, problem, p);
+}
+
+/* ---- run ---- */
+
+/* The copy engine takes addresses and strides in units of 16 bytes; other rows are moved in such pieces. */
+static nbhd_status check_view(const char *name, const struct nbhd_view *view)
+{
+    if ((size_t)view->data % 16)
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "%s.data=%p: bwd_sm90 needs it aligned to 16 bytes", name,
+                         (void *)view->data);
+    const long long strides[] = {view->batch, view->axis[0], view->axis[1], view->axis[2], view->head};
+    for (size_t i = 0; i < sizeof strides / sizeof *strides; i++)
+        if (strides[i] % 16 || strides[i] < 0)
+            return nbhd_fail(NBHD_ERROR_UNSUPPORTED,
+                             "%s.stride[%zu] is %lld bytes: bwd_sm90 needs multiples of 16, not negative", name, i,
+                             strides[i]);
+    return NBHD_OK;
+}
+
+static nbhd_status check_views(const struct nbhd_params *p)
+{
+    const struct {
+        const char *name;
+        const struct nbhd_view *view;
+    } views[] = {{"q", &p->q},   {"k", &p->k},   {"v", &p->v},   {"o", &p->o}, {"dout", &p->dout}, {"dq", &p->dq},
+                 {"dk", &p->dk}, {"dv", &p->dv}, {"extra_k", &p->extra_k}, {"extra_v", &p->extra_v},
+                 {"dextra_k", &p->dextra_k}, {"dextra_v", &p->dextra_v}};
+    nbhd_status status = NBHD_OK;
+    for (size_t i = 0; i < sizeof views / sizeof *views && !status; i++)
+        if (i < 8 || p->extra)
+            status = check_view(views[i].name, views[i].view);
+    return status;
+}
+
+/* A dimension of one element may have any stride: it is never used. */
+static void set_dimension(struct nbhd_cuda_box *box, int i, int size, long long stride, int extent)
+{
+    box->size[i] = (uint64_t)size;
+    box->stride[i] = size > 1 ? (uint64_t)stride : 16;
+    box->box[i] = (uint32_t)extent;
+}
+
+enum side { QUERIES, KEYS };
+
+/* Map of a box of tokens of one head x 128 bytes of columns, for one slice or, where not sliced, for all. */
+static nbhd_status token_map(struct nbhd_tensor_map *map, const struct nbhd_params *p, const struct keys *keys,
+                             const struct nbhd_view *view, int dtype, int dim, enum side side, int slice)
+{
+    struct nbhd_cuda_box box = {.dtype = dtype, .rank = 5, .data = view->data, .swizzle = 128};
+    const int *extent = side == KEYS ? keys->plan.k_box : keys->plan.q_box;
+    box.size[0] = (uint64_t)dim;
+    box.box[0] = dtype == NBHD_F32 ? 32 : 64;
+    set_dimension(&box, 1, side == KEYS ? p->kv_heads : p->heads, view->head, 1);
+    for (int a = 2; a >= 0; a--) {
+        const struct nbhd_axis axis = p->axis[a];
+        const int group = slice % axis.dilation;
+        const int size = side == KEYS && axis.keys != axis.length ? axis.keys : nbhd_group_size(axis, group);
+        slice /= axis.dilation;
+        box.data = (char *)box.data + group * view->axis[a];
+        set_dimension(&box, 4 - a, size, view->axis[a] * axis.dilation, extent[a]);
+    }
+    if (keys->plan.sliced)
+        box.data = (char *)box.data + slice * view->batch;
+    else if (p->batch > 1) /* then axis 0 has length 1, and gives the batch its place */
+        set_dimension(&box, 4, p->batch, view->batch, 1);
+    return nbhd_cuda_tensor_map(map, &box);
+}
+
+/* dQ in the workspace: float32 [batch][queries][heads][head_dim]. */
+static struct nbhd_view sum_view(const struct nbhd_params *p, void *workspace)
+{
+    struct nbhd_view view = {.data = workspace, .head = 4ll * p->head_dim};
+    view.axis[2] = view.head * p->heads;
+    view.axis[1] = view.axis[2] * p->axis[2].length;
+    view.axis[0] = view.axis[1] * p->axis[1].length;
+    view.batch = view.axis[0] * p->axis[0].length;
+    return view;
+}
+
+/* maps: struct maps of bwd_sm90.cu: q[maps], dout[maps], dq[maps], k[maps], v[maps]. */
+static nbhd_status make_maps(struct nbhd_tensor_map *maps, const struct keys *keys, const struct nbhd_params *p, int dtype,
+                             void *workspace, int first, int slices)
+{
+    const struct nbhd_view dq = sum_view(p, workspace);
+    nbhd_status status = NBHD_OK;
+    for (int i = 0; i < slices && !status; i++) {
+        struct nbhd_tensor_map *map = maps + i;
+        const int slice = first + i, n = keys->maps;
+        status = token_map(map, p, keys, &p->q, dtype, p->head_dim, QUERIES, slice);
+        if (!status)
+            status = token_map(map + n, p, keys, &p->dout, dtype, p->head_dim_v, QUERIES, slice);
+        if (!status && keys->plan.adds_dq)
+            status = token_map(map + 2 * n, p, keys, &dq, NBHD_F32, p->head_dim, QUERIES, slice);
+        if (!status)
+            status = token_map(map + 3 * n, p, keys, &p->k, dtype, p->head_dim, KEYS, slice);
+        if (!status)
+            status = token_map(map + 4 * n, p, keys, &p->v, dtype, p->head_dim_v, KEYS, slice);
+    }
+    return status;
+}
+
+static nbhd_status run_keys(const struct keys *keys, const struct nbhd_params *params, const struct state *state,
+                            char *workspace, void *stream)
+{
+    struct nbhd_tensor_map maps[MAPS_OF_SLICE * MOST_MAPS];
+    struct nbhd_bwd_boxes boxes = keys->boxes;
+    struct nbhd_cuda_grid grid = keys->grid;
+    const int most = keys->plan.sliced ? keys->maps : MOST_SLICES; /* of one launch */
+    nbhd_status status = NBHD_OK;
+    boxes.lse = (const float *)(workspace + state->lse);
+    boxes.delta = (const float *)(workspace + state->delta);
+    for (int first = 0; first < keys->slices && !status; first += most) {
+        const int slices = nbhd_min(most, keys->slices - first);
+        boxes.slice_begin = first;
+        grid.blocks[2] = (unsigned)slices;
+        status = make_maps(maps, keys, params, state->dtype, workspace, first, keys->plan.sliced ? slices : 1);
+        if (!status)
+            status = nbhd_cuda_launch(keys->module, keys->function, &grid, stream, (void *[]){(void *)params, &boxes, maps});
+    }
+    return status;
+}
+
+static nbhd_status run(const struct nbhd_plan *plan, const struct nbhd_params *params, void *workspace, void *stream)
+{
+    const struct state *state = plan->state;
+    char *at = workspace, *lse = at + state->lse, *delta = at + state->delta;
+    nbhd_status status = check_views(params);
+    if (!status)
+        status = nbhd_cuda_launch(state->rows, state->pre, &state->rows_grid, stream,
+                                  (void *[]){(void *)params, &lse, &delta, &at});
+    if (!status)
+        status = run_keys(&state->grid, params, state, at, stream);
+    if (!status && params->extra) {
+        struct nbhd_params extra = *params;
+        extra.k = params->extra_k;
+        extra.v = params->extra_v;
+        extra.dk = params->dextra_k;
+        extra.dv = params->dextra_v;
+        memcpy(extra.axis, state->extra.axis, sizeof extra.axis);
+        status = run_keys(&state->extra, &extra, state, at, stream);
+    }
+    if (!status)
+        status = nbhd_cuda_launch(state->rows, state->post, &state->rows_grid, stream, (void *[]){(void *)params, &at});
+    return status;
+}
+
+static void drop(struct nbhd_plan *plan)
+{
+    struct state *state = plan->state;
+    if (state) {
+        nbhd_cuda_release(state->grid.module);
+        nbhd_cuda_release(state->extra.module);
+        nbhd_cuda_release(state->rows);
+    }
+    free(state);
+}
+
+const struct nbhd_kernel_ops nbhd_cuda_bwd_sm90 = {refuse, configs, build, run, drop};

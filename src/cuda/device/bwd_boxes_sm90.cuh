@@ -1,0 +1,27 @@
+/* What a launch of bwd_sm90 is told besides nbhd_params: the boxes of keys that stay and of queries that pass by.
+ * Plain C, shared by the host half, which fills it, and the kernel. Extents are run-time values: one compiled kernel
+ * serves every box of at most N queries. */
+#ifndef NBHD_DEVICE_BWD_BOXES_SM90_CUH
+#define NBHD_DEVICE_BWD_BOXES_SM90_CUH
+
+#define NBHD_BWD_SM90_ROWS 128 /* keys of a tile: two consumer warpgroups */
+
+/* Bytes that the kernel's tables take, at most; n: queries of a box. */
+#define NBHD_BWD_SM90_TABLES(n) (2560 + 24 * (n))
+
+/* Row r of a key tile is token r of the box, row-major. row[r]: place in the box, a byte each: axis 0 | axis 1 << 8 |
+ * axis 2 << 16. */
+struct nbhd_bwd_boxes {
+    unsigned row[NBHD_BWD_SM90_ROWS];
+    int k_box[3], rows; /* rows in use: the product of k_box */
+    int q_box[3], queries; /* the product of q_box, at most N */
+    int mask_at[3];     /* the first mask column of each axis; -1 where the axis needs none */
+    unsigned low[2], high[2]; /* per warpgroup: the corners around its rows, packed as in row */
+    int tiles[3];       /* key tiles per axis; the grid's x runs over them */
+    int slice_begin;    /* the grid's z runs over slices: batch x dilation groups, the last axis's fastest */
+    int sliced;         /* 1: every slice has maps of its own; 0: coordinate 0 selects the batch element */
+    const float *lse;   /* log2(e) x logsumexp, [batch][heads][queries] */
+    const float *delta; /* rowsum(O dO) - dlse, the same */
+};
+
+#endif

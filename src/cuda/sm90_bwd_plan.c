@@ -1,0 +1,259 @@
+/* Box planning for bwd_sm90: every box of keys that nearly fills a tile with every box of queries that nearly fills a
+ * step, counted exactly over the inverse windows (core/tiles.h), the times by a model. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include "core/tiles.h"
+#include "cuda/sm90_bwd_plan.h"
+
+enum {
+    ROWS = NBHD_BWD_SM90_ROWS,
+    MOST_QUERIES = 128,
+    MASK_COLUMNS = 32,
+    MOST_MASKED = 32000, /* queries of an axis that mask columns can tell apart */
+    LONG_AXIS = 512      /* longer ones try fewer extents */
+};
+
+/* What one axis has for each pair of extents, counted when asked for. */
+struct axis_memo {
+    struct nbhd_axis axis;
+    int keys, queries; /* of the largest dilation group */
+    struct nbhd_tile_count *count[ROWS + 1][MOST_QUERIES + 1];
+};
+
+struct search {
+    const struct nbhd_problem *problem;
+    struct axis_memo memo[3];
+    int multiprocessors, shared_max, one_axis;
+};
+
+static int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+static const struct nbhd_tile_count *count_of(struct axis_memo *memo, int k, int q)
+{
+    struct nbhd_tile_count **at = &memo->count[k][q];
+    if (!*at && (*at = malloc(sizeof **at)))
+        **at = nbhd_tiles_count_inverse(memo->axis, k, q, NBHD_TILING_DYNAMIC);
+    return *at;
+}
+
+/* ---- the model, in clocks of one multiprocessor; fitted to docs/notes/hopper-backward.md ---- */
+
+/* A step: five products (without dQ four), of 4096 operations a clock; shared memory keeps them from the full rate. */
+static double step_clocks(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p)
+{
+    const int k = (d->head_dim + 15) / 16 * 16, v = (d->head_dim_v + 15) / 16 * 16;
+    const double products = 2.0 * ROWS * p->n * (2 * k + 2 * v + p->adds_dq * (k + 63) / 64 * 64) / 4096;
+    return 1.25 * products + 4.5 * p->n + 60;
+}
+
+static double plan_ms(const struct search *s, const struct nbhd_sm90_bwd_plan *p)
+{
+    const nbhd_desc *d = &s->problem->desc;
+    const double share = (double)d->heads / d->kv_heads, slices = (double)d->batch * d->kv_heads;
+    const double clocks = share * p->boxes * step_clocks(d, p) + share * (p->boxes - p->full_boxes) * (100 + 100 * p->mask_steps) + p->tiles * 8000;
+    const double waves = p->tiles * slices / s->multiprocessors;
+    const double uneven = waves > 8 ? 1 + 0.5 / waves : ceil(waves) / waves;
+    return clocks * slices / s->multiprocessors * uneven / 1.755e6;
+}
+
+/* ---- shared memory ---- */
+
+int nbhd_sm90_bwd_shared(const struct nbhd_problem *problem, const struct nbhd_sm90_bwd_plan *plan)
+{
+    const int k = ceil_div(problem->desc.head_dim, 64), v = ceil_div(problem->desc.head_dim_v, 64), n = plan->n;
+    const int tiles = (k + v) * ROWS + 2 * (k + v) * n, sums = plan->adds_dq ? 4 * n + 2 * k * n : 0;
+    return 128 * (tiles + sums) + plan->mask_steps * (256 * 32 + n * 32) + NBHD_BWD_SM90_TABLES(n);
+}
+
+/* Lays out the mask columns; false if they are too many. A problem of one axis compares coordinates instead. */
+static bool lay_out_mask(const struct search *s, struct nbhd_sm90_bwd_plan *p)
+{
+    int columns = 0;
+    p->mask_bits = s->one_axis;
+    for (int a = 0; a < 3; a++) {
+        const struct axis_memo *m = &s->memo[a];
+        const bool needed = !s->one_axis && (m->queries > 1 || m->keys > 1);
+        if (needed && m->queries > MOST_MASKED)
+            return false;
+        p->mask_at[a] = needed ? columns : -1;
+        columns += needed ? p->q_box[a] : 0;
+    }
+    p->mask_steps = ceil_div(columns, 16);
+    return columns <= MASK_COLUMNS;
+}
+
+/* Registers that dK, dV, S, dP, P and dS of a consumer thread take: more than this does not compile without spills or
+ * serialized products. The A operand of a second mask step wants a few more. */
+static bool has_registers(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p)
+{
+    return (d->head_dim + d->head_dim_v) / 2 + 3 * p->n / 2 <= (p->mask_steps > 1 ? 212 : 224);
+}
+
+/* ---- the search ---- */
+
+static void count_boxes(struct search *s, struct nbhd_sm90_bwd_plan *p)
+{
+    p->tiles = p->boxes = p->full_boxes = 1;
+    for (int a = 0; a < 3; a++) {
+        const struct nbhd_tile_count *c = count_of(&s->memo[a], p->k_box[a], p->q_box[a]);
+        if (!c) {
+            p->ms = INFINITY;
+            return;
+        }
+        p->tiles *= c->q_tiles;
+        p->boxes *= c->visited;
+        p->full_boxes *= c->full;
+    }
+    if (p->k_box[0] * p->k_box[1] * p->k_box[2] < ROWS)
+        p->full_boxes /= 2; /* one of the warpgroups masks all */
+    p->ms = plan_ms(s, p);
+}
+
+/* Keeps the best `room` of a list sorted by ms; returns the new count. */
+static int keep(struct nbhd_sm90_bwd_plan *list, int count, int room, const struct nbhd_sm90_bwd_plan *p)
+{
+    int at = count;
+    while (at > 0 && list[at - 1].ms > p->ms)
+        at--;
+    if (at == room || !isfinite(p->ms))
+        return count;
+    if (count < room)
+        count++;
+    memmove(list + at + 1, list + at, (size_t)(count - at - 1) * sizeof *list);
+    list[at] = *p;
+    return count;
+}
+
+/* A long axis is not tried with every extent, an axis alone with the largest only. */
+static bool is_tried(const struct search *s, int size, int extent, int most)
+{
+    if (s->one_axis)
+        return extent == nbhd_min(size, most);
+    return extent <= size && (size <= LONG_AXIS || extent <= 8 || extent % 4 == 0);
+}
+
+/* Boxes of nearly `most` of the sizes' tokens. Returns their number; boxes may be NULL. */
+static int list_boxes(const struct search *s, const int size[3], int most, int (*boxes)[3])
+{
+    double all = 1;
+    int count = 0;
+    for (int a = 0; a < 3; a++)
+        all *= size[a];
+    const int least = (int)fmin(all, most * 0.85);
+    for (int x = 1; x <= nbhd_min(size[0], most); x++)
+        for (int y = 1; y <= nbhd_min(size[1], most / x); y++)
+            for (int z = ceil_div(least, x * y); z <= nbhd_min(size[2], most / (x * y)); z++) {
+                const int box[3] = {x, y, z};
+                bool tried = true;
+                for (int a = 0; a < 3; a++)
+                    tried &= (s->one_axis && a < 2) || is_tried(s, size[a], box[a], most);
+                if (tried && boxes)
+                    memcpy(boxes[count], box, sizeof box);
+                count += tried;
+            }
+    return count;
+}
+
+static int search_boxes(struct search *s, struct nbhd_sm90_bwd_plan *plan, struct nbhd_sm90_bwd_plan *list, int count,
+                        int room)
+{
+    int keys[3], queries[3];
+    for (int a = 0; a < 3; a++) {
+        keys[a] = s->memo[a].keys;
+        queries[a] = s->memo[a].queries;
+    }
+    const int k_count = list_boxes(s, keys, ROWS, NULL), q_count = list_boxes(s, queries, plan->n, NULL);
+    int(*k)[3] = malloc((size_t)k_count * sizeof *k + 1), (*q)[3] = malloc((size_t)q_count * sizeof *q + 1);
+    if (k && q) {
+        list_boxes(s, keys, ROWS, k);
+        list_boxes(s, queries, plan->n, q);
+        for (int i = 0; i < k_count; i++)
+            for (int j = 0; j < q_count; j++) {
+                memcpy(plan->k_box, k[i], sizeof *k);
+                memcpy(plan->q_box, q[j], sizeof *q);
+                if (!lay_out_mask(s, plan) || !has_registers(&s->problem->desc, plan) ||
+                    nbhd_sm90_bwd_shared(s->problem, plan) > s->shared_max)
+                    continue;
+                count_boxes(s, plan);
+                count = keep(list, count, room, plan);
+            }
+    }
+    free(k);
+    free(q);
+    return count;
+}
+
+static int is_sliced(const struct nbhd_problem *problem)
+{
+    const struct nbhd_axis *axis = problem->axis;
+    for (int a = 0; a < 3; a++)
+        if (axis[a].dilation > 1)
+            return 1;
+    return problem->desc.batch > 1 && (axis[0].length > 1 || axis[0].keys > 1);
+}
+
+int nbhd_sm90_bwd_plans(const struct nbhd_problem *problem, int adds_dq, int multiprocessors, int shared_max,
+                        struct nbhd_sm90_bwd_plan *plans, int room)
+{
+    struct search *s = calloc(1, sizeof *s);
+    int count = 0;
+    if (!s)
+        return 0;
+    s->problem = problem;
+    s->multiprocessors = multiprocessors;
+    s->shared_max = shared_max;
+    s->one_axis = 1;
+    for (int a = 0; a < 3; a++) {
+        const struct nbhd_axis axis = problem->axis[a];
+        s->memo[a].axis = axis;
+        s->memo[a].queries = nbhd_group_size(axis, 0);
+        s->memo[a].keys = axis.keys == axis.length ? s->memo[a].queries : axis.keys;
+        s->one_axis &= a == 2 || (axis.length == 1 && axis.keys == 1);
+    }
+    for (int n = 64; n <= MOST_QUERIES; n += 16) {
+        struct nbhd_sm90_bwd_plan plan = {.n = n, .adds_dq = adds_dq, .sliced = is_sliced(problem)};
+        count = search_boxes(s, &plan, plans, count, room);
+    }
+    for (int a = 0; a < 3; a++)
+        for (int k = 0; k <= ROWS; k++)
+            for (int q = 0; q <= MOST_QUERIES; q++)
+                free(s->memo[a].count[k][q]);
+    free(s);
+    return count;
+}
+
+/* ---- what the kernel is told ---- */
+
+void nbhd_sm90_bwd_boxes(struct nbhd_bwd_boxes *boxes, const struct nbhd_problem *problem,
+                         const struct nbhd_sm90_bwd_plan *plan)
+{
+    memset(boxes, 0, sizeof *boxes);
+    const int *k = plan->k_box, *q = plan->q_box;
+    boxes->rows = k[0] * k[1] * k[2];
+    boxes->queries = q[0] * q[1] * q[2];
+    boxes->sliced = plan->sliced;
+    for (int r = 0; r < ROWS; r++) { /* rows past the last repeat it */
+        const int token = nbhd_min(r, boxes->rows - 1);
+        boxes->row[r] = (unsigned)(token / (k[1] * k[2]) | token / k[2] % k[1] << 8 | token % k[2] << 16);
+    }
+    for (int g = 0; g < 2; g++) {
+        boxes->low[g] = 0xffffff;
+        for (int r = 64 * g; r < 64 * g + 64; r++)
+            for (int a = 0; a < 3; a++) {
+                const unsigned mask = 0xffu << 8 * a, at = boxes->row[r] & mask;
+                if (at < (boxes->low[g] & mask))
+                    boxes->low[g] = (boxes->low[g] & ~mask) | at;
+                if (at > (boxes->high[g] & mask))
+                    boxes->high[g] = (boxes->high[g] & ~mask) | at;
+            }
+    }
+    for (int a = 0; a < 3; a++) {
+        const struct nbhd_axis axis = problem->axis[a];
+        const int keys = axis.keys == axis.length ? nbhd_group_size(axis, 0) : axis.keys;
+        boxes->k_box[a] = k[a];
+        boxes->q_box[a] = q[a];
+        boxes->mask_at[a] = plan->mask_at[a];
+        boxes->tiles[a] = ceil_div(keys, k[a]);
+    }
+}

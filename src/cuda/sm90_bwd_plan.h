@@ -1,0 +1,29 @@
+/* The choice of boxes for bwd_sm90: which keys a tile holds, which boxes of queries pass by.
+ * Knows the geometry and a model of the chip's time; calls nothing of CUDA, so it is tested without a GPU. */
+#ifndef NBHD_CUDA_SM90_BWD_PLAN_H
+#define NBHD_CUDA_SM90_BWD_PLAN_H
+
+#include "core/kernel.h"
+#include "device/bwd_boxes_sm90.cuh"
+
+struct nbhd_sm90_bwd_plan {
+    int n;                     /* queries that a step has room for */
+    int adds_dq;               /* 1: dQ is added up beside dK and dV; 0: somebody else computes it */
+    int k_box[3], q_box[3];
+    int mask_at[3];            /* as in struct nbhd_bwd_boxes */
+    int mask_steps, mask_bits; /* NBHD_MASK_STEPS, NBHD_MASK_BITS of the kernel */
+    int sliced;                /* as in struct nbhd_bwd_boxes */
+    double tiles, boxes, full_boxes; /* of one head: key tiles; boxes visited; of these without a mask */
+    double ms;                 /* predicted */
+};
+
+/* Fills up to room plans, best first by the model; returns their number. 0: nothing fits. */
+int nbhd_sm90_bwd_plans(const struct nbhd_problem *problem, int adds_dq, int multiprocessors, int shared_max,
+                        struct nbhd_sm90_bwd_plan *plans, int room);
+/* What the kernel is told of a plan; but for slice_begin, lse and delta. */
+void nbhd_sm90_bwd_boxes(struct nbhd_bwd_boxes *boxes, const struct nbhd_problem *problem,
+                         const struct nbhd_sm90_bwd_plan *plan);
+/* Bytes of shared memory of a CTA. */
+int nbhd_sm90_bwd_shared(const struct nbhd_problem *problem, const struct nbhd_sm90_bwd_plan *plan);
+
+#endif
