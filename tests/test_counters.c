@@ -193,7 +193,7 @@ static void check_planner(const char *line)
     struct nbhd_problem problem;
     struct nbhd_sm90_plan plans[ROOM];
     CHECK(!nbhd_desc_parse(&desc, line) && !nbhd_problem_init(&problem, &desc), "%s: %s", line, nbhd_last_error());
-    const int count = nbhd_sm90_plans(&problem, MULTIPROCESSORS, SHARED, plans, ROOM);
+    const int count = nbhd_sm90_plans(&nbhd_sm90_forward, &problem, MULTIPROCESSORS, SHARED, plans, ROOM);
     CHECK(count > 0, "%s: no plan", line);
     for (int i = 0; i < count; i++) {
         if (plans[i].shapes != 1)

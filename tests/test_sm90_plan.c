@@ -1,5 +1,5 @@
-/* Plans of fwd_sm90 without a GPU: the counts that they are ranked by against a walk over all tiles, and the mask
- * columns that the kernel is told of against the windows, key by key. */
+/* Plans of fwd_sm90 and bwd_sm90_dq without a GPU: the counts that they are ranked by against a walk over all tiles, and the mask
+ * columns that the kernels are told of against the windows, key by key. */
 #include <math.h>
 #include "cuda/sm90_plan.h"
 #include "test.h"
@@ -145,24 +145,30 @@ static void check_columns(const char *line, const struct nbhd_sm90_plan *plan)
     }
 }
 
+static void check_plans(const char *line, const struct nbhd_problem *problem, const struct nbhd_sm90_kernel *kernel)
+{
+    struct nbhd_sm90_plan plans[ROOM];
+    int count = nbhd_sm90_plans(kernel, problem, MULTIPROCESSORS, SHARED, plans, ROOM);
+    CHECK(count >= 1, "%s: no plan", line);
+    for (int k = 0; k < count; k++) {
+        CHECK(k == 0 || plans[k].ms >= plans[k - 1].ms, "%s: plan %d is faster than the one before", line, k);
+        CHECK(kernel->shared(problem, &plans[k]) <= SHARED, "%s: %d bytes of shared memory", line,
+              kernel->shared(problem, &plans[k]));
+        check_boxes(line, problem, &plans[k]);
+        check_columns(line, &plans[k]);
+    }
+}
+
 int main(void)
 {
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
         nbhd_desc desc;
         struct nbhd_problem problem;
-        struct nbhd_sm90_plan plans[ROOM];
         if (!CHECK(!nbhd_desc_parse(&desc, lines[i]) && !nbhd_problem_init(&problem, &desc), "%s: %s", lines[i],
                    nbhd_last_error()))
             continue;
-        int count = nbhd_sm90_plans(&problem, MULTIPROCESSORS, SHARED, plans, ROOM);
-        CHECK(count >= 1, "%s: no plan", lines[i]);
-        for (int k = 0; k < count; k++) {
-            CHECK(k == 0 || plans[k].ms >= plans[k - 1].ms, "%s: plan %d is faster than the one before", lines[i], k);
-            CHECK(nbhd_sm90_shared(&problem, &plans[k]) <= SHARED, "%s: %d bytes of shared memory", lines[i],
-                  nbhd_sm90_shared(&problem, &plans[k]));
-            check_boxes(lines[i], &problem, &plans[k]);
-            check_columns(lines[i], &plans[k]);
-        }
+        check_plans(lines[i], &problem, &nbhd_sm90_forward);
+        check_plans(lines[i], &problem, &nbhd_sm90_dq);
     }
     return test_done();
 }

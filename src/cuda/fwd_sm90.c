@@ -32,7 +32,7 @@ static int plans_here(const struct nbhd_problem *problem, struct nbhd_sm90_plan 
         return 0;
     if (!last.count || last.multiprocessors != machine.multiprocessors || last.shared_max != machine.shared_max ||
         memcmp(&last.desc, &problem->desc, sizeof last.desc) != 0) {
-        last.count = nbhd_sm90_plans(problem, machine.multiprocessors, machine.shared_max, last.plans, MOST_PLANS);
+        last.count = nbhd_sm90_plans(&nbhd_sm90_forward, problem, machine.multiprocessors, machine.shared_max, last.plans, MOST_PLANS);
         last.multiprocessors = machine.multiprocessors;
         last.shared_max = machine.shared_max;
         memcpy(&last.desc, &problem->desc, sizeof last.desc);

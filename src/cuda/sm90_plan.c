@@ -1,4 +1,4 @@
-/* Box planning for fwd_sm90. The search: all query boxes that nearly fill a tile's rows, ranked by the keys that their
+/* Box planning for fwd_sm90 and, with the costs of bwd_sm90_dq.c, for that. The search: all query boxes that nearly fill a tile's rows, ranked by the keys that their
  * unions hold; for the best of them all key boxes of each N; for the best of those a second to fourth shape of key box,
  * for tiles whose union the first fits badly (at clamped borders). Counts are exact; time is a model (box_clocks). */
 #include <math.h>
@@ -13,7 +13,6 @@ enum {
     Q_BOXES = 16,       /* query boxes that are looked at closely */
     FINALISTS = 6,      /* (query box, variant) pairs that get more shapes */
     MOST_COMBINATIONS = 1024,
-    MOST_VARIANTS = 36,
     MOST_MASKED = 32000 /* keys of an axis that mask columns can tell apart: 15 bits */
 };
 
@@ -37,6 +36,7 @@ struct axis_memo {
 };
 
 struct search {
+    const struct nbhd_sm90_kernel *kernel;
     const struct nbhd_problem *problem;
     struct axis_memo memo[3];
     int multiprocessors, shared_max;
@@ -137,8 +137,9 @@ static double plan_ms(const struct search *s, const struct nbhd_sm90_plan *p)
     for (int a = 0; a < 3; a++)
         slices *= s->problem->axis[a].dilation;
     double extra = ceil_div(d->extra, p->variant.n) * p->tiles;
-    double clocks = (p->boxes + extra) * box_clocks(d, &p->variant) + (p->boxes - p->full_boxes) * mask_clocks(p) +
-                    p->tiles * tile_clocks(&p->variant);
+    double clocks = (p->boxes + extra) * s->kernel->box_clocks(d, &p->variant) +
+                    (p->boxes - p->full_boxes) * s->kernel->mask_clocks(p) +
+                    p->tiles * s->kernel->tile_clocks(&p->variant);
     double waves = p->tiles * slices / (s->multiprocessors * p->variant.ctas);
     double uneven = waves > 8 ? 1 + 0.5 / waves : ceil(waves) / waves;
     return clocks * slices / s->multiprocessors * uneven / 1.755e6;
@@ -205,14 +206,18 @@ static int register_room(const struct nbhd_sm90_plan *p)
     return 0;
 }
 
+static int has_registers(const nbhd_desc *d, const struct nbhd_sm90_plan *p)
+{
+    return p->variant.n * 3 / 4 + (d->head_dim_v + 1) / 2 <= register_room(p);
+}
+
 /* Whether a plan fits the machine; sets its masks. */
 static int fits(struct search *s, struct nbhd_sm90_plan *p)
 {
-    const struct nbhd_sm90_variant *v = &p->variant;
-    if (!lay_out_masks(s, p) || v->n * 3 / 4 + (s->problem->desc.head_dim_v + 1) / 2 > register_room(p))
+    if (!lay_out_masks(s, p) || !s->kernel->has_registers(&s->problem->desc, p))
         return 0;
     /* The system keeps 1 KB of each CTA's share. */
-    return nbhd_sm90_shared(s->problem, p) <= (s->shared_max + 1024) / v->ctas - 1024;
+    return s->kernel->shared(s->problem, p) <= (s->shared_max + 1024) / p->variant.ctas - 1024;
 }
 
 /* ---- the search ---- */
@@ -383,7 +388,7 @@ static void add_shapes(struct search *s, struct nbhd_sm90_plan *p, struct combin
     }
 }
 
-static int variants_of(const nbhd_desc *d, struct nbhd_sm90_variant *list)
+static int variants_of(const nbhd_desc *d, struct nbhd_sm90_variant list[NBHD_SM90_VARIANTS])
 {
     static const int sizes[] = {64, 80, 96, 112, 128, 144, 160, 176, 192};
     static const int kinds[][2] = {{2, 1}, {3, 1}, {1, 2}, {1, 3}}; /* warpgroups, CTAs */
@@ -391,9 +396,12 @@ static int variants_of(const nbhd_desc *d, struct nbhd_sm90_variant *list)
     for (size_t kind = 0; kind < sizeof kinds / sizeof *kinds; kind++)
         for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
             list[count++] = (struct nbhd_sm90_variant){kinds[kind][0], sizes[i], kinds[kind][1], 2,
-                                                            kind == 0 && d->head_dim <= 64 && d->head_dim_v <= 64};
+                                                            kind == 0 && d->head_dim <= 64 && d->head_dim_v <= 64, 2};
     return count;
 }
+
+const struct nbhd_sm90_kernel nbhd_sm90_forward = {variants_of, nbhd_sm90_shared, has_registers,
+                                                   box_clocks,  mask_clocks,      tile_clocks};
 
 /* Query boxes of nearly `tokens` tokens, those with the smallest unions first. */
 static int query_boxes(struct search *s, int tokens, int boxes[Q_BOXES][3])
@@ -434,8 +442,8 @@ static int query_boxes(struct search *s, int tokens, int boxes[Q_BOXES][3])
 
 static int search_pack(struct search *s, int pack, struct nbhd_sm90_plan *list, int count, int room)
 {
-    struct nbhd_sm90_variant variants[MOST_VARIANTS];
-    int boxes[Q_BOXES][3], many = variants_of(&s->problem->desc, variants), found = 0, rows = 0;
+    struct nbhd_sm90_variant variants[NBHD_SM90_VARIANTS];
+    int boxes[Q_BOXES][3], many = s->kernel->variants(&s->problem->desc, variants), found = 0, rows = 0;
     for (int v = 0; v < many; v++) {
         if (rows != 64 * variants[v].groups) {
             rows = 64 * variants[v].groups;
@@ -456,10 +464,11 @@ static int search_pack(struct search *s, int pack, struct nbhd_sm90_plan *list, 
     return count;
 }
 
-int nbhd_sm90_plans(const struct nbhd_problem *problem, int multiprocessors, int shared_max,
-                    struct nbhd_sm90_plan *plans, int room)
+int nbhd_sm90_plans(const struct nbhd_sm90_kernel *kernel, const struct nbhd_problem *problem, int multiprocessors,
+                    int shared_max, struct nbhd_sm90_plan *plans, int room)
 {
-    struct search s = {.problem = problem, .multiprocessors = multiprocessors, .shared_max = shared_max};
+    struct search s = {
+        .kernel = kernel, .problem = problem, .multiprocessors = multiprocessors, .shared_max = shared_max};
     int sliced = nbhd_sm90_sliced(problem), count = 0, share = problem->desc.heads / problem->desc.kv_heads;
     for (int a = 0; a < 3; a++) {
         s.memo[a].axis = problem->axis[a];

@@ -1,4 +1,4 @@
-/* The choice of boxes for fwd_sm90: which query box, which key boxes, which compiled variant of the kernel.
+/* The choice of boxes for fwd_sm90 and bwd_sm90_dq: which query box, which key boxes, which compiled variant of the kernel.
  * Knows the geometry and a model of the chip's time; calls nothing of CUDA, so it is tested without a GPU. */
 #ifndef NBHD_CUDA_SM90_PLAN_H
 #define NBHD_CUDA_SM90_PLAN_H
@@ -9,6 +9,7 @@
 /* A compiled variant: consumer warpgroups of 64 rows each, keys per box, CTAs per multiprocessor. */
 struct nbhd_sm90_variant {
     int groups, n, ctas, stages, take_turns;
+    int v_stages; /* of bwd_sm90_dq, where V's are not as many as K's */
 };
 
 struct nbhd_sm90_plan {
@@ -23,12 +24,26 @@ struct nbhd_sm90_plan {
     double ms;                      /* predicted */
 };
 
+/* A kernel as the search sees it. Clocks are those of one multiprocessor. */
+enum { NBHD_SM90_VARIANTS = 48 };
+struct nbhd_sm90_kernel {
+    int (*variants)(const nbhd_desc *desc, struct nbhd_sm90_variant list[NBHD_SM90_VARIANTS]);
+    /* Bytes of shared memory of a CTA. */
+    int (*shared)(const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan);
+    /* Whether a consumer thread's registers suffice: what compiles without spills. */
+    int (*has_registers)(const nbhd_desc *desc, const struct nbhd_sm90_plan *plan);
+    double (*box_clocks)(const nbhd_desc *desc, const struct nbhd_sm90_variant *variant);
+    double (*mask_clocks)(const struct nbhd_sm90_plan *plan);          /* more for a box that needs a mask */
+    double (*tile_clocks)(const struct nbhd_sm90_variant *variant);    /* a query tile, besides its boxes */
+};
+extern const struct nbhd_sm90_kernel nbhd_sm90_forward, nbhd_sm90_dq;
+
 /* Fills up to room plans, best first by the model; returns their number. 0: nothing fits. */
-int nbhd_sm90_plans(const struct nbhd_problem *problem, int multiprocessors, int shared_max,
-                    struct nbhd_sm90_plan *plans, int room);
+int nbhd_sm90_plans(const struct nbhd_sm90_kernel *kernel, const struct nbhd_problem *problem, int multiprocessors,
+                    int shared_max, struct nbhd_sm90_plan *plans, int room);
 /* What the kernel is told of a plan. */
 void nbhd_sm90_boxes(struct nbhd_boxes *boxes, const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan);
-/* Bytes of shared memory of a CTA. */
+/* Bytes of shared memory of a CTA of fwd_sm90. */
 int nbhd_sm90_shared(const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan);
 /* 1 if every slice (batch element, dilation group) needs maps of its own. */
 int nbhd_sm90_sliced(const struct nbhd_problem *problem);

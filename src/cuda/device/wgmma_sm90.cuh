@@ -179,6 +179,8 @@ NBHD_FN unsigned cvt_rn_f16x2_f32(float low, float high)
 #define NBHD_E112 NBHD_E104, "=f"(d[52]), "=f"(d[53]), "=f"(d[54]), "=f"(d[55])
 #define NBHD_E120 NBHD_E112, "=f"(d[56]), "=f"(d[57]), "=f"(d[58]), "=f"(d[59])
 #define NBHD_E128 NBHD_E120, "=f"(d[60]), "=f"(d[61]), "=f"(d[62]), "=f"(d[63])
+#define NBHD_E144 NBHD_E128, "=f"(d[64]), "=f"(d[65]), "=f"(d[66]), "=f"(d[67]), "=f"(d[68]), "=f"(d[69]), "=f"(d[70]), "=f"(d[71])
+#define NBHD_E160 NBHD_E144, "=f"(d[72]), "=f"(d[73]), "=f"(d[74]), "=f"(d[75]), "=f"(d[76]), "=f"(d[77]), "=f"(d[78]), "=f"(d[79])
 
 /* ab: the text of A and B, keep: of the flag; ta, tb: "1" where A, B is mn-major. */
 #define NBHD_WGMMA_SS(name, n, list, ab, flag, ta, tb, ...)                                                           \
@@ -290,6 +292,8 @@ NBHD_WGMMA_SS_FIRST(wgmma_ss_first_n80, "80", NBHD_R80, "%40, %41", "0", "0", NB
 NBHD_WGMMA_SS_FIRST(wgmma_ss_first_n96, "96", NBHD_R96, "%48, %49", "0", "0", NBHD_E96)
 NBHD_WGMMA_SS_FIRST(wgmma_ss_first_n112, "112", NBHD_R112, "%56, %57", "0", "0", NBHD_E112)
 NBHD_WGMMA_SS_FIRST(wgmma_ss_first_n128, "128", NBHD_R128, "%64, %65", "0", "0", NBHD_E128)
+NBHD_WGMMA_SS_FIRST(wgmma_ss_first_n144, "144", NBHD_R144, "%72, %73", "0", "0", NBHD_E144)
+NBHD_WGMMA_SS_FIRST(wgmma_ss_first_n160, "160", NBHD_R160, "%80, %81", "0", "0", NBHD_E160)
 
 /* A mn-major, B k-major: K^T by dS as [query][key]. */
 NBHD_WGMMA_SS_FIRST(wgmma_ss_at_first_n24, "24", NBHD_R24, "%12, %13", "1", "0", NBHD_E24)

@@ -1,0 +1,201 @@
+/* What the host halves of the kernels of Hopper share; see sm90.h. */
+#include "cuda/sm90.h"
+#include <stdio.h>
+#include <string.h>
+
+bool nbhd_sm90_refuses(const struct nbhd_problem *problem, char why[NBHD_TEXT])
+{
+    const nbhd_desc *d = &problem->desc;
+    struct nbhd_cuda_machine machine;
+    if (nbhd_cuda_machine(&machine))
+        return nbhd_refuse(why, "%s", nbhd_last_error());
+    if (machine.cc != 90)
+        return nbhd_refuse(why, "the GPU has compute capability %d.%d; wgmma is an instruction of 9.0 alone",
+                           machine.cc / 10, machine.cc % 10);
+    if (d->dtype != NBHD_F16 && d->dtype != NBHD_BF16)
+        return nbhd_refuse(why, "dtype %s: the tensor cores take f16 and bf16", nbhd_dtype_name(d->dtype));
+    if (d->bias)
+        return nbhd_refuse(why, "bias=1: it adds no relative biases");
+    if (d->head_dim % 8 || d->head_dim > 256)
+        return nbhd_refuse(why, "head_dim=%d: it takes multiples of 8 up to 256", d->head_dim);
+    if (d->head_dim_v % 8 || d->head_dim_v > 256)
+        return nbhd_refuse(why, "head_dim_v=%d: it takes multiples of 8 up to 256", d->head_dim_v);
+    if (!(d->scale > 0))
+        return nbhd_refuse(why, "scale=%g: it masks unscaled scores, so scale must be positive",
+                           d->scale);
+    for (int a = 0; a < 3; a++)
+        if (problem->axis[a].edge == NBHD_EDGE_PERIODIC)
+            return nbhd_refuse(why, "edge of axis %d is periodic, which no kernel computes yet", a);
+    return false;
+}
+
+nbhd_status nbhd_sm90_check_view(const char *kernel, const char *name, const struct nbhd_view *view)
+{
+    if ((size_t)view->data % 16)
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "%s.data=%p: %s needs it aligned to 16 bytes", name, (void *)view->data,
+                         kernel);
+    const long long strides[] = {view->batch, view->axis[0], view->axis[1], view->axis[2], view->head};
+    for (size_t i = 0; i < sizeof strides / sizeof *strides; i++)
+        if (strides[i] % 16 || strides[i] < 0)
+            return nbhd_fail(NBHD_ERROR_UNSUPPORTED,
+                             "%s.stride[%zu] is %lld bytes: %s needs multiples of 16, not negative", name, i, strides[i],
+                             kernel);
+    return NBHD_OK;
+}
+
+/* ---- tensor maps ---- */
+
+/* A dimension of one element may have any stride: it is never used. */
+static void set_dimension(struct nbhd_cuda_box *box, int i, int size, long long stride, int extent, int step)
+{
+    box->size[i] = (uint64_t)size;
+    box->stride[i] = size > 1 ? (uint64_t)stride : 16;
+    box->box[i] = (uint32_t)(extent * step);
+    box->step[i] = (uint32_t)step;
+}
+
+nbhd_status nbhd_sm90_token_map(struct nbhd_tensor_map *map, const struct nbhd_params *p, int dtype,
+                                const struct nbhd_view *view, const struct nbhd_sm90_tokens *tokens, int heads_in_box,
+                                const int extent[3])
+{
+    struct nbhd_cuda_box box = {.dtype = dtype, .rank = 5, .data = view->data, .swizzle = 128};
+    int slice = tokens->slice;
+    box.size[0] = (uint64_t)tokens->dim;
+    box.box[0] = 64;
+    box.step[0] = 1;
+    set_dimension(&box, 1, tokens->heads, view->head, heads_in_box, 1);
+    for (int a = 2; a >= 0; a--) {
+        struct nbhd_axis axis = p->axis[a];
+        int size = tokens->keys ? axis.keys : axis.length;
+        if (tokens->slice < 0) {
+            set_dimension(&box, 4 - a, size, view->axis[a], extent[a], axis.dilation);
+            continue;
+        }
+        int group = slice % axis.dilation;
+        slice /= axis.dilation;
+        box.data = (char *)box.data + group * view->axis[a];
+        set_dimension(&box, 4 - a, axis.dilation > 1 ? nbhd_group_size(axis, group) : size,
+                      view->axis[a] * axis.dilation, extent[a], 1);
+    }
+    if (tokens->slice >= 0)
+        box.data = (char *)box.data + slice * view->batch;
+    else if (p->batch > 1) /* then axis 0 has length 1, and gives the batch its place */
+        set_dimension(&box, 4, p->batch, view->batch, 1, 1);
+    return nbhd_cuda_tensor_map(map, &box);
+}
+
+nbhd_status nbhd_sm90_extra_map(struct nbhd_tensor_map *map, const struct nbhd_params *p, int dtype,
+                                const struct nbhd_view *view, int dim, int n)
+{
+    struct nbhd_cuda_box box = {.dtype = dtype, .rank = 5, .data = view->data, .swizzle = 128};
+    box.size[0] = (uint64_t)dim;
+    box.box[0] = 64;
+    box.step[0] = 1;
+    set_dimension(&box, 1, p->kv_heads, view->head, 1, 1);
+    set_dimension(&box, 2, p->extra, view->axis[2], n, 1);
+    set_dimension(&box, 3, p->batch, view->batch, 1, 1);
+    set_dimension(&box, 4, 1, 16, 1, 1);
+    return nbhd_cuda_tensor_map(map, &box);
+}
+
+/* ---- a launch over query tiles ---- */
+
+void nbhd_sm90_set_launch(struct nbhd_sm90_launch *launch, const struct nbhd_sm90_kernel *kernel,
+                          const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan)
+{
+    const int *tiles = launch->boxes.tiles;
+    launch->plan = *plan;
+    nbhd_sm90_boxes(&launch->boxes, problem, plan);
+    launch->dtype = problem->desc.dtype;
+    launch->slices = problem->desc.batch;
+    for (int a = 0; a < 3; a++)
+        launch->slices *= problem->axis[a].dilation;
+    int needed = plan->sliced ? nbhd_min(launch->slices, NBHD_SM90_MAPS) : plan->shapes;
+    for (launch->maps = 1; launch->maps < needed;) /* few numbers: few kernels to compile */
+        launch->maps *= 2;
+    launch->grid = (struct nbhd_cuda_grid){
+        .blocks = {(unsigned)(tiles[0] * tiles[1] * tiles[2]), (unsigned)(problem->desc.heads / plan->pack), 1},
+        .threads = {128 * ((unsigned)plan->variant.groups + 1), 1, 1},
+        .shared = (unsigned)kernel->shared(problem, plan)};
+}
+
+void nbhd_sm90_options(struct nbhd_options *o, const struct nbhd_problem *problem,
+                       const struct nbhd_sm90_launch *launch)
+{
+    static const int registers[4][4] = {[1] = {[2] = 216, [3] = 120}, [2] = {[1] = 232}, [3] = {[1] = 152}};
+    const struct nbhd_sm90_variant *v = &launch->plan.variant;
+    nbhd_options_problem(o, problem, false);
+    nbhd_option(o, "-DNBHD_MMA_TYPE=\"%s\"", problem->desc.dtype == NBHD_BF16 ? "bf16" : "f16");
+    nbhd_option(o, "-DNBHD_N=%d -DNBHD_QK=wgmma_ss_n%d -DNBHD_GROUPS=%d -DNBHD_CTAS=%d -DNBHD_STAGES=%d", v->n, v->n,
+                v->groups, v->ctas, v->stages);
+    nbhd_option(o, "-DNBHD_MAPS=%d -DNBHD_MASK_STEPS=%d -DNBHD_MASK=wgmma_rs_n%d -DNBHD_MASK_BITS=%d", launch->maps,
+                launch->plan.mask_steps, v->n, launch->plan.mask_bits);
+    nbhd_option(o, "-DNBHD_REGISTERS_LOAD=40 -DNBHD_REGISTERS_MATH=%d", registers[v->groups][v->ctas]);
+}
+
+size_t nbhd_sm90_describe(char *text, size_t room, const struct nbhd_sm90_plan *p)
+{
+    size_t used = (size_t)snprintf(text, room, "queries %dx%dx%d", p->q_box[0], p->q_box[1], p->q_box[2]);
+    if (p->pack > 1 && used < room)
+        used += (size_t)snprintf(text + used, room - used, " x %d heads", p->pack);
+    for (int i = 0; i < p->shapes && used < room; i++)
+        used += (size_t)snprintf(text + used, room - used, "%s%dx%dx%d", i ? " or " : ", keys ", p->k_box[i][0],
+                                 p->k_box[i][1], p->k_box[i][2]);
+    if (used < room)
+        used += (size_t)snprintf(text + used, room - used, " of %d, %.0f%% masked, %d warpgroup%s", p->variant.n,
+                                 100 * (1 - p->full_boxes / p->boxes), p->variant.groups,
+                                 p->variant.groups > 1 ? "s" : " x 2");
+    return used < room ? used : room - 1;
+}
+
+/* maps: struct maps of device/queries_sm90.cuh: q[maps], k[maps], v[maps], extra k, extra v; then dout[maps]. */
+static nbhd_status make_maps(struct nbhd_tensor_map *maps, const struct nbhd_sm90_launch *launch,
+                             const struct nbhd_params *p, const struct nbhd_view *dout, int first_slice, int slices)
+{
+    const struct nbhd_sm90_plan *plan = &launch->plan;
+    struct nbhd_tensor_map *k = maps + launch->maps, *v = k + launch->maps, *extra = v + launch->maps;
+    nbhd_status status = NBHD_OK;
+    for (int i = 0; i < slices && !status; i++) {
+        const int slice = plan->sliced ? first_slice + i : -1, dtype = launch->dtype;
+        const struct nbhd_sm90_tokens q = {0, slice, p->heads, p->head_dim}, o = {0, slice, p->heads, p->head_dim_v};
+        const struct nbhd_sm90_tokens kt = {1, slice, p->kv_heads, p->head_dim},
+                                      vt = {1, slice, p->kv_heads, p->head_dim_v};
+        status = nbhd_sm90_token_map(maps + i, p, dtype, &p->q, &q, plan->pack, plan->q_box);
+        if (dout && !status)
+            status = nbhd_sm90_token_map(extra + 2 + i, p, dtype, dout, &o, plan->pack, plan->q_box);
+        for (int s = 0; s < plan->shapes && !status; s++) {
+            const int at = i * plan->shapes + s;
+            status = nbhd_sm90_token_map(k + at, p, dtype, &p->k, &kt, 1, plan->k_box[s]);
+            if (!status)
+                status = nbhd_sm90_token_map(v + at, p, dtype, &p->v, &vt, 1, plan->k_box[s]);
+        }
+    }
+    if (p->extra && !status)
+        status = nbhd_sm90_extra_map(extra, p, launch->dtype, &p->extra_k, p->head_dim, plan->variant.n);
+    if (p->extra && !status)
+        status = nbhd_sm90_extra_map(extra + 1, p, launch->dtype, &p->extra_v, p->head_dim_v, plan->variant.n);
+    return status;
+}
+
+nbhd_status nbhd_sm90_run(const struct nbhd_sm90_launch *launch, const struct nbhd_params *params,
+                          const struct nbhd_view *dout, void *const *more, int count, void *stream)
+{
+    struct nbhd_tensor_map maps[4 * NBHD_SM90_MAPS + 2];
+    struct nbhd_boxes boxes = launch->boxes;
+    struct nbhd_cuda_grid grid = launch->grid;
+    void *arguments[5] = {(void *)params, &boxes, maps};
+    nbhd_status status = NBHD_OK;
+    for (int i = 0; i < count; i++)
+        arguments[3 + i] = more[i];
+    int most = launch->plan.sliced ? launch->maps : 65535; /* slices of one launch */
+    for (int first = 0; first < launch->slices && !status; first += most) {
+        int slices = nbhd_min(most, launch->slices - first);
+        boxes.slice_begin = first;
+        grid.blocks[2] = (unsigned)slices;
+        if (launch->plan.sliced || first == 0)
+            status = make_maps(maps, launch, params, dout, first, launch->plan.sliced ? slices : 1);
+        if (!status)
+            status = nbhd_cuda_launch(launch->module, launch->function, &grid, stream, arguments);
+    }
+    return status;
+}

@@ -1,0 +1,56 @@
+/* What the host halves of the kernels of Hopper share: tensor maps over tokens, and a launch over query tiles. */
+#ifndef NBHD_CUDA_SM90_H
+#define NBHD_CUDA_SM90_H
+
+#include "cuda/cuda.h"
+#include "cuda/sm90_plan.h"
+
+/* A dtype, head_dim, head_dim_v, scale, bias or edge that no kernel of Hopper takes, or another GPU: true, and why. */
+bool nbhd_sm90_refuses(const struct nbhd_problem *problem, char why[NBHD_TEXT]);
+
+/* The copy engine takes addresses and strides in units of 16 bytes. kernel, name: for the sentence. */
+nbhd_status nbhd_sm90_check_view(const char *kernel, const char *name, const struct nbhd_view *view);
+
+/* Which tokens a map is over: `keys` 0: queries, 1: keys; slice: -1 for all of batch and dilation groups (by coordinates and
+ * element strides), else the number of one, which then has a map of its own. */
+struct nbhd_sm90_tokens {
+    int keys, slice;
+    int heads, dim; /* of the tensor; extent of its last dimension */
+};
+
+/* Map of boxes of extent[0] x [1] x [2] tokens x heads_in_box heads x 64 columns: struct nbhd_boxes says which coordinates. */
+nbhd_status nbhd_sm90_token_map(struct nbhd_tensor_map *map, const struct nbhd_params *p, int dtype,
+                                const struct nbhd_view *view, const struct nbhd_sm90_tokens *tokens, int heads_in_box,
+                                const int extent[3]);
+/* Map of boxes of n extra keys of one head: coordinates column, head, key, batch, 0. */
+nbhd_status nbhd_sm90_extra_map(struct nbhd_tensor_map *map, const struct nbhd_params *p, int dtype,
+                                const struct nbhd_view *view, int dim, int n);
+
+/* ---- a launch over query tiles (device/queries_sm90.cuh) ---- */
+
+enum { NBHD_SM90_MAPS = 32 }; /* most maps of a tensor in one launch: slices x shapes */
+
+struct nbhd_sm90_launch {
+    struct nbhd_cuda_module *module;
+    struct CUfunc_st *function;
+    struct nbhd_sm90_plan plan;
+    struct nbhd_boxes boxes;
+    struct nbhd_cuda_grid grid;
+    int dtype, slices, maps; /* slices: batch x dilation groups; maps: NBHD_MAPS */
+};
+
+/* Everything but module and function. */
+void nbhd_sm90_set_launch(struct nbhd_sm90_launch *launch, const struct nbhd_sm90_kernel *kernel,
+                          const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan);
+/* The -D options that device/queries_sm90.cuh asks for. */
+void nbhd_sm90_options(struct nbhd_options *options, const struct nbhd_problem *problem,
+                       const struct nbhd_sm90_launch *launch);
+/* "queries 2x8x8, keys 6x6x4 of 144, 30% masked, 2 warpgroups"; returns its length, less than room. */
+size_t nbhd_sm90_describe(char *text, size_t room, const struct nbhd_sm90_plan *plan);
+
+/* Launches with the arguments params, struct nbhd_boxes, struct maps, and `more` more, at most 2. dout: NULL, or a gradient of O
+ * whose maps follow. */
+nbhd_status nbhd_sm90_run(const struct nbhd_sm90_launch *launch, const struct nbhd_params *params,
+                          const struct nbhd_view *dout, void *const *more, int count, void *stream);
+
+#endif
