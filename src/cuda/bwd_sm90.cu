@@ -15,8 +15,8 @@
  *     | K, later dK | V, later dV | Q: 2 stages | dO: 2 | dS: 2 x 2 x N x 128 | dQ: chunks x N x 128 |
  *     | mask probes | mask queries | struct tables |
  *
- * A step, with dK of the step before still running when it begins. What is issued after the barrier has this order
- * because the next step waits for dQ only:
+ * A step, with dK of the step before still running when it begins. dQ comes first after the barrier, since it has the
+ * longest way:
  *     issue S, mask | issue dP | wait S | P | wait dP | issue dV | dS, to shared memory | barrier | issue dQ | issue dK |
  *     wait dQ | dQ to shared memory
  *
@@ -74,6 +74,7 @@
 #define MASK_BYTES (NBHD_MASK_STEPS * NBHD_N * 32)
 #define MASK_BIAS 256 /* as in fwd_sm90.cu: origins and bounds count from the begin of the union, plus this */
 #define STAGES 2
+#define SLOTS (2 * STAGES) /* what is small is loaded before its stage is free */
 #define THREADS 384
 #define NOWHERE (1 << 30)
 /* Where head_dim fills only one product of 64 rows, a warpgroup computes dQ of half the queries, and the sum is complete
@@ -98,9 +99,10 @@ struct place {
 /* Beside the tiles in shared memory. */
 struct tables {
     unsigned long long kv_full, q_full[STAGES], q_empty[STAGES], do_full[STAGES], do_empty[STAGES];
-    float lse[STAGES][NBHD_N], delta[STAGES][NBHD_N];
-    unsigned position[STAGES][32]; /* of each mask column: the box's origin on its axis, in both halves */
-    int flags[STAGES], origin[STAGES]; /* of each box; its origin on the last axis */
+    /* Of each box, in slots: */
+    float lse[SLOTS][NBHD_N], delta[SLOTS][NBHD_N];
+    unsigned position[SLOTS][32]; /* of each mask column: the box's origin on its axis, in both halves */
+    int flags[SLOTS][2], origin[SLOTS]; /* for each warpgroup; its origin on the last axis */
     unsigned row[ROWS];
     int2 query[NBHD_N]; /* row of a box: its place, packed as in row, and its distance from the box's origin in tokens */
     int2 window[ROWS + 2]; /* queries that see each coordinate of the key box, axis after axis */
@@ -112,8 +114,8 @@ struct tables {
 
 NBHD_STATIC_ASSERT(sizeof(struct tables) <= NBHD_BWD_SM90_TABLES(NBHD_N), "the host counts on it");
 
-/* Bits of a box's flags: axes on which warpgroup g needs a mask; axes, and heads, on which there are more boxes. */
-#define FLAG_MASK(g) (7 << 3 * (g))
+/* Bits of a box's flags for one warpgroup: axes on which it needs a mask; axes, and heads, on which there are more boxes. */
+#define FLAG_MASK 7
 #define FLAG_MORE (15 << 6)
 
 NBHD_FN struct place tile_place(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b)
@@ -136,6 +138,14 @@ NBHD_FN struct place tile_place(const struct nbhd_params *p, const struct nbhd_b
     t.head = t.kv_head * (p->heads / p->kv_heads);
     t.head_end = t.head + p->heads / p->kv_heads;
     return t;
+}
+
+/* The thread's number, read anew: loading warps have no register to keep what follows from it. */
+NBHD_FN int fresh_thread(void)
+{
+    int x;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+    return x;
 }
 
 NBHD_FN int coordinate(unsigned row, int axis) { return row >> 8 * axis & 0xff; }
@@ -195,11 +205,11 @@ NBHD_FN int slowest(const struct nbhd_bwd_boxes *b, const struct tables *tab, co
     return origin[0] + (b->sliced ? 0 : tab->place.batch);
 }
 
-/* The flags of this warp's box: a lane looks for each bit. */
+/* The flags of this warp's box, a lane looks for each bit; warpgroup 1's mask stands above warpgroup 0's. */
 NBHD_FN unsigned box_flags(const struct nbhd_bwd_boxes *b, const struct tables *tab)
 {
-    int lane = threadIdx.x & 31, axis = lane < 9 ? lane % 3 : 3, set = 0;
-    int origin = ld_shared_b32(smem_address(&tab->at[threadIdx.x >> 5]) + 4 * axis);
+    int lane = fresh_thread() & 31, axis = lane < 9 ? lane % 3 : 3, set = 0; /* of warp 0 */
+    int origin = ld_shared_b32(smem_address(&tab->at[0]) + 4 * axis);
     if (lane < 6) {
         int2 all = tab->all[lane >= 3][axis];
         set = origin < all.x || origin + b->q_box[axis] > all.y;
@@ -229,7 +239,7 @@ NBHD_FN void load_keys(const struct nbhd_bwd_boxes *b, const struct tables *tab,
 
 /* One lane's part of a box's statistics: rows lane, lane + 32, ...; those outside the tensor get 0. */
 NBHD_FN void load_statistics(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, const struct tables *tab,
-                             int stage)
+                             int step)
 {
     const struct place *t = &tab->place;
     struct box x = box_at(tab);
@@ -240,15 +250,14 @@ NBHD_FN void load_statistics(const struct nbhd_params *p, const struct nbhd_bwd_
         x.origin[a] = t->queries[a] - x.origin[a]; /* rows that are inside */
     }
 #pragma unroll 1
-    for (int r = threadIdx.x & 31; r < b->queries; r += 32) {
+    for (int r = fresh_thread() & 31; r < b->queries; r += 32) {
         int2 query = tab->query[r];
         int inside = coordinate(query.x, 0) < x.origin[0] && coordinate(query.x, 1) < x.origin[1] &&
                      coordinate(query.x, 2) < x.origin[2];
         unsigned token = inside ? first + query.y : 0;
-        cp_async_4(smem_address(&tab->lse[stage][r]), b->lse + token, inside);
-        cp_async_4(smem_address(&tab->delta[stage][r]), b->delta + token, inside);
+        cp_async_4(smem_address(&tab->lse[step % SLOTS][r]), b->lse + token, inside);
+        cp_async_4(smem_address(&tab->delta[step % SLOTS][r]), b->delta + token, inside);
     }
-    cp_async_mbar_arrive(smem_address(&tab->do_full[stage]));
 }
 
 /* The axis of a mask column; 3: none. */
@@ -264,50 +273,52 @@ NBHD_FN int column_axis(const struct nbhd_bwd_boxes *b, int column)
 NBHD_FN void load_queries(const struct nbhd_bwd_boxes *b, struct tables *tab, const struct nbhd_tensor_map *map,
                           unsigned q_tiles)
 {
-    int stage = 0, phase = 1, lane = threadIdx.x & 31, axis = NBHD_MASK_STEPS ? column_axis(b, lane) : 3;
+    int step = 0, lane = threadIdx.x & 31, axis = NBHD_MASK_STEPS ? column_axis(b, lane) : 3;
     set_first_box(tab);
     do {
-        mbar_wait(smem_address(&tab->q_empty[stage]), phase);
+        unsigned flags = box_flags(b, tab);
+        if (lane < 2)
+            tab->flags[step % SLOTS][lane] = flags >> 3 * lane & FLAG_MASK | flags & FLAG_MORE;
+        if (NBHD_MASK_BITS && lane == 2)
+            tab->origin[step % SLOTS] = ld_shared_b32(smem_address(&tab->at[0]) + 8);
         if (NBHD_MASK_STEPS && axis < 3) {
             int origin = ld_shared_b32(smem_address(&tab->at[0]) + 4 * axis);
-            tab->position[stage][lane] = (unsigned)(origin - tab->any[axis].x + MASK_BIAS) * 0x10001;
+            tab->position[step % SLOTS][lane] = (unsigned)(origin - tab->any[axis].x + MASK_BIAS) * 0x10001;
         }
-        unsigned flags = box_flags(b, tab);
         __syncwarp();
         if (lane == 0) {
             struct box x = box_at(tab);
-            unsigned full = smem_address(&tab->q_full[stage]), dst = q_tiles + stage * Q_BYTES;
-            tab->flags[stage] = flags;
-            tab->origin[stage] = x.origin[2];
+            unsigned full = smem_address(&tab->q_full[step % STAGES]), dst = q_tiles + step % STAGES * Q_BYTES;
+            mbar_wait(smem_address(&tab->q_empty[step % STAGES]), ~(step / STAGES) & 1);
             mbar_arrive_expect(full, K_CHUNKS * b->queries * 128);
             for (int c = 0; c < K_CHUNKS; c++)
                 tma_load_5d(dst + c * NBHD_N * 128, map, full, 64 * c, x.head, x.origin[2], x.origin[1],
                             slowest(b, tab, x.origin));
         }
-        stage ^= 1;
-        phase ^= stage == 0;
+        step = (step + 1) % (2 * SLOTS);
     } while (set_next_box(b, tab));
 }
 
-/* Warp 1: all boxes of dO, and their statistics. */
+/* Warp 1: all boxes of dO, and their statistics; these arrive only after the stage is free, or they would count for the box
+ * before. */
 NBHD_FN void load_gradients(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, struct tables *tab,
                             const struct nbhd_tensor_map *map, unsigned do_tiles)
 {
-    int stage = 0, phase = 1;
+    int step = 0;
     set_first_box(tab);
     do {
-        mbar_wait(smem_address(&tab->do_empty[stage]), phase);
+        load_statistics(p, b, tab, step);
+        mbar_wait(smem_address(&tab->do_empty[step % STAGES]), ~(step / STAGES) & 1);
+        cp_async_mbar_arrive(smem_address(&tab->do_full[step % STAGES]));
         if ((threadIdx.x & 31) == 0) {
             struct box x = box_at(tab);
-            unsigned full = smem_address(&tab->do_full[stage]), dst = do_tiles + stage * DO_BYTES;
+            unsigned full = smem_address(&tab->do_full[step % STAGES]), dst = do_tiles + step % STAGES * DO_BYTES;
             mbar_arrive_expect(full, V_CHUNKS * b->queries * 128);
             for (int c = 0; c < V_CHUNKS; c++)
                 tma_load_5d(dst + c * NBHD_N * 128, map, full, 64 * c, x.head, x.origin[2], x.origin[1],
                             slowest(b, tab, x.origin));
         }
-        load_statistics(p, b, tab, stage);
-        stage ^= 1;
-        phase ^= stage == 0;
+        step = (step + 1) % (2 * SLOTS);
     } while (set_next_box(b, tab));
 }
 
@@ -335,27 +346,26 @@ NBHD_FN void dq_arrive(int id, int group)
 NBHD_FN void add_dq(const struct nbhd_bwd_boxes *b, struct tables *tab, const struct nbhd_tensor_map *map,
                     unsigned dq_tile)
 {
-    int group = (threadIdx.x >> 5) - 2;
+    int group = (threadIdx.x >> 5) - 2, more;
     set_first_box(tab);
     dq_arrive(BARRIER_DQ_EMPTY, group);
-    for (;;) {
+    do {
+        struct box x = box_at(tab);
+        more = set_next_box(b, tab);
         dq_sync(BARRIER_DQ_FULL, group);
         if ((threadIdx.x & 31) == 0) {
-            struct box x = box_at(tab);
             int first = DQ_BY_QUERIES ? group : 2 * group, end = first + (DQ_BY_QUERIES ? 1 : 2);
             for (int c = first; c < end; c++)
                 if (32 * c < NBHD_HEAD_DIM)
                     tma_add_5d(map, dq_tile + c * NBHD_N * 128, 32 * c, x.head, x.origin[2], x.origin[1],
                                slowest(b, tab, x.origin));
             bulk_commit();
-        }
-        if (!set_next_box(b, tab))
-            break;
-        if ((threadIdx.x & 31) == 0)
             bulk_wait_read_0();
+        }
         __syncwarp();
-        dq_arrive(BARRIER_DQ_EMPTY, group);
-    }
+        if (more)
+            dq_arrive(BARRIER_DQ_EMPTY, group);
+    } while (more);
     if ((threadIdx.x & 31) == 0)
         bulk_wait_0();
 }
@@ -416,17 +426,17 @@ NBHD_FN void write_mask_queries(const struct nbhd_bwd_boxes *b, unsigned queries
     }
 }
 
-/* Issues the mask's part of S for the box in `stage`. */
-NBHD_FN void issue_mask(float *s, const struct tables *tab, int stage, unsigned probes, unsigned queries)
+/* Issues the mask's part of S for the box in `slot`. */
+NBHD_FN void issue_mask(float *s, const struct tables *tab, int slot, unsigned probes, unsigned queries)
 {
-    int q = threadIdx.x & 3, thread = threadIdx.x - 128;
+    int thread = threadIdx.x - 128, q = thread & 3;
     unsigned a[4 * NBHD_MASK_STEPS + !NBHD_MASK_STEPS];
 #pragma unroll
     for (int i = 0; i < NBHD_MASK_STEPS; i++) {
         uint4 begin = ld_shared_v4(probes + i * 8192 + thread * 16);
         uint4 end = ld_shared_v4(probes + i * 8192 + 4096 + thread * 16);
-        uint2 low = *(const uint2 *)&tab->position[stage][16 * i + 2 * q];
-        uint2 high = *(const uint2 *)&tab->position[stage][16 * i + 2 * q + 8];
+        uint2 low = *(const uint2 *)&tab->position[slot][16 * i + 2 * q];
+        uint2 high = *(const uint2 *)&tab->position[slot][16 * i + 2 * q + 8];
         unsigned unseen[4] = {~(low.x + begin.x) | (low.x + end.x), ~(low.y + begin.y) | (low.y + end.y),
                               ~(high.x + begin.z) | (high.x + end.z), ~(high.y + begin.w) | (high.y + end.w)};
 #pragma unroll
@@ -443,10 +453,10 @@ NBHD_FN void issue_mask(float *s, const struct tables *tab, int stage, unsigned 
 }
 
 /* Scores of queries outside the rows' windows become -inf, where a box is consecutive queries. */
-NBHD_FN void compare_mask(float *s, const struct nbhd_bwd_boxes *b, const struct tables *tab, int stage, int number)
+NBHD_FN void compare_mask(float *s, const struct nbhd_bwd_boxes *b, const struct tables *tab, int slot, int number)
 {
     const float masked = -__int_as_float(0x7f800000);
-    int origin = tab->origin[stage] + 2 * (threadIdx.x & 3);
+    int origin = tab->origin[slot] + 2 * (threadIdx.x & 3);
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         int2 w = tab->window[b->k_box[0] + b->k_box[1] + coordinate(tab->row[number + 8 * r], 2)];
@@ -484,9 +494,10 @@ NBHD_FN void issue_scores(float *x, unsigned long long a, unsigned long long b, 
 /* S becomes P, also packed. */
 NBHD_FN void probabilities(float *s, unsigned *packed, const float *lse, float scale_log2)
 {
+    lse += 2 * (threadIdx.x & 3);
 #pragma unroll
     for (int j = 0; j < NBHD_N / 8; j++) {
-        float2 l = *(const float2 *)&lse[8 * j + 2 * (threadIdx.x & 3)];
+        float2 l = *(const float2 *)&lse[8 * j];
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             float *x = &s[4 * j + 2 * r];
@@ -499,9 +510,10 @@ NBHD_FN void probabilities(float *s, unsigned *packed, const float *lse, float s
 
 NBHD_FN void score_gradients(unsigned *packed, const float *p, const float *dp, const float *delta)
 {
+    delta += 2 * (threadIdx.x & 3);
 #pragma unroll
     for (int j = 0; j < NBHD_N / 8; j++) {
-        float2 d = *(const float2 *)&delta[8 * j + 2 * (threadIdx.x & 3)];
+        float2 d = *(const float2 *)&delta[8 * j];
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             int i = 4 * j + 2 * r;
@@ -533,7 +545,7 @@ NBHD_FN void issue_dq(float *dq, unsigned long long k, unsigned long long ds)
 /* Stages dQ^T as rows of 32 floats, 128-byte swizzle. place: chunks and first row of this warpgroup. */
 NBHD_FN void stage_dq(const float *dq, unsigned place)
 {
-    int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3, warp = threadIdx.x >> 5 & 3;
+    int thread = threadIdx.x, g = thread >> 2 & 7, q = thread & 3, warp = thread >> 5 & 3;
     /* A warp has 16 of 64 columns: half of a chunk of 32. */
     unsigned base = place + (warp >> 1) * (NBHD_N * 128) + (g & 3) * 4, piece = (warp & 1) * 4 + (g >> 2);
 #pragma unroll
@@ -605,92 +617,132 @@ struct memory {
     unsigned k, v, q, dout, ds, dq, probes, queries;
 };
 
-/* One consumer warpgroup: all boxes, then its rows of dK and dV. */
+/* What a consumer thread holds: sums, scores of the box at hand, and operands. */
+struct registers {
+    float dk[NBHD_HEAD_DIM / 2], dv[NBHD_HEAD_DIM_V / 2], s[NBHD_N / 2], dp[NBHD_N / 2];
+    unsigned p[NBHD_N / 4], ds[NBHD_N / 4];
+#if NBHD_DQ
+    float dq[NBHD_DQ_QUERIES / 2];
+#endif
+};
+
+/* Where a consumer is: of which keys, at which box. */
+struct consumer {
+    int group, number; /* the thread's first row; its second: + 8 */
+    int step, flags;   /* boxes before this one, modulo twice the slots */
+    unsigned long long k, v;
+};
+
+NBHD_FN void zero(float *x, int count)
+{
+#pragma unroll
+    for (int i = 0; i < count; i++)
+        x[i] = 0;
+}
+
+/* Issues S for the box at hand. */
+NBHD_FN void begin_box(struct registers *r, struct consumer *c, const struct tables *tab, const struct memory *m)
+{
+    mbar_wait(smem_address(&tab->q_full[c->step % STAGES]), c->step / STAGES & 1);
+    c->flags = __shfl_sync(~0u, tab->flags[c->step % SLOTS][c->group], 0);
+    issue_scores(r->s, c->k, wgmma_k_major(m->q + c->step % STAGES * Q_BYTES), K_STEPS);
+    if (NBHD_MASK_STEPS && c->flags & FLAG_MASK)
+        issue_mask(r->s, tab, c->step % SLOTS, m->probes, m->queries);
+}
+
+/* From S to P, with dP beside it. previous: 1 if the box before still holds its stage of Q, for its dK. */
+NBHD_FN void find_probabilities(struct registers *r, const struct consumer *c, const struct nbhd_bwd_boxes *b,
+                                struct tables *tab, const struct memory *m, int previous)
+{
+    unsigned all = 0;
+    mbar_wait(smem_address(&tab->do_full[c->step % STAGES]), c->step / STAGES & 1);
+    issue_scores(r->dp, c->v, wgmma_k_major(m->dout + c->step % STAGES * DO_BYTES), V_STEPS);
+    wgmma_wait_1(); /* S, and dK of the box before */
+    NBHD_PIN_F(r->s, NBHD_N / 2);
+    NBHD_PIN_F(r->dk, NBHD_HEAD_DIM / 2);
+    NBHD_PIN_R(r->ds, NBHD_N / 4);
+    if (previous && (threadIdx.x & 31) == 0)
+        mbar_arrive(smem_address(&tab->q_empty[(c->step + 1) % STAGES]));
+    if (NBHD_MASK_BITS && c->flags & FLAG_MASK)
+        compare_mask(r->s, b, tab, c->step % SLOTS, c->number);
+    probabilities(r->s, r->p, tab->lse[c->step % SLOTS], b->scale_log2);
+#pragma unroll
+    for (int i = 0; i < NBHD_N / 4; i++)
+        all |= r->p[i];
+    wgmma_wait_0_after_bits(all, smem_address(&tab->scratch));
+    NBHD_PIN_F(r->dp, NBHD_N / 2);
+}
+
+/* From P and dP to dV, dS, dQ and dK. Leaves dK running. */
+NBHD_FN void find_gradients(struct registers *r, const struct consumer *c, struct tables *tab, const struct memory *m)
+{
+    issue_dv(r->dv, r->p, m->dout + c->step % STAGES * DO_BYTES);
+    score_gradients(r->ds, r->s, r->dp, tab->delta[c->step % SLOTS]);
+#if NBHD_DQ
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3;
+    store_score_gradients(r->ds, m->ds + c->step % STAGES * DS_BYTES + c->group * (NBHD_N * 128) + (lane & 7) * 128 +
+                                     (lane >> 4) * 1024 + ((2 * warp + (lane >> 3 & 1) ^ lane & 7) << 4));
+    fence_proxy_async();
+    named_barrier_sync(BARRIER_DS, 256);
+    issue_dq(r->dq, wgmma_mn_major(m->k + (DQ_BY_QUERIES ? 0 : c->group * ROWS * 128), ROWS),
+             wgmma_k_major(m->ds + c->step % STAGES * DS_BYTES + (DQ_BY_QUERIES ? c->group * NBHD_DQ_QUERIES * 128 : 0)));
+#endif
+    issue_dk(r->dk, r->ds, m->q + c->step % STAGES * Q_BYTES);
+    wgmma_wait_1(); /* dV and dQ */
+    NBHD_PIN_F(r->dv, NBHD_HEAD_DIM_V / 2);
+    NBHD_PIN_R(r->p, NBHD_N / 4);
+#if NBHD_DQ
+    NBHD_PIN_F(r->dq, NBHD_DQ_QUERIES / 2);
+#endif
+    if ((threadIdx.x & 31) == 0)
+        mbar_arrive(smem_address(&tab->do_empty[c->step % STAGES]));
+}
+
+/* Hands the box's dQ over to the warp that adds it to the workspace. */
+NBHD_FN void give_dq(const struct registers *r, const struct consumer *c, const struct memory *m)
+{
+#if NBHD_DQ
+    dq_sync(BARRIER_DQ_EMPTY, c->group);
+    stage_dq(r->dq, m->dq + (DQ_BY_QUERIES ? c->group * NBHD_DQ_QUERIES * 128 : c->group * 2 * NBHD_N * 128));
+    fence_proxy_async();
+    dq_arrive(BARRIER_DQ_FULL, c->group);
+#endif
+}
+
+/* One consumer warpgroup: all boxes, then its rows of dK and dV. The loop ends with only dK in flight: ptxas would not keep
+ * scores in flight across its end. */
 NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, struct tables *tab,
                      const struct memory *m)
 {
-    int group = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1; /* uniform: else descriptors live in vector registers */
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3;
-    int number = group * 64 + warp * 16 + (lane >> 2); /* the thread's first row; its second: + 8 */
-    unsigned q_full = smem_address(tab->q_full), q_empty = smem_address(tab->q_empty);
-    unsigned do_full = smem_address(tab->do_full), do_empty = smem_address(tab->do_empty);
-    float scale_log2 = p->scale * 1.44269504f;
-    float s[NBHD_N / 2], dp[NBHD_N / 2], dk[NBHD_HEAD_DIM / 2], dv[NBHD_HEAD_DIM_V / 2];
-    unsigned packed[NBHD_N / 4], ds[NBHD_N / 4];
-#pragma unroll
-    for (int i = 0; i < NBHD_HEAD_DIM / 2; i++)
-        dk[i] = 0;
-#pragma unroll
-    for (int i = 0; i < NBHD_HEAD_DIM_V / 2; i++)
-        dv[i] = 0;
+    struct registers r;
+    struct consumer c;
+    c.group = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1; /* uniform: else descriptors live in vector registers */
+    c.number = c.group * 64 + warp * 16 + (lane >> 2);
+    c.step = 0;
+    c.k = wgmma_k_major(m->k + c.group * 8192);
+    c.v = wgmma_k_major(m->v + c.group * 8192);
+    zero(r.dk, NBHD_HEAD_DIM / 2);
+    zero(r.dv, NBHD_HEAD_DIM_V / 2);
     if (NBHD_MASK_STEPS)
-        write_probes(b, tab, m->probes, number);
-    unsigned long long k = wgmma_k_major(m->k + group * 8192), v = wgmma_k_major(m->v + group * 8192);
-#if NBHD_DQ
-    float dq[NBHD_DQ_QUERIES / 2];
-    unsigned long long k_columns = wgmma_mn_major(m->k + (DQ_BY_QUERIES ? 0 : group * ROWS * 128), ROWS);
-    unsigned long long ds_rows = wgmma_k_major(m->ds + (DQ_BY_QUERIES ? group * NBHD_DQ_QUERIES * 128 : 0));
-    unsigned ds_place = m->ds + group * (NBHD_N * 128) + (lane & 7) * 128 + (lane >> 4) * 1024 +
-                        ((2 * warp + (lane >> 3 & 1) ^ lane & 7) << 4);
-    unsigned dq_place = m->dq + (DQ_BY_QUERIES ? group * NBHD_DQ_QUERIES * 128 : group * 2 * NBHD_N * 128);
-#endif
+        write_probes(b, tab, m->probes, c.number);
     mbar_wait(smem_address(&tab->kv_full), 0);
 
-    int stage = 0, phase = 0, flags, begun = 0;
+    int begun = 0;
     do {
-        mbar_wait(q_full + 8 * stage, phase);
-        flags = __shfl_sync(~0u, tab->flags[stage], 0);
-        issue_scores(s, k, wgmma_k_major(m->q + stage * Q_BYTES), K_STEPS);
-        if (NBHD_MASK_STEPS && flags & FLAG_MASK(group))
-            issue_mask(s, tab, stage, m->probes, m->queries);
-        mbar_wait(do_full + 8 * stage, phase);
-        issue_scores(dp, v, wgmma_k_major(m->dout + stage * DO_BYTES), V_STEPS);
-        wgmma_wait_1(); /* S, and dK of the step before */
-        NBHD_PIN_F(s, NBHD_N / 2);
-        NBHD_PIN_F(dk, NBHD_HEAD_DIM / 2);
-        NBHD_PIN_R(ds, NBHD_N / 4);
-        if (begun && lane == 0)
-            mbar_arrive(q_empty + 8 * (stage ^ 1));
+        begin_box(&r, &c, tab, m);
+        find_probabilities(&r, &c, b, tab, m, begun);
+        find_gradients(&r, &c, tab, m);
+        give_dq(&r, &c, m);
+        c.step = (c.step + 1) % (2 * SLOTS);
         begun = 1;
-        if (NBHD_MASK_BITS && flags & FLAG_MASK(group))
-            compare_mask(s, b, tab, stage, number);
-        probabilities(s, packed, tab->lse[stage], scale_log2);
-        unsigned all = 0;
-#pragma unroll
-        for (int i = 0; i < NBHD_N / 4; i++)
-            all |= packed[i];
-        wgmma_wait_0_after_bits(all, smem_address(&tab->scratch));
-        NBHD_PIN_F(dp, NBHD_N / 2);
-        issue_dv(dv, packed, m->dout + stage * DO_BYTES);
-        score_gradients(ds, s, dp, tab->delta[stage]);
-#if NBHD_DQ
-        store_score_gradients(ds, ds_place + stage * DS_BYTES);
-        fence_proxy_async();
-        named_barrier_sync(BARRIER_DS, 256);
-        issue_dq(dq, k_columns, wgmma_advance(ds_rows, stage * (DS_BYTES / 16)));
-#endif
-        issue_dk(dk, ds, m->q + stage * Q_BYTES);
-        wgmma_wait_1(); /* dV and dQ */
-        NBHD_PIN_F(dv, NBHD_HEAD_DIM_V / 2);
-        NBHD_PIN_R(packed, NBHD_N / 4);
-        if (lane == 0)
-            mbar_arrive(do_empty + 8 * stage);
-#if NBHD_DQ
-        NBHD_PIN_F(dq, NBHD_DQ_QUERIES / 2);
-        dq_sync(BARRIER_DQ_EMPTY, group);
-        stage_dq(dq, dq_place);
-        fence_proxy_async();
-        dq_arrive(BARRIER_DQ_FULL, group);
-#endif
-        stage ^= 1;
-        phase ^= stage == 0;
-    } while (flags & FLAG_MORE);
+    } while (c.flags & FLAG_MORE);
     wgmma_wait_0();
-    NBHD_PIN_F(dk, NBHD_HEAD_DIM / 2);
+    NBHD_PIN_F(r.dk, NBHD_HEAD_DIM / 2);
     named_barrier_sync(BARRIER_DS, 256); /* both warpgroups have read K, whose place dK takes */
-    int first = group * 64 + warp * 16;
-    store_rows(p, b, tab, &p->dv, dv, NBHD_HEAD_DIM_V, 1, m->v + first * 128, first);
-    store_rows(p, b, tab, &p->dk, dk, NBHD_HEAD_DIM, p->scale, m->k + first * 128, first);
+    int first = c.group * 64 + warp * 16;
+    store_rows(p, b, tab, &p->dv, r.dv, NBHD_HEAD_DIM_V, 1, m->v + first * 128, first);
+    store_rows(p, b, tab, &p->dk, r.dk, NBHD_HEAD_DIM, p->scale, m->k + first * 128, first);
 }
 
 /* ---- preparation ---- */
@@ -712,7 +764,7 @@ NBHD_FN void prepare(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
     }
     for (int i = thread; i < ROWS; i += THREADS)
         tab->row[i] = b->row[i];
-    for (int i = thread; i < STAGES * NBHD_N; i += THREADS) /* rows past a box: never loaded */
+    for (int i = thread; i < SLOTS * NBHD_N; i += THREADS) /* rows past a box: never loaded */
         tab->lse[0][i] = tab->delta[0][i] = 0;
     for (int i = thread; i < b->queries; i += THREADS) {
         int at[3] = {i / (b->q_box[1] * b->q_box[2]), i / b->q_box[2] % b->q_box[1], i % b->q_box[2]}, distance = 0;

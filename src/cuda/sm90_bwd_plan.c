@@ -233,6 +233,7 @@ void nbhd_sm90_bwd_boxes(struct nbhd_bwd_boxes *boxes, const struct nbhd_problem
     boxes->rows = k[0] * k[1] * k[2];
     boxes->queries = q[0] * q[1] * q[2];
     boxes->sliced = plan->sliced;
+    boxes->scale_log2 = 1.44269504f * problem->desc.scale;
     for (int r = 0; r < ROWS; r++) { /* rows past the last repeat it */
         const int token = nbhd_min(r, boxes->rows - 1);
         boxes->row[r] = (unsigned)(token / (k[1] * k[2]) | token / k[2] % k[1] << 8 | token % k[2] << 16);

@@ -7,7 +7,7 @@
 #define NBHD_BWD_SM90_ROWS 128 /* keys of a tile: two consumer warpgroups */
 
 /* Bytes that the kernel's tables take, at most; n: queries of a box. */
-#define NBHD_BWD_SM90_TABLES(n) (2560 + 24 * (n))
+#define NBHD_BWD_SM90_TABLES(n) (2944 + 40 * (n))
 
 /* Row r of a key tile is token r of the box, row-major. row[r]: place in the box, a byte each: axis 0 | axis 1 << 8 |
  * axis 2 << 16. */
@@ -20,6 +20,7 @@ struct nbhd_bwd_boxes {
     int tiles[3];       /* key tiles per axis; the grid's x runs over them */
     int slice_begin;    /* the grid's z runs over slices: batch x dilation groups, the last axis's fastest */
     int sliced;         /* 1: every slice has maps of its own; 0: coordinate 0 selects the batch element */
+    float scale_log2;   /* scale x log2(e) */
     const float *lse;   /* log2(e) x logsumexp, [batch][heads][queries] */
     const float *delta; /* rowsum(O dO) - dlse, the same */
 };
