@@ -8,6 +8,17 @@ set(NBHD_ISA_x86_64_amx ${NBHD_ISA_x86_64_avx512bf16} -mamx-tile -mamx-bf16)
 set(NBHD_ISA_aarch64_neon -O3) # baseline there; the name keeps it out of other builds
 set(NBHD_ISA_suffixes avx2 avx512 avx512bf16 amx neon)
 
+# Compilers older than gcc 11 and clang 11 know no tiles: their build goes without the row.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+    include(CheckCCompilerFlag)
+    check_c_compiler_flag("-mamx-tile -mamx-bf16 -mavx512bf16" NBHD_COMPILER_KNOWS_AMX)
+    if(NOT NBHD_COMPILER_KNOWS_AMX)
+        set(NBHD_NO_AMX 1)
+        unset(NBHD_ISA_x86_64_amx)
+        add_compile_definitions(NBHD_NO_AMX=1)
+    endif()
+endif()
+
 function(nbhd_isa_sources target)
     if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
         set(processor x86_64)

@@ -13,6 +13,7 @@ struct simd_test {
 
 void test_simd_avx2(const struct simd_test *test);
 void test_simd_avx512(const struct simd_test *test);
+void test_simd_avx512bf16(const struct simd_test *test);
 void test_simd_neon(const struct simd_test *test);
 
 #endif

@@ -16,6 +16,12 @@ static void check_one(bool ok, const char *operation, int lane, double in, doubl
     CHECK(ok, "%s %s, lane %d: %.9g gives %.9g", set, operation, lane, in, out);
 }
 
+static void check_rate(unsigned isa)
+{
+    const double rate = nbhd_cpu_peak_gflops(isa, 1);
+    CHECK(nbhd_isa_available() & isa ? rate > 0.1 && rate < 1e5 : rate == 0, "%s: %g GFLOP/s", nbhd_isa_name(isa), rate);
+}
+
 static void check_set(unsigned isa, void (*body)(const struct simd_test *), const struct simd_test *test)
 {
     set = nbhd_isa_name(isa);
@@ -24,8 +30,7 @@ static void check_set(unsigned isa, void (*body)(const struct simd_test *), cons
         return;
     }
     body(test);
-    const double rate = nbhd_cpu_peak_gflops(isa, 1);
-    CHECK(rate > 0.1 && rate < 1e5, "%s: %g GFLOP/s", set, rate);
+    check_rate(isa);
 }
 
 int main(void)
@@ -42,6 +47,10 @@ int main(void)
 #if defined(__x86_64__)
     check_set(NBHD_ISA_AVX2, test_simd_avx2, &test);
     check_set(NBHD_ISA_AVX512, test_simd_avx512, &test);
+    check_set(NBHD_ISA_AVX512BF16, test_simd_avx512bf16, &test);
+    check_rate(NBHD_ISA_AMX);
+    const double dots = nbhd_cpu_dots_speed();
+    CHECK(nbhd_isa_available() & NBHD_ISA_AVX512BF16 ? dots > 0.1 && dots < 10 : dots == 0, "dot products: %g times", dots);
 #elif defined(__aarch64__)
     check_set(NBHD_ISA_NEON, test_simd_neon, &test);
 #endif

@@ -304,7 +304,8 @@ static int run(int argc, char **argv)
         .synopsis = "nbhd bench LINE ... | @FILE [OPTIONS]",
         .about = "Times problems on random tensors: minimum, median and 90th percentile of the runs after a warm-up, the time\n"
                  "of planning, and useful GFLOP/s of the median run: work is counted for visible pairs only. \"of peak\" is the\n"
-                 "share of what the same threads reach in a loop of FMAs on registers, measured beside it.\n"
+                 "share of what the same threads reach in a loop on registers, measured beside it: of FMAs, or, for kernels on\n"
+                 "bfloat16 units (avx512bf16, amx), of their products.\n"
                  "Tensors rotate through 256 MiB or twice the last cache, so that each run finds them in memory.\n"
                  "LINE is a problem such as \"fwd f32 b2 h8 d64 56x56 w13x13\"; `nbhd --help` tells its fields.",
         .options = table,

@@ -147,7 +147,7 @@ V_FN void pv_panel(const float *p, const float *const *value, int columns, int k
 }
 
 /* Both products over the tile's vectors, strip by strip; the last strip may be narrower. */
-static void block_scores(const float *qt, int d, const float *const *k, int keys, int vectors, float *s)
+static inline void block_scores(const float *qt, int d, const float *const *k, int keys, int vectors, float *s)
 {
     int v = 0;
     for (; v + V_STRIP <= vectors; v += V_STRIP)
@@ -162,8 +162,8 @@ static void block_scores(const float *qt, int d, const float *const *k, int keys
         qk_panel(qt + v * VF, d, k, keys, s + v * VF, FWD_LANES, 1);
 }
 
-static void block_output(const float *p, const float *const *value, int keys, int columns, int vectors, const float *alpha,
-                         float *ot)
+static inline void block_output(const float *p, const float *const *value, int keys, int columns, int vectors,
+                                const float *alpha, float *ot)
 {
     int v = 0;
     for (; v + V_STRIP <= vectors; v += V_STRIP)
@@ -190,6 +190,17 @@ static void block_bias(const struct key_block *b, const struct tile *t, float fa
         }
 }
 
+/* Lanes that do not see a key: -infinity. */
+static inline void block_mask(const struct key_block *b, uint64_t everyone, int vectors, float *s)
+{
+    for (int i = 0; i < b->count; i++)
+        if (b->bits[i] != everyone)
+            for (int v = 0; v < vectors; v++) {
+                float *x = s + i * FWD_LANES + v * VF;
+                v_store(x, v_select((unsigned)(b->bits[i] >> (v * VF)), v_load(x), v_set1(-INFINITY)));
+            }
+}
+
 /* ---- a tile's keys ---- */
 
 /* Lanes that see key `key` of this axis. Keys are asked for in ascending order. */
@@ -202,6 +213,17 @@ static uint64_t axis_bits(struct tile_axis *a, int key)
     while (a->high < a->count && a->keys[a->high].begin <= key)
         a->high++;
     return a->before[a->high] & ~a->before[a->low];
+}
+
+/* After axis_bits: the first key from there on that other lanes see. */
+static int axis_change(const struct tile_axis *a)
+{
+    int key = INT_MAX;
+    if (a->low < a->count)
+        key = a->keys[a->low].end;
+    if (a->high < a->count)
+        key = nbhd_min(key, a->keys[a->high].begin);
+    return key;
 }
 
 static void walk_row(struct key_walk *w, struct tile *t)
@@ -256,7 +278,7 @@ static bool walk_block(const struct nbhd_params *p, struct tile *t, struct key_w
     if (w->extra < p->extra)
         walk_extra(p, t, w, b);
     b->extra = b->count;
-    int token[3];
+    int token[2];
     while (b->count < FWD_BLOCK && w->at[0] < t->axis[0].any.end) {
         const char *k = w->k + w->at[0] * w->k_step[0] + w->at[1] * w->k_step[1];
         const char *v = w->v + w->at[0] * w->v_step[0] + w->at[1] * w->v_step[1];
@@ -266,15 +288,19 @@ static bool walk_block(const struct nbhd_params *p, struct tile *t, struct key_w
         for (int a = 0; a < 2; a++)
             token[a] = t->axis[a].cell.group + w->at[a] * p->axis[a].dilation;
         int end = nbhd_min(x->any.end, w->at[2] + FWD_BLOCK - b->count);
-        for (; w->at[2] < end; w->at[2]++, b->count++) {
-            uint64_t bits = w->row_bits & axis_bits(x, w->at[2]);
-            b->k[b->count] = (const float *)(k + w->at[2] * w->k_step[2]);
-            b->v[b->count] = (const float *)(v + w->at[2] * w->v_step[2]);
-            b->bias[b->count] = bias ? bias + w->at[2] : NULL;
-            b->bits[b->count] = bits;
-            token[2] = x->cell.group + w->at[2] * p->axis[2].dilation;
-            memcpy(b->token[b->count], token, sizeof token);
+        while (w->at[2] < end) {
+            const uint64_t bits = w->row_bits & axis_bits(x, w->at[2]);
+            const int stop = nbhd_min(end, axis_change(x));
             b->masked |= bits != t->everyone;
+            for (; w->at[2] < stop; w->at[2]++, b->count++) {
+                b->k[b->count] = (const float *)(k + w->at[2] * w->k_step[2]);
+                b->v[b->count] = (const float *)(v + w->at[2] * w->v_step[2]);
+                b->bias[b->count] = bias ? bias + w->at[2] : NULL;
+                b->bits[b->count] = bits;
+                b->token[b->count][0] = token[0];
+                b->token[b->count][1] = token[1];
+                b->token[b->count][2] = x->cell.group + w->at[2] * p->axis[2].dilation;
+            }
         }
         if (w->at[2] < x->any.end)
             break;
@@ -292,7 +318,7 @@ static bool walk_block(const struct nbhd_params *p, struct tile *t, struct key_w
 }
 
 /* 16-bit keys and values of a block as float32, in rows of whole vectors. */
-static void unpack_block(struct key_block *b, int dtype, int d, int dv, float *to)
+static inline void unpack_block(struct key_block *b, int dtype, int d, int dv, float *to)
 {
     for (int i = 0; i < b->count; i++) {
         unpack_row(to, (const char *)b->k[i], dtype, d);
@@ -363,4 +389,19 @@ static void tile_lanes(struct tile *t, const struct nbhd_params *p)
             t->bias_base += (p->axis[a].window - 1 - x[a].cell.q.begin) * (long long)table[a + 1];
         }
     }
+}
+
+/* Tile number i of batch, kv head, heads of that kv head, axes; the last axis fastest. */
+static inline void tile_number(struct tile *t, const struct nbhd_params *p, const struct nbhd_fwd *f, long long i)
+{
+    for (int a = 2; a >= 0; a--) {
+        tile_axis_init(&t->axis[a], p->axis[a], nbhd_grid_cell(&f->grid[a], (int)(i % f->grid[a].count)));
+        i /= f->grid[a].count;
+    }
+    const int share = p->heads / p->kv_heads, first = (int)(i % f->head_tiles) * f->head_tile;
+    i /= f->head_tiles;
+    t->kv_head = (int)(i % p->kv_heads);
+    t->batch = (int)(i / p->kv_heads);
+    t->heads = nbhd_range_of(t->kv_head * share + first, t->kv_head * share + nbhd_min(first + f->head_tile, share));
+    tile_lanes(t, p);
 }

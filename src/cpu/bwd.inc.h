@@ -4,6 +4,7 @@
  *
  *     P = exp2(S - lse)   dS = P (dP - delta)   delta = o.dout - dlse, all in the units of fwd.inc.h: S by scale * log2(e) */
 #include <float.h>
+#include <limits.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -204,7 +205,10 @@ static nbhd_status bwd_run(const struct nbhd_plan *plan, const struct nbhd_param
 }
 
 static const struct nbhd_bwd_machine bwd_machine = {
-    {VF, V_COLUMNS, sizeof(struct lane_block)}, V_STRIP * VF, sizeof(struct bwd_keys)};
+    .fwd = {.vf = VF, .columns = V_COLUMNS, .lane_block = sizeof(struct lane_block)},
+    .strip = V_STRIP * VF,
+    .run = sizeof(struct bwd_keys),
+};
 
 static int bwd_configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room)
 {

@@ -1,6 +1,7 @@
 /* The vector forward, written once over a vocabulary: a kernel file includes simd_<isa>.h, then this, and gets
  * fwd_configs, fwd_build and fwd_run. Lanes are queries throughout; how a key reaches them is the difference of the two algorithms. */
 #include <float.h>
+#include <limits.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -48,7 +49,8 @@ static nbhd_status fwd_run(const struct nbhd_plan *plan, const struct nbhd_param
     return NBHD_OK;
 }
 
-static const struct nbhd_fwd_machine fwd_machine = {VF, V_COLUMNS, sizeof(struct lane_block)};
+static const struct nbhd_fwd_machine fwd_machine = {.vf = VF, .columns = V_COLUMNS,
+                                                    .lane_block = sizeof(struct lane_block)};
 
 static int fwd_configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room)
 {

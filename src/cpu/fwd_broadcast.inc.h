@@ -52,17 +52,7 @@ static void block_softmax(float *s, int keys, int vectors, float factor, float *
         softmax_strip(s + v * VF, keys, factor, maximum + v * VF, sum + v * VF, alpha + v * VF, 1);
 }
 
-/* ---- masks ---- */
-
-static void block_mask(const struct key_block *b, uint64_t everyone, int vectors, float *s)
-{
-    for (int i = 0; i < b->count; i++)
-        if (b->bits[i] != everyone)
-            for (int v = 0; v < vectors; v++) {
-                float *x = s + i * FWD_LANES + v * VF;
-                v_store(x, v_select((unsigned)(b->bits[i] >> (v * VF)), v_load(x), v_set1(-INFINITY)));
-            }
-}
+/* ---- values that are not finite ---- */
 
 /* Values that are not finite, of keys that some lane does not see: takes them out of the block's product and adds them
  * to the lanes that do. Rare, so plain. */
@@ -129,24 +119,13 @@ static void broadcast_tile(const struct nbhd_params *p, const struct nbhd_fwd *f
     store_lse(rows, t->lanes, t->vectors, maximum, sum);
 }
 
-/* Tile number i of batch, kv head, heads of that kv head, axes; the last axis fastest. */
 static void broadcast_task(const struct nbhd_params *p, const struct nbhd_fwd *f, long long task, char *scratch)
 {
     struct tile t;
     memset(scratch + f->at_zeros, 0, (size_t)p->head_dim_v * sizeof(float));
-    long long end = (task + 1) * f->run < f->tiles ? (task + 1) * f->run : f->tiles;
+    const long long end = (task + 1) * f->run < f->tiles ? (task + 1) * f->run : f->tiles;
     for (long long i = task * f->run; i < end; i++) {
-        long long rest = i;
-        for (int a = 2; a >= 0; a--) {
-            tile_axis_init(&t.axis[a], p->axis[a], nbhd_grid_cell(&f->grid[a], (int)(rest % f->grid[a].count)));
-            rest /= f->grid[a].count;
-        }
-        int share = p->heads / p->kv_heads, first = (int)(rest % f->head_tiles) * f->head_tile;
-        rest /= f->head_tiles;
-        t.kv_head = (int)(rest % p->kv_heads);
-        t.batch = (int)(rest / p->kv_heads);
-        t.heads = nbhd_range_of(t.kv_head * share + first, t.kv_head * share + nbhd_min(first + f->head_tile, share));
-        tile_lanes(&t, p);
+        tile_number(&t, p, f, i);
         broadcast_tile(p, f, &t, scratch);
     }
 }

@@ -2,7 +2,7 @@
 
 /* qt[i][lane] = rows[lane][i], negated if asked, for i < d and one vector of lanes; lanes from `lanes` on are 0.
  * Row i starts at qt + i * width; rows are of the dtype. */
-static void pack_vector(float *qt, int width, const char *const rows[VF], int dtype, int lanes, int d, bool negate)
+static inline void pack_vector(float *qt, int width, const char *const rows[VF], int dtype, int lanes, int d, bool negate)
 {
     const vf sign = v_set1(negate ? -1.0f : 1.0f);
     for (int i = 0; i < d; i += VF) {
@@ -24,8 +24,8 @@ static void pack_vector(float *qt, int width, const char *const rows[VF], int dt
     }
 }
 
-static void pack_queries(float *qt, int width, const char *const *rows, int dtype, int lanes, int vectors, int d,
-                         bool negate)
+static inline void pack_queries(float *qt, int width, const char *const *rows, int dtype, int lanes, int vectors, int d,
+                                bool negate)
 {
     for (int v = 0; v < vectors; v++)
         pack_vector(qt + v * VF, width, rows + v * VF, dtype, nbhd_min(lanes - v * VF, VF), d, negate);

@@ -68,15 +68,22 @@ struct broadcast_choice {
     double cycles; /* a batch entry and kv head */
 };
 
-/* Cycles of `tiles` tiles of so many lanes that visit `keys` keys in all. */
-static double broadcast_cycles(const nbhd_desc *d, double tiles, double keys, int lanes, int vf)
+static struct nbhd_fwd_price price_of(const struct nbhd_fwd_machine *m)
 {
-    const double vectors = (lanes + vf - 1) / vf, width = d->head_dim + d->head_dim_v;
-    const double per_vector = width * 1.08 + 14.0 + (d->bias ? 2.0 * vf : 0), per_key = 12.0 + width * 0.25;
+    return m->price.product > 0 ? m->price : (struct nbhd_fwd_price){1.08, 14.0, 12.0, 0.25};
+}
+
+/* Cycles of `tiles` tiles of so many lanes that visit `keys` keys in all. */
+static double broadcast_cycles(const nbhd_desc *d, double tiles, double keys, int lanes, const struct nbhd_fwd_machine *m)
+{
+    const struct nbhd_fwd_price price = price_of(m);
+    const double vectors = (lanes + m->vf - 1) / m->vf, width = d->head_dim + d->head_dim_v;
+    const double per_vector = width * price.product + price.score + (d->bias ? 2.0 * m->vf : 0);
+    const double per_key = price.key + width * price.key_dim;
     return keys * (vectors * per_vector + per_key) + tiles * (vectors * width * 6.0 + 500.0);
 }
 
-static struct broadcast_choice choose_broadcast(const struct nbhd_problem *problem, int vf)
+static struct broadcast_choice choose_broadcast(const struct nbhd_problem *problem, const struct nbhd_fwd_machine *m)
 {
     const nbhd_desc *d = &problem->desc;
     struct axis_cost costs[3][MAX_EXTENTS];
@@ -96,7 +103,7 @@ static struct broadcast_choice choose_broadcast(const struct nbhd_problem *probl
                     const double head_tiles = (share + heads - 1) / heads;
                     const double tiles = head_tiles * x->tiles * y->tiles * z->tiles;
                     const double keys = head_tiles * x->visited * y->visited * z->visited + tiles * d->extra;
-                    const double cycles = broadcast_cycles(d, tiles, keys, lanes, vf);
+                    const double cycles = broadcast_cycles(d, tiles, keys, lanes, m);
                     if (cycles < best.cycles)
                         best = (struct broadcast_choice){{x->extent, y->extent, z->extent}, heads, cycles};
                 }
@@ -104,7 +111,7 @@ static struct broadcast_choice choose_broadcast(const struct nbhd_problem *probl
     double tokens = 1;
     for (int a = 0; a < 3; a++)
         tokens *= problem->axis[a].keys;
-    best.cycles += (tokens + d->extra) * (d->head_dim + d->head_dim_v) / vf * FAR_CYCLES;
+    best.cycles += (tokens + d->extra) * (d->head_dim + d->head_dim_v) / m->vf * FAR_CYCLES;
     return best;
 }
 
@@ -273,8 +280,10 @@ int nbhd_fwd_configs(const struct nbhd_problem *problem, struct nbhd_config *con
                      const struct nbhd_fwd_machine *machine)
 {
     const int threads = problem->desc.threads ? problem->desc.threads : nbhd_threads_available();
-    const struct broadcast_choice b = choose_broadcast(problem, machine->vf);
-    const struct permute_choice p = choose_permute(problem, machine, threads);
+    const struct broadcast_choice b = choose_broadcast(problem, machine);
+    struct permute_choice p = {.cycles = HUGE_VAL};
+    if (machine->price.product == 0)
+        p = choose_permute(problem, machine, threads);
     const int forced = atomic_load(&forced_variant);
     const bool permute_first = p.cycles < HUGE_VAL && (forced < 0 ? p.cycles < b.cycles : forced == NBHD_FWD_PERMUTE);
     int n = 0;
@@ -287,6 +296,24 @@ int nbhd_fwd_configs(const struct nbhd_problem *problem, struct nbhd_config *con
     for (int i = 0; i < n; i++)
         configs[i].threads = threads;
     return n;
+}
+
+bool nbhd_fwd_refuse_pairs(const struct nbhd_problem *problem, const struct nbhd_fwd_machine *machine, char why[NBHD_TEXT])
+{
+    const nbhd_desc *d = &problem->desc;
+    if (d->dtype != NBHD_BF16)
+        return nbhd_refuse(why, "dtype is %s; its products take bf16", nbhd_dtype_name(d->dtype));
+    if (nbhd_fwd_refuse(problem, why))
+        return true;
+    const int forced = atomic_load(&forced_variant);
+    if (forced == NBHD_FWD_BROADCAST)
+        return false;
+    const double pairs = choose_broadcast(problem, machine).cycles;
+    const double permuted = choose_permute(problem, machine, 1).cycles;
+    if (permuted < HUGE_VAL && (pairs > permuted || forced == NBHD_FWD_PERMUTE))
+        return nbhd_refuse(why, "the windows are small: it would take %.2g times as long as fwd_avx512 with keys permuted in float32",
+                           pairs / permuted);
+    return false;
 }
 
 /* A task is worth handing out from some ten microseconds on. */
@@ -302,8 +329,28 @@ static size_t place(size_t *end, size_t bytes)
     return at;
 }
 
+/* Where the parts of a thread's scratch lie; vectors of vf lanes, or, in pairs, of twice that many bfloat16. */
+static void place_broadcast(const nbhd_desc *d, struct nbhd_fwd *f, bool pairs, int vf)
+{
+    const size_t row = FWD_LANES * sizeof(float);
+    const size_t k = (size_t)whole_vectors(d->head_dim, pairs ? 2 * vf : vf);
+    const size_t v = (size_t)whole_vectors(d->head_dim_v, pairs ? 2 * vf : vf);
+    const size_t element = pairs ? sizeof(uint16_t) : d->dtype != NBHD_F32 ? sizeof(float) : 0; /* of copied keys, values */
+    const size_t tiles = pairs ? FWD_PAIR_TILES : 1;
+    f->q_size = pairs ? k / 2 * row : (size_t)d->head_dim * row;
+    f->o_size = (pairs ? v : (size_t)d->head_dim_v) * row;
+    f->at_q = place(&f->scratch, tiles * f->q_size);
+    f->at_o = place(&f->scratch, tiles * f->o_size);
+    f->at_s = place(&f->scratch, FWD_BLOCK * row);
+    f->at_lanes = place(&f->scratch, tiles * 3 * row);
+    f->at_block = place(&f->scratch, (pairs ? 3 : 1) * sizeof(struct key_block)); /* at hand, next, another tile's */
+    f->at_zeros = place(&f->scratch, (size_t)d->head_dim_v * sizeof(float));
+    f->at_keys = place(&f->scratch, FWD_BLOCK * (pairs ? k : k + v) * element);
+    f->at_values = place(&f->scratch, pairs ? FWD_BLOCK * v * element : 0);
+}
+
 static void build_broadcast(const struct nbhd_problem *problem, const struct nbhd_config *config, struct nbhd_fwd *f,
-                            int vf)
+                            const struct nbhd_fwd_machine *m)
 {
     const nbhd_desc *d = &problem->desc;
     const int share = d->heads / d->kv_heads;
@@ -316,16 +363,10 @@ static void build_broadcast(const struct nbhd_problem *problem, const struct nbh
     }
     const double tile_cycles = config->predicted_ms * CYCLES_PER_MS / (double)f->tiles;
     f->run = nbhd_max(1, (int)(TASK_CYCLES / tile_cycles));
+    if (m->price.product > 0 && f->tiles >= (long long)FWD_PAIR_TILES * TASKS_PER_THREAD * config->threads)
+        f->run = (f->run + FWD_PAIR_TILES - 1) / FWD_PAIR_TILES * FWD_PAIR_TILES;
     f->tasks = (f->tiles + f->run - 1) / f->run;
-    const size_t row = FWD_LANES * sizeof(float);
-    f->at_q = place(&f->scratch, (size_t)d->head_dim * row);
-    f->at_o = place(&f->scratch, (size_t)d->head_dim_v * row);
-    f->at_s = place(&f->scratch, FWD_BLOCK * row);
-    f->at_lanes = place(&f->scratch, 3 * row);
-    f->at_block = place(&f->scratch, sizeof(struct key_block));
-    f->at_zeros = place(&f->scratch, (size_t)d->head_dim_v * sizeof(float));
-    const int whole = whole_vectors(d->head_dim, vf) + whole_vectors(d->head_dim_v, vf);
-    f->at_keys = place(&f->scratch, d->dtype != NBHD_F32 ? (size_t)(FWD_BLOCK * whole) * sizeof(float) : 0);
+    place_broadcast(d, f, m->price.product > 0, m->vf);
 }
 
 /* Of q, k, v and o. */
@@ -400,7 +441,7 @@ nbhd_status nbhd_fwd_build(struct nbhd_plan *plan, const struct nbhd_fwd_machine
     if (f->variant == NBHD_FWD_PERMUTE)
         build_permute(&plan->problem, c, f, machine);
     else
-        build_broadcast(&plan->problem, c, f, machine->vf);
+        build_broadcast(&plan->problem, c, f, machine);
     f->threads = c->threads = nbhd_plan_threads(&plan->problem, f->tasks);
     c->predicted_ms /= f->threads;
     plan->workspace = f->scratch * (size_t)f->threads;
@@ -408,8 +449,8 @@ nbhd_status nbhd_fwd_build(struct nbhd_plan *plan, const struct nbhd_fwd_machine
         snprintf(plan->describe, sizeof plan->describe, "permute, parts %dx%dx%d by %d rows and %d heads, %lld tasks, %d threads",
                  c->q_tile[0], c->q_tile[1], c->q_tile[2], f->chunk, f->group, f->tasks, f->threads);
     else
-        snprintf(plan->describe, sizeof plan->describe, "broadcast, tiles %dx%dx%d of %d heads, %lld tasks, %d threads",
-                 c->q_tile[0], c->q_tile[1], c->q_tile[2], f->head_tile, f->tasks, f->threads);
+        snprintf(plan->describe, sizeof plan->describe, "%s, tiles %dx%dx%d of %d heads, %lld tasks, %d threads",
+                 machine->price.product > 0 ? "pairs" : "broadcast", c->q_tile[0], c->q_tile[1], c->q_tile[2], f->head_tile, f->tasks, f->threads);
     return NBHD_OK;
 }
 

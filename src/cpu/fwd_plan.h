@@ -9,6 +9,7 @@
 
 #define FWD_LANES 64 /* queries in a broadcast tile: one bit each */
 #define FWD_BLOCK 96 /* keys whose scores are held at once, a multiple of 6: 24 KiB */
+#define FWD_PAIR_TILES 4 /* tiles of pairs that go through the same keys together */
 #define FWD_ROWS  4  /* query rows of a permuted tile, a vector each */
 
 /* One broadcast block: keys of a tile, in place. */
@@ -56,6 +57,7 @@ struct nbhd_fwd {
     int head_tile, head_tiles; /* query heads of one kv head that share a tile; such tiles per kv head */
     long long tiles, tasks;    /* broadcast: tiles, permute: cells of the grid; tasks are runs of them */
     int run;                   /* tiles in a task */
+    size_t q_size, o_size;     /* bytes of a tile of pairs */
     /* Permute. */
     int group;        /* kv heads of a task */
     int chunk;        /* queries of axis 1 that go along axis 0 together */
@@ -73,16 +75,24 @@ struct nbhd_fwd {
     size_t scratch; /* bytes a thread */
 };
 
+/* Cycles of broadcast tiles: a vector of lanes times a dimension of a key; a vector of scores; a key; a dimension of a key. */
+struct nbhd_fwd_price {
+    double product, score, key, key_dim;
+};
+
 /* What the planner must know of an instruction set. */
 struct nbhd_fwd_machine {
     int vf, columns;   /* VF, V_COLUMNS */
     size_t lane_block; /* sizeof(struct lane_block) */
+    struct nbhd_fwd_price price; /* of fwd_pairs.inc.h, bfloat16 only; product 0: of fwd_broadcast.inc.h, in float32 */
 };
 
 /* Of the forward and of the backward rows: what their vectors cannot take is the same. */
 bool nbhd_fwd_refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT]);
 int nbhd_fwd_configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room,
                      const struct nbhd_fwd_machine *machine);
+/* fwd_pairs.inc.h takes bfloat16, and leaves to fwd_avx512 what that has faster with permuted keys in float32. */
+bool nbhd_fwd_refuse_pairs(const struct nbhd_problem *problem, const struct nbhd_fwd_machine *machine, char why[NBHD_TEXT]);
 nbhd_status nbhd_fwd_build(struct nbhd_plan *plan, const struct nbhd_fwd_machine *machine);
 /* For tests: the variant to prefer wherever it can run, permute with outputs past the caches; -1: by cost. */
 void nbhd_fwd_force(int variant);

@@ -125,6 +125,8 @@ unsigned nbhd_isa_available(void)
 
 void nbhd_isa_limit(unsigned mask) { atomic_store(&limit, mask); }
 
+void nbhd_isa_assume(unsigned bits) { atomic_store(&detected, (detect() & environment_cap()) | bits); }
+
 bool nbhd_isa_refuses(unsigned needs, char why[NBHD_TEXT])
 {
     if (nbhd_isa_available() & needs)

@@ -27,6 +27,8 @@ unsigned nbhd_isa_from_cpuid(const struct nbhd_cpuid *words);
 unsigned nbhd_isa_available(void);
 /* Caps nbhd_isa_available from now on, for tests; ~0u lifts the cap. */
 void nbhd_isa_limit(unsigned mask);
+/* Adds bits that the machine lacks, for tests of a row whose instructions are emulated. */
+void nbhd_isa_assume(unsigned bits);
 const char *nbhd_isa_name(unsigned bit);
 /* True, with a sentence, if the machine lacks the bit `needs`. */
 bool nbhd_isa_refuses(unsigned needs, char why[NBHD_TEXT]);

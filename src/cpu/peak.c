@@ -1,5 +1,6 @@
 /* See peak.h. */
 #define _POSIX_C_SOURCE 200809L /* clock_gettime */
+#include <stdatomic.h>
 #include <stddef.h>
 #include <time.h>
 #include "cpu/isa.h"
@@ -15,6 +16,10 @@ static const struct {
     double (*loop)(long rounds);
 } loops[] = {
 #if defined(__x86_64__)
+#if !defined(NBHD_NO_AMX)
+    {NBHD_ISA_AMX, nbhd_peak_loop_amx},
+#endif
+    {NBHD_ISA_AVX512BF16, nbhd_peak_loop_avx512bf16},
     {NBHD_ISA_AVX512, nbhd_peak_loop_avx512},
     {NBHD_ISA_AVX2, nbhd_peak_loop_avx2},
 #elif defined(__aarch64__)
@@ -70,4 +75,30 @@ double nbhd_cpu_peak_gflops(unsigned isa, int threads)
         if (loops[i].isa & isa)
             return best_rate(loops[i].loop, threads);
     return 0;
+}
+
+/* Operations a second on this thread, the best of some short runs. */
+static double short_rate(double (*loop)(long))
+{
+    enum { ROUNDS = 400, RUNS = 12 };
+    double best = 0;
+    for (int i = 0; i < RUNS; i++) {
+        const double start = seconds(), work = loop(ROUNDS), rate = work / (seconds() - start);
+        best = rate > best ? rate : best;
+    }
+    return best;
+}
+
+double nbhd_cpu_dots_speed(void)
+{
+    static _Atomic double known; /* 0: not yet; a race only repeats the measurement */
+    double speed = atomic_load_explicit(&known, memory_order_relaxed);
+#if defined(__x86_64__)
+    if (speed == 0 && nbhd_isa_available() & NBHD_ISA_AVX512BF16) {
+        speed = short_rate(nbhd_peak_loop_avx512);
+        speed = short_rate(nbhd_peak_loop_avx512bf16) / speed;
+        atomic_store_explicit(&known, speed, memory_order_relaxed);
+    }
+#endif
+    return speed;
 }

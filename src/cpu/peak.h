@@ -1,8 +1,9 @@
-/* The speed of light of this machine's vector units: what a loop of multiply-adds reaches that touches no memory. */
+/* The speed of light of this machine's arithmetic: what a loop reaches that touches no memory. In float32 it is of
+ * multiply-adds; for avx512bf16 of dot products of bfloat16 pairs, for amx of products of bfloat16 tiles. */
 #ifndef NBHD_CPU_PEAK_H
 #define NBHD_CPU_PEAK_H
 
-/* GFLOP/s in float32 of the best instruction set among the bits of isa (isa.h) on so many threads. Takes about 0.1 s.
+/* GFLOP/s of the best instruction set among the bits of isa (isa.h) on so many threads. Takes about 0.1 s.
  * 0 if isa holds none that this machine has. */
 double nbhd_cpu_peak_gflops(unsigned isa, int threads);
 
@@ -10,6 +11,12 @@ double nbhd_cpu_peak_gflops(unsigned isa, int threads);
 double nbhd_peak_loop_scalar(long rounds);
 double nbhd_peak_loop_avx2(long rounds);
 double nbhd_peak_loop_avx512(long rounds);
+double nbhd_peak_loop_avx512bf16(long rounds);
+double nbhd_peak_loop_amx(long rounds);
 double nbhd_peak_loop_neon(long rounds);
+
+/* How many times as fast dot products of bfloat16 pairs are as float32 multiply-adds, with AVX-512: about 2 on Zen 4, 1/2 on
+ * Sapphire Rapids. Measured once, in less than a millisecond; 0 where there are none. */
+double nbhd_cpu_dots_speed(void);
 
 #endif

@@ -31,14 +31,14 @@ V_FN void v_store_as(char *row, int dtype, int i, vf x, int n)
 }
 
 /* A row as float32, padded with zeros to whole vectors. */
-static void unpack_row(float *to, const char *row, int dtype, int n)
+static inline void unpack_row(float *to, const char *row, int dtype, int n)
 {
     for (int i = 0; i < n; i += VF)
         v_store(to + i, v_load_as(row, dtype, i, nbhd_min(VF, n - i)));
 }
 
 /* No NaN and no infinity in row: 0 times them is not 0. */
-static bool row_is_finite(const float *row, int n)
+static inline bool row_is_finite(const float *row, int n)
 {
     vf x = v_zero();
     for (int i = 0; i < n; i += VF)

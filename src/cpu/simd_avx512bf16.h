@@ -1,0 +1,73 @@
+/* What AVX-512-BF16 adds to the vocabulary of simd_avx512.h: pairs of bfloat16, one a 32-bit lane, the first of a pair in
+ * the lower half. VP values are one vector of them. Tested by tests/test_simd.c. */
+#ifndef NBHD_CPU_SIMD_AVX512BF16_H
+#define NBHD_CPU_SIMD_AVX512BF16_H
+
+#include <stdbool.h>
+#include "cpu/simd_avx512.h"
+
+#define VP (2 * VF) /* bfloat16 values in a vector */
+
+V_FN vi v_pair_zero(void) { return _mm512_setzero_si512(); }
+V_FN vi v_pair_load(const uint32_t *p) { return _mm512_loadu_si512(p); }
+V_FN void v_pair_store(uint32_t *p, vi x) { _mm512_storeu_si512(p, x); }
+/* The first n <= VP values of p, then zeros; their memory is not touched. */
+V_FN vi v_pair_load_part(const uint16_t *p, int n)
+{
+    return n == VP ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16((__mmask32)((1ull << n) - 1), p);
+}
+/* All lanes: the pair at p. */
+V_FN vi v_pair_set1(const uint32_t *p) { return _mm512_set1_epi32((int)*p); }
+V_FN vi v_pair_negate(vi x) { return _mm512_xor_si512(x, v_iset1((int)0x80008000u)); }
+/* As v_keep. */
+V_FN vi v_pair_keep(vi x)
+{
+    __asm__("" : "+v"(x));
+    return x;
+}
+/* Lane l: the pair of low[l] and high[l], rounded to nearest even. */
+V_FN vi v_pair_of(vf low, vf high)
+{
+    const vi order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
+                                      19, 3, 18, 2, 17, 1, 16, 0);
+    return _mm512_permutexvar_epi16(order, (vi)_mm512_cvtne2ps_pbh(high, low));
+}
+/* sum + the pairs' products: lane l adds a[2 l] b[2 l] and a[2 l + 1] b[2 l + 1]. Subnormal values count as 0. */
+V_FN vf v_pair_dot(vf sum, vi a, vi b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+/* Pairs (a[i], b[i]) of the values i < VF, or of those from VF on. */
+V_FN vi v_pair_zip_low(vi a, vi b)
+{
+    const vi order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4,
+                                      35, 3, 34, 2, 33, 1, 32, 0);
+    return _mm512_permutex2var_epi16(a, order, b);
+}
+V_FN vi v_pair_zip_high(vi a, vi b)
+{
+    const vi order = _mm512_set_epi16(63, 31, 62, 30, 61, 29, 60, 28, 59, 27, 58, 26, 57, 25, 56, 24, 55, 23, 54, 22, 53, 21,
+                                      52, 20, 51, 19, 50, 18, 49, 17, 48, 16);
+    return _mm512_permutex2var_epi16(a, order, b);
+}
+/* Pairs of a and b too, in an order that costs less: lane l of the lower ones is value l / 4 * 8 + l % 4, of the higher
+ * ones that + 4. */
+V_FN vi v_pair_mix_low(vi a, vi b) { return _mm512_unpacklo_epi16(a, b); }
+V_FN vi v_pair_mix_high(vi a, vi b) { return _mm512_unpackhi_epi16(a, b); }
+/* Some value is a NaN or an infinity. */
+V_FN bool v_pair_is_odd(vi x)
+{
+    const vi exponent = v_iset1(0x7f807f80);
+    return _mm512_cmpeq_epi16_mask(_mm512_and_si512(x, exponent), exponent) != 0;
+}
+/* x[i] lane j becomes x[j] lane i. */
+V_FN void v_pair_transpose(vi x[VF])
+{
+    vf t[VF];
+#pragma GCC unroll 16
+    for (int i = 0; i < VF; i++)
+        t[i] = _mm512_castsi512_ps(x[i]);
+    v_transpose(t);
+#pragma GCC unroll 16
+    for (int i = 0; i < VF; i++)
+        x[i] = _mm512_castps_si512(t[i]);
+}
+
+#endif

@@ -1,0 +1,4 @@
+/* The row fwd_amx over emulated tiles, in place of the library's: for test_amx. */
+#include "cpu/simd_avx512bf16.h"
+#include "amx_emulated.h"
+#include "cpu/fwd_amx.inc.h"
