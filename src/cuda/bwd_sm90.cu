@@ -354,6 +354,7 @@ NBHD_FN void add_dq(const struct nbhd_bwd_boxes *b, struct tables *tab, const st
         more = set_next_box(b, tab);
         dq_sync(BARRIER_DQ_FULL, group);
         if ((threadIdx.x & 31) == 0) {
+            fence_proxy_async();
             int first = DQ_BY_QUERIES ? group : 2 * group, end = first + (DQ_BY_QUERIES ? 1 : 2);
             for (int c = first; c < end; c++)
                 if (32 * c < NBHD_HEAD_DIM)
@@ -682,8 +683,8 @@ NBHD_FN void find_gradients(struct registers *r, const struct consumer *c, struc
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3;
     store_score_gradients(r->ds, m->ds + c->step % STAGES * DS_BYTES + c->group * (NBHD_N * 128) + (lane & 7) * 128 +
                                      (lane >> 4) * 1024 + ((2 * warp + (lane >> 3 & 1) ^ lane & 7) << 4));
-    fence_proxy_async();
     named_barrier_sync(BARRIER_DS, 256);
+    fence_proxy_async(); /* after the barrier: before it, each warp would wait for its own stores first */
     issue_dq(r->dq, wgmma_mn_major(m->k + (DQ_BY_QUERIES ? 0 : c->group * ROWS * 128), ROWS),
              wgmma_k_major(m->ds + c->step % STAGES * DS_BYTES + (DQ_BY_QUERIES ? c->group * NBHD_DQ_QUERIES * 128 : 0)));
 #endif
@@ -698,13 +699,13 @@ NBHD_FN void find_gradients(struct registers *r, const struct consumer *c, struc
         mbar_arrive(smem_address(&tab->do_empty[c->step % STAGES]));
 }
 
-/* Hands the box's dQ over to the warp that adds it to the workspace. */
+/* Hands the box's dQ over to the warp that adds it to the workspace, and whose fence makes the stores seen by the copy
+ * engine: a fence here would have eight warps wait for them. */
 NBHD_FN void give_dq(const struct registers *r, const struct consumer *c, const struct memory *m)
 {
 #if NBHD_DQ
     dq_sync(BARRIER_DQ_EMPTY, c->group);
     stage_dq(r->dq, m->dq + (DQ_BY_QUERIES ? c->group * NBHD_DQ_QUERIES * 128 : c->group * 2 * NBHD_N * 128));
-    fence_proxy_async();
     dq_arrive(BARRIER_DQ_FULL, c->group);
 #endif
 }

@@ -39,22 +39,36 @@ static const struct nbhd_tile_count *count_of(struct axis_memo *memo, int k, int
 
 /* ---- the model, in clocks of one multiprocessor; fitted to docs/notes/hopper-backward.md ---- */
 
-/* A step: five products (without dQ four), of 4096 operations a clock; shared memory keeps them from the full rate. */
+/* A step: five products (without dQ four) of 4096 operations a clock, softmax, and the way of dS and dQ through shared
+ * memory, which they hide in part. */
 static double step_clocks(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p)
 {
     const int k = (d->head_dim + 15) / 16 * 16, v = (d->head_dim_v + 15) / 16 * 16;
     const double products = 2.0 * ROWS * p->n * (2 * k + 2 * v + p->adds_dq * (k + 63) / 64 * 64) / 4096;
-    return 1.25 * products + 4.5 * p->n + 60;
+    return 0.81 * products + 11.3 * p->n + 1060;
+}
+
+static double mask_clocks(const struct nbhd_sm90_bwd_plan *p) { return 50 + 100 * p->mask_steps; }
+
+/* Statistics, zeroing and conversion of dQ: bytes, at what the memory gives. */
+static double rows_ms(const struct search *s)
+{
+    const nbhd_desc *d = &s->problem->desc;
+    double rows = (double)d->batch * d->heads;
+    for (int a = 0; a < 3; a++)
+        rows *= s->problem->axis[a].length;
+    return rows * (4 * d->head_dim_v + 10 * d->head_dim + 16) / 3.4e9;
 }
 
 static double plan_ms(const struct search *s, const struct nbhd_sm90_bwd_plan *p)
 {
     const nbhd_desc *d = &s->problem->desc;
     const double share = (double)d->heads / d->kv_heads, slices = (double)d->batch * d->kv_heads;
-    const double clocks = share * p->boxes * step_clocks(d, p) + share * (p->boxes - p->full_boxes) * (100 + 100 * p->mask_steps) + p->tiles * 8000;
+    const double masked = p->boxes - p->full_boxes;
+    const double clocks = share * (p->boxes * step_clocks(d, p) + masked * mask_clocks(p)) + p->tiles * 8000;
     const double waves = p->tiles * slices / s->multiprocessors;
     const double uneven = waves > 8 ? 1 + 0.5 / waves : ceil(waves) / waves;
-    return clocks * slices / s->multiprocessors * uneven / 1.755e6;
+    return clocks * slices / s->multiprocessors * uneven / 1.755e6 + p->adds_dq * rows_ms(s);
 }
 
 /* ---- shared memory ---- */

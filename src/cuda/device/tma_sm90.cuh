@@ -194,7 +194,7 @@ NBHD_FN void bulk_wait_read_1(void) { asm volatile("cp.async.bulk.wait_group.rea
 NBHD_FN void bulk_wait_0(void) { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
 /* Between ordinary stores to shared memory and a wgmma or bulk copy that reads them: in each writing thread, then a
- * barrier. */
+ * barrier; or after the barrier, in each thread that issues the reader. */
 NBHD_FN void fence_proxy_async(void) { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 /* Registers per thread of this warpgroup from here on: a literal, 24..256, a multiple of 8; the kernel needs
