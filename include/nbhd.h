@@ -90,10 +90,12 @@ typedef struct nbhd_desc {
     float scale;      /* factor on q.k before the softmax; default head_dim^-1/2 */
     int bias;         /* 1: a table of relative positional biases, args.bias, is added to the scaled scores */
     int threads;      /* CPU threads; default all that this process may use */
+    int tf32;         /* 1: products of f32 may round their operands to TF32 (11 bits of precision, as bf16 has 8) to run on a
+                         GPU's tensor cores; sums stay float32. Has no effect on other types, nor where no kernel uses it */
 } nbhd_desc;
 
 #define NBHD_DESC_INIT {sizeof(nbhd_desc), 0, 0, 0, 0, 0, 0, 0, 0, {0, 0, 0}, {0, 0, 0}, {0, 0, 0}, {0, 0, 0}, \
-                        {0, 0, 0}, {0, 0, 0}, 0, 0.0f, 0, 0}
+                        {0, 0, 0}, {0, 0, 0}, 0, 0.0f, 0, 0, 0}
 
 #define NBHD_TEXT 512 /* room enough for any problem line or sentence */
 

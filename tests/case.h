@@ -40,6 +40,8 @@ struct case_options {
     bool dlse;            /* backward: give a gradient of it */
     bool poison_key;      /* one key and its value are NaN: just the queries that see it may become NaN;
                              unfused passes: one row of each input */
+    int poison_reach;     /* with it: what lies within so many tokens of that key on every axis is not looked at, as kernels
+                             on tensor cores multiply a tile's NaN by 0 */
     bool large_values;    /* scores of some hundreds */
     int repeats;          /* further executions, each of which must give the same bits */
     struct case_memory memory;

@@ -1,6 +1,7 @@
 /* See oracle.h. Nothing of the library is included here. */
 #include "oracle.h"
 #include <math.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -48,11 +49,34 @@ static double round_to_bits(double value, int bits, double smallest_normal)
 double oracle_round(enum oracle_precision precision, double value)
 {
     switch (precision) {
-    case ORACLE_F32: return (double)(float)value;
+    case ORACLE_F32:
+    case ORACLE_TF32: return (double)(float)value;
     case ORACLE_F16: value = round_to_bits(value, 11, 0x1p-14); return fabs(value) > 65504 ? copysign(INFINITY, value) : value;
     case ORACLE_BF16: return round_to_bits(value, 8, 0x1p-126);
     default: return value;
     }
+}
+
+/* What a product takes of a value: it is rounded to the type, or to TF32. */
+static double operand(const struct oracle_problem *p, double value)
+{
+    if (p->precision != ORACLE_TF32)
+        return oracle_round(p->precision, value);
+    const float single = (float)value;
+    uint32_t bits;
+    memcpy(&bits, &single, 4);
+    if (!isfinite(single))
+        return value;
+    bits = (bits + 0xfff + (bits >> 13 & 1)) & ~UINT32_C(0x1fff);
+    float rounded;
+    memcpy(&rounded, &bits, 4);
+    return (double)rounded;
+}
+
+/* Of a tensor's element, which has its type already. */
+static double element(const struct oracle_problem *p, double value)
+{
+    return p->precision == ORACLE_TF32 ? operand(p, value) : value;
 }
 
 /* Sums are kept in float by all but EXACT. */
@@ -159,7 +183,7 @@ static double dot(const struct oracle *c, const double *a, const double *b, int 
 {
     double sum = 0;
     for (int i = 0; i < n; i++)
-        sum = sum_up(c->p, sum + sum_up(c->p, a[i] * b[i]));
+        sum = sum_up(c->p, sum + sum_up(c->p, element(c->p, a[i]) * element(c->p, b[i])));
     return sum;
 }
 
@@ -206,9 +230,9 @@ static void weigh_values(struct oracle *c, int batch, int head, double *o)
         if (!c->visible[j])
             continue;
         const double *v = key_row(c, c->t->v, c->t->extra_v, batch, j, kv_head, p->head_dim_v);
-        const double weight = oracle_round(p->precision, c->weights[j]);
+        const double weight = operand(p, c->weights[j]);
         for (int d = 0; d < p->head_dim_v; d++)
-            o[d] = sum_up(p, o[d] + sum_up(p, weight * v[d]));
+            o[d] = sum_up(p, o[d] + sum_up(p, weight * element(p, v[d])));
     }
 }
 
@@ -235,7 +259,7 @@ bool oracle_forward(const struct oracle_problem *problem, const struct oracle_te
 static void add_scaled(const struct oracle *c, double *to, double factor, const double *from, int n)
 {
     for (int d = 0; d < n; d++)
-        to[d] = sum_up(c->p, to[d] + sum_up(c->p, factor * from[d]));
+        to[d] = sum_up(c->p, to[d] + sum_up(c->p, factor * element(c->p, from[d])));
 }
 
 /* One query's share of every gradient: dV += P dO; dP = dO.v; dS = P (dP - delta); dQ += scale dS K; dK += scale dS Q. */
@@ -248,10 +272,15 @@ static void differentiate(struct oracle *c, int batch, long long query, int head
     double *dq = query_row(c, t->dq, batch, query, head, p->head_dim);
     double *dout = query_row(c, t->dout, batch, query, head, p->head_dim_v);
     softmax(c, batch, query, head, p->precision == ORACLE_EXACT ? NULL : query_row(c, t->lse, batch, query, head, 1));
-    weigh_values(c, batch, head, o);
+    if (p->precision == ORACLE_TF32) /* o is given as float32: more exact than the products that it is compared with */
+        memcpy(o, query_row(c, t->o, batch, query, head, p->head_dim_v), sizeof *o * (size_t)p->head_dim_v);
+    else
+        weigh_values(c, batch, head, o);
     for (int d = 0; d < p->head_dim_v; d++)
         o[d] = oracle_round(p->precision, o[d]);
-    double delta = dot(c, o, dout, p->head_dim_v);
+    double delta = 0; /* a sum of few products, which are not rounded to TF32 */
+    for (int d = 0; d < p->head_dim_v; d++)
+        delta = sum_up(p, delta + sum_up(p, o[d] * dout[d]));
     if (t->dlse)
         delta = sum_up(p, delta - *query_row(c, t->dlse, batch, query, head, 1));
     for (long long j = 0; j < c->keys + p->extra; j++) {
@@ -259,9 +288,9 @@ static void differentiate(struct oracle *c, int batch, long long query, int head
             continue;
         const double dp = dot(c, dout, key_row(c, t->v, t->extra_v, batch, j, kv_head, p->head_dim_v), p->head_dim_v);
         const double ds = sum_up(p, c->weights[j] * (dp - delta));
-        const double rounded = oracle_round(p->precision, ds);
+        const double rounded = operand(p, ds);
         add_scaled(c, key_row(c, t->dv, t->dextra_v, batch, j, kv_head, p->head_dim_v),
-                   oracle_round(p->precision, c->weights[j]), dout, p->head_dim_v);
+                   operand(p, c->weights[j]), dout, p->head_dim_v);
         add_scaled(c, dq, rounded, key_row(c, t->k, t->extra_k, batch, j, kv_head, p->head_dim), p->head_dim);
         add_scaled(c, key_row(c, t->dk, t->dextra_k, batch, j, kv_head, p->head_dim), rounded, q, p->head_dim);
         if (t->dbias && j < c->keys) {

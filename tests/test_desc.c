@@ -9,6 +9,7 @@ static const char *const canonical[] = {
     "fwd bf16 b2 h24/8 d128/64 30x48x80 w18x24x24 s16x8x8 r1x1x2 enct extra=512 scale=0.0885",
     "bwd f16 h4 d72 100 w7 ec",
     "qk f64 d12 30000 w5 r1024 bias",
+    "bwd f32 h2 d64 40x40 w7x7 bias tf32",
     "av f32 h2 d32 9x9 w3x3",
     "qk_bwd f32 d8 7 w3",
     "av_bwd bf16 d8 7 w3",
@@ -93,6 +94,7 @@ static void check_fields(void)
         {offsetof(nbhd_desc, dilation), -1, "dilation[0] is -1"}, {offsetof(nbhd_desc, edge), 7, "edge[0] is 7"},
         {offsetof(nbhd_desc, kv_length), -2, "kv_length[0] is -2"}, {offsetof(nbhd_desc, extra), -1, "extra is -1"},
         {offsetof(nbhd_desc, bias), 2, "bias is 2"},          {offsetof(nbhd_desc, threads), -1, "threads is -1"},
+        {offsetof(nbhd_desc, tf32), 2, "tf32 is 2"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         nbhd_desc desc;

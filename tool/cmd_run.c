@@ -19,7 +19,7 @@ struct options {
     const char *edge, *kernel, *lengths, *kv_lengths;
     double scale;
     int device, threads;
-    bool json;
+    bool tf32, json;
 };
 
 /* One pass of the work: its tensors are files, or memory of our own where only the backward needs them. */
@@ -48,6 +48,7 @@ static int parse(int argc, char **argv, struct options *o)
         opt_text("lengths", 'l', &o->lengths, "30x40,16x16", "ragged: the grids that lie one after the other in Q, K and V"),
         opt_text("kv-lengths", 0, &o->kv_lengths, "8x8,9x5", "ragged: those in K and V, where they are others"),
         opt_real("scale", 0, &o->scale, -FLT_MAX, FLT_MAX, "X", "factor on q.k (head_dim^-1/2)"),
+        opt_flag("tf32", 0, &o->tf32, "float32 may be multiplied as TF32, on a GPU's tensor cores"),
         opt_text("extra-k", 0, &o->in[SLOT_EXTRA_K], "FILE", "keys that every query sees, [batch, N, kv heads, head_dim]"),
         opt_text("extra-v", 0, &o->in[SLOT_EXTRA_V], "FILE", "their values"),
         opt_text("grad-out", 0, &o->in[SLOT_DOUT], "FILE", "gradient of the output: asks for the backward"),
@@ -227,6 +228,7 @@ static int describe(struct work *w)
     if (o->scale == 0)
         return tool_fail(TOOL_USAGE, "--scale: 0 would make all keys weigh the same; it must be another number");
     d->scale = isnan(o->scale) ? 0 : (float)o->scale;
+    d->tf32 = o->tf32;
     int status = o->lengths ? describe_sequences(w) : describe_axes(w);
     const int rank = d->rank;
     if (!status)

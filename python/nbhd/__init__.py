@@ -17,7 +17,7 @@ def version():
 
 
 def attention(q, k, v, window=None, *, stride=1, dilation=1, edge="nearest", scale=None, extra_kv=None, bias=None,
-              return_lse=False, kernel=None):
+              tf32=False, return_lse=False, kernel=None):
     """o[i] = sum over the neighbours j of i of softmax_j(scale q_i.k_j + bias) v_j.
 
     q: [batch, axes..., heads, head_dim]; k, v: the same axes (or others: cross attention), heads may be fewer (a divisor).
@@ -25,9 +25,12 @@ def attention(q, k, v, window=None, *, stride=1, dilation=1, edge="nearest", sca
     edge: "nearest", "causal" or "truncated", one for all axes or one per axis.
     extra_kv: (k, v) of shape [batch, extra, kv_heads, dim], seen by every query.
     bias: float32 [heads, 2 w0 - 1, ...], added to the scores by relative position.
+    tf32: True lets a GPU's tensor cores round the operands of float32 products to TF32, 5 to 10 times as fast; the result then
+        has errors of about 1e-3 of its size, as float16 has. Other types, and the CPU, are not affected.
     Returns o, or (o, lse) with lse float32 [batch, axes..., heads], natural logarithm.
     """
-    options = dict(window=window, stride=stride, dilation=dilation, edge=edge, scale=scale, kernel=kernel)
+    options = dict(window=window, stride=stride, dilation=dilation, edge=edge, scale=scale, tf32=tf32,
+                   kernel=kernel)
     if type(q).__module__.startswith("torch"):
         from . import torch as backend
     else:
@@ -37,7 +40,7 @@ def attention(q, k, v, window=None, *, stride=1, dilation=1, edge="nearest", sca
 
 
 def attention_varlen(q, k, v, lengths, window=None, *, kv_lengths=None, offsets=None, kv_offsets=None, stride=1, dilation=1,
-                     edge="nearest", scale=None, extra_kv=None, bias=None, return_lse=False, kernel=None):
+                     edge="nearest", scale=None, extra_kv=None, bias=None, tf32=False, return_lse=False, kernel=None):
     """attention() of sequences whose axes differ in length, each by itself: images of different sizes in one call.
 
     lengths: the axes of each sequence, [(30, 40), (16, 16), (9, 33)], or [120, 7, 56] of one axis; an array or tensor will do.
@@ -50,7 +53,8 @@ def attention_varlen(q, k, v, lengths, window=None, *, kv_lengths=None, offsets=
     """
     from ._ragged import Sequences
     sequences = Sequences.of(lengths, kv_lengths, offsets, kv_offsets)
-    options = dict(window=window, stride=stride, dilation=dilation, edge=edge, scale=scale, kernel=kernel)
+    options = dict(window=window, stride=stride, dilation=dilation, edge=edge, scale=scale, tf32=tf32,
+                   kernel=kernel)
     if type(q).__module__.startswith("torch"):
         from . import torch as backend
     else:

@@ -16,7 +16,8 @@ class Desc(c.Structure):
     _fields_ = [("size", c.c_size_t)] + [(name, c.c_int) for name in (
         "pass_", "dtype", "rank", "batch", "heads", "kv_heads", "head_dim", "head_dim_v")] + [
         (name, c.c_int * 3) for name in ("length", "window", "stride", "dilation", "edge", "kv_length")] + [
-        ("extra", c.c_int), ("scale", c.c_float), ("bias", c.c_int), ("threads", c.c_int)]
+        ("extra", c.c_int), ("scale", c.c_float), ("bias", c.c_int), ("threads", c.c_int),
+        ("tf32", c.c_int)]
 
 
 class Tensor(c.Structure):
@@ -144,7 +145,7 @@ def _triple(value, rank, name):
 
 
 def describe(q_shape, k_shape, v_shape, dtype, *, pass_=FORWARD, window=None, stride=1, dilation=1, edge="nearest",
-             scale=None, extra=0, bias=False, threads=0):
+             scale=None, extra=0, bias=False, threads=0, tf32=False):
     """The Desc of tensors [batch, axes..., heads, head_dim]. window None: the whole axis."""
     rank = len(q_shape) - 3
     if not 1 <= rank <= 3 or len(k_shape) != len(q_shape) or len(v_shape) != len(q_shape):
@@ -156,7 +157,7 @@ def describe(q_shape, k_shape, v_shape, dtype, *, pass_=FORWARD, window=None, st
         raise InvalidError(1, f"dtype is {dtype}; it must be one of {', '.join(DTYPES)}")
     desc = Desc(size=c.sizeof(Desc), pass_=pass_, dtype=DTYPES[dtype], rank=rank, batch=q_shape[0], heads=q_shape[-2],
                 kv_heads=k_shape[-2], head_dim=q_shape[-1], head_dim_v=v_shape[-1], extra=extra,
-                scale=scale or 0.0, bias=int(bias), threads=threads)
+                scale=scale or 0.0, bias=int(bias), threads=threads, tf32=int(tf32))
     desc.length[:rank] = q_shape[1:-2]
     desc.kv_length[:rank] = k_shape[1:-2]
     desc.window[:rank] = [0] * rank if window is None else _triple(window, rank, "window")

@@ -45,12 +45,12 @@ def _run(desc, kernel, sequences=None, **tensors):
         plan.execute(args, (workspace.data_ptr() + 63) // 64 * 64, stream)
 
 
-def _desc(pass_, q, k, v, extra_k, bias, window, stride, dilation, edge, scale, sequences=None):
+def _desc(pass_, q, k, v, extra_k, bias, window, stride, dilation, edge, scale, tf32, sequences=None):
     describe = sequences.describe if sequences else _lib.describe
     extra_shape = {} if extra_k is None or not sequences else {"extra_shape": extra_k.shape}
     return describe(q.shape, k.shape, v.shape, _NAMES.get(q.dtype, str(q.dtype)), pass_=pass_, window=window or None,
                     stride=stride, dilation=dilation, edge=[_EDGES[e] for e in edge], scale=scale,
-                    extra=0 if extra_k is None else extra_k.shape[1], bias=bias is not None, **extra_shape)
+                    extra=0 if extra_k is None else extra_k.shape[1], bias=bias is not None, tf32=tf32, **extra_shape)
 
 
 def _attend(q, k, v, extra_k, extra_v, bias, options, kernel, sequences=None):
@@ -77,38 +77,38 @@ def _gradients(q, k, v, extra_k, extra_v, bias, o, lse, dout, dlse, options, seq
 @torch.library.custom_op("nbhd::forward", mutates_args=())
 def _forward(q: Tensor, k: Tensor, v: Tensor, extra_k: Optional[Tensor], extra_v: Optional[Tensor], bias: Optional[Tensor],
              window: List[int], stride: List[int], dilation: List[int], edge: List[int], scale: float,
-             kernel: Optional[str]) -> Tuple[Tensor, Tensor]:
-    return _attend(q, k, v, extra_k, extra_v, bias, (window, stride, dilation, edge, scale), kernel)
+             tf32: bool, kernel: Optional[str]) -> Tuple[Tensor, Tensor]:
+    return _attend(q, k, v, extra_k, extra_v, bias, (window, stride, dilation, edge, scale, tf32), kernel)
 
 
 @_forward.register_fake
-def _(q, k, v, extra_k, extra_v, bias, window, stride, dilation, edge, scale, kernel):
+def _(q, k, v, extra_k, extra_v, bias, window, stride, dilation, edge, scale, tf32, kernel):
     return q.new_empty(q.shape[:-1] + v.shape[-1:]), torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
 
 
 @torch.library.custom_op("nbhd::backward", mutates_args=())
 def _backward(q: Tensor, k: Tensor, v: Tensor, extra_k: Optional[Tensor], extra_v: Optional[Tensor],
               bias: Optional[Tensor], o: Tensor, lse: Tensor, dout: Tensor, dlse: Optional[Tensor], window: List[int],
-              stride: List[int], dilation: List[int], edge: List[int], scale: float) -> List[Tensor]:
-    return _gradients(q, k, v, extra_k, extra_v, bias, o, lse, dout, dlse, (window, stride, dilation, edge, scale))
+              stride: List[int], dilation: List[int], edge: List[int], scale: float, tf32: bool) -> List[Tensor]:
+    return _gradients(q, k, v, extra_k, extra_v, bias, o, lse, dout, dlse, (window, stride, dilation, edge, scale, tf32))
 
 
 @_backward.register_fake
-def _(q, k, v, extra_k, extra_v, bias, o, lse, dout, dlse, window, stride, dilation, edge, scale):
+def _(q, k, v, extra_k, extra_v, bias, o, lse, dout, dlse, window, stride, dilation, edge, scale, tf32):
     return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v, extra_k, extra_v, bias) if t is not None]
 
 
 def _setup(ctx, inputs, output):
-    *tensors, window, stride, dilation, edge, scale, _ = inputs
+    *tensors, window, stride, dilation, edge, scale, tf32, _ = inputs
     ctx.save_for_backward(*tensors, *output)
-    ctx.options = (window, stride, dilation, edge, scale)
+    ctx.options = (window, stride, dilation, edge, scale, tf32)
 
 
 def _differentiate(ctx, dout, dlse):
     *tensors, o, lse = ctx.saved_tensors
     dlse = None if dlse is None else dlse.contiguous()
     grads = iter(torch.ops.nbhd.backward(*tensors, o, lse, dout, dlse, *ctx.options))
-    return (*[None if tensor is None else next(grads) for tensor in tensors], *[None] * 6)
+    return (*[None if tensor is None else next(grads) for tensor in tensors], *[None] * 7)
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup)
@@ -124,9 +124,9 @@ def _sequences(rank, lengths, *others):
 @torch.library.custom_op("nbhd::forward_varlen", mutates_args=())
 def _forward_varlen(q: Tensor, k: Tensor, v: Tensor, extra_k: Optional[Tensor], extra_v: Optional[Tensor],
                     bias: Optional[Tensor], window: List[int], stride: List[int], dilation: List[int], edge: List[int],
-                    scale: float, rank: int, lengths: List[int], kv_lengths: List[int], offsets: List[int],
+                    scale: float, tf32: bool, rank: int, lengths: List[int], kv_lengths: List[int], offsets: List[int],
                     kv_offsets: List[int], kernel: Optional[str]) -> Tuple[Tensor, Tensor]:
-    return _attend(q, k, v, extra_k, extra_v, bias, (window, stride, dilation, edge, scale), kernel,
+    return _attend(q, k, v, extra_k, extra_v, bias, (window, stride, dilation, edge, scale, tf32), kernel,
                    _sequences(rank, lengths, kv_lengths, offsets, kv_offsets))
 
 
@@ -138,9 +138,10 @@ def _(q, k, v, *_):
 @torch.library.custom_op("nbhd::backward_varlen", mutates_args=())
 def _backward_varlen(q: Tensor, k: Tensor, v: Tensor, extra_k: Optional[Tensor], extra_v: Optional[Tensor],
                      bias: Optional[Tensor], o: Tensor, lse: Tensor, dout: Tensor, dlse: Optional[Tensor],
-                     window: List[int], stride: List[int], dilation: List[int], edge: List[int], scale: float, rank: int,
-                     lengths: List[int], kv_lengths: List[int], offsets: List[int], kv_offsets: List[int]) -> List[Tensor]:
-    return _gradients(q, k, v, extra_k, extra_v, bias, o, lse, dout, dlse, (window, stride, dilation, edge, scale),
+                     window: List[int], stride: List[int], dilation: List[int], edge: List[int], scale: float, tf32: bool,
+                     rank: int, lengths: List[int], kv_lengths: List[int], offsets: List[int],
+                     kv_offsets: List[int]) -> List[Tensor]:
+    return _gradients(q, k, v, extra_k, extra_v, bias, o, lse, dout, dlse, (window, stride, dilation, edge, scale, tf32),
                       _sequences(rank, lengths, kv_lengths, offsets, kv_offsets))
 
 
@@ -158,7 +159,7 @@ def _differentiate_varlen(ctx, dout, dlse):
     *tensors, o, lse = ctx.saved_tensors
     dlse = None if dlse is None else dlse.contiguous()
     grads = iter(torch.ops.nbhd.backward_varlen(*tensors, o, lse, dout, dlse, *ctx.options))
-    return (*[None if tensor is None else next(grads) for tensor in tensors], *[None] * 11)
+    return (*[None if tensor is None else next(grads) for tensor in tensors], *[None] * 12)
 
 
 _forward_varlen.register_autograd(_differentiate_varlen, setup_context=_setup_varlen)
@@ -172,7 +173,7 @@ def attention(q, k, v, extra_kv, bias, options, sequences=None):
     if bias is not None:
         bias = bias.float().contiguous()
     arguments = (q, k, v, extra_k, extra_v, bias, per_axis["window"], per_axis["stride"], per_axis["dilation"],
-                 _lib.edges_of(options["edge"], rank), float(options["scale"] or 0))
+                 _lib.edges_of(options["edge"], rank), float(options["scale"] or 0), options["tf32"])
     if not sequences:
         return torch.ops.nbhd.forward(*arguments, options["kernel"])
     lists = (list(values or ()) for values in (sequences.lengths, sequences.kv_lengths, sequences.offsets,

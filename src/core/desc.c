@@ -70,7 +70,7 @@ static nbhd_status fill_scalars(nbhd_desc *d)
         (status = check_range("head_dim", d->head_dim, 1, MAX_HEAD_DIM)) ||
         (status = check_range("head_dim_v", d->head_dim_v, 1, MAX_HEAD_DIM)) ||
         (status = check_range("extra", d->extra, 0, MAX_LENGTH)) || (status = check_range("bias", d->bias, 0, 1)) ||
-        (status = check_range("threads", d->threads, 0, 4096)))
+        (status = check_range("threads", d->threads, 0, 4096)) || (status = check_range("tf32", d->tf32, 0, 1)))
         return status;
     if (d->heads % d->kv_heads)
         return nbhd_fail(NBHD_ERROR_INVALID, "kv_heads is %d; it must divide heads, %d", d->kv_heads, d->heads);

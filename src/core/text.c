@@ -71,7 +71,7 @@ struct parse {
 };
 
 enum { SEEN_PASS, SEEN_DTYPE, SEEN_BATCH, SEEN_HEADS, SEEN_DIM, SEEN_LENGTH, SEEN_WINDOW, SEEN_STRIDE, SEEN_DILATION,
-       SEEN_KV, SEEN_EDGE, SEEN_EXTRA, SEEN_SCALE, SEEN_BIAS };
+       SEEN_KV, SEEN_EDGE, SEEN_EXTRA, SEEN_SCALE, SEEN_BIAS, SEEN_TF32 };
 
 static bool once(struct parse *p, int field)
 {
@@ -104,6 +104,8 @@ static bool read_option(struct parse *p, const char *word)
     nbhd_desc *d = &p->desc;
     if (!strcmp(word, "bias"))
         return d->bias = 1, once(p, SEEN_BIAS);
+    if (!strcmp(word, "tf32"))
+        return d->tf32 = 1, once(p, SEEN_TF32);
     if (!strncmp(word, "extra=", 6)) {
         const char *at = word + 6;
         return once(p, SEEN_EXTRA) && read_int(&at, &d->extra) && !*at;
@@ -128,7 +130,7 @@ static bool read_word(struct parse *p, const char *word)
         return d->pass = found, once(p, SEEN_PASS);
     if ((found = find_name(dtype_names, 4, word)) >= 0)
         return d->dtype = found, once(p, SEEN_DTYPE);
-    if (strchr(word, '=') || !strcmp(word, "bias"))
+    if (strchr(word, '=') || !strcmp(word, "bias") || !strcmp(word, "tf32"))
         return read_option(p, word);
     const char *value = word + 1;
     switch (word[0]) {
@@ -265,6 +267,8 @@ nbhd_status nbhd_desc_format(const nbhd_desc *desc, char *text, size_t capacity)
         put_scale(&w, d->scale);
     if (d->bias)
         put(&w, " bias");
+    if (d->tf32)
+        put(&w, " tf32");
     if (w.length >= capacity)
         return nbhd_fail(NBHD_ERROR_INVALID, "capacity is %zu; the problem line needs %zu bytes", capacity, w.length + 1);
     return NBHD_OK;

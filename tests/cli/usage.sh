@@ -39,7 +39,7 @@ t list what
 nbhd list >/dev/full
 echo "exit status $?"
 for command in run denoise plan check bench list info; do
-    nbhd $command --help | grep -oE -- '--[a-z-]+' | sort -u | while read -r option; do
+    nbhd $command --help | grep -oE -- '--[a-z0-9-]+' | sort -u | while read -r option; do
         sed 's/\\-/-/g' "$ROOT/docs/nbhd.1" | grep -q -- "$option\b" || echo "docs/nbhd.1 lacks $option of nbhd $command"
     done
 done

@@ -147,4 +147,4 @@ def test_operators_are_well_formed():
     torch = pytest.importorskip("torch")
     q, k, v, _ = torch_inputs(torch)
     torch.library.opcheck(torch.ops.nbhd.forward_varlen, (
-        q, k, v, None, None, None, [3, 3], [1, 1], [1, 1], [0, 0], 0.0, 2, [n for grid in GRIDS for n in grid], [], [], [], None))
+        q, k, v, None, None, None, [3, 3], [1, 1], [1, 1], [0, 0], 0.0, False, 2, [n for grid in GRIDS for n in grid], [], [], [], None))
