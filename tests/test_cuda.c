@@ -2,9 +2,10 @@
  * captured into a graph, from several threads and contexts at once. Skipped without a GPU, unless NBHD_REQUIRE=cuda.
  * gpu_large.c has what takes a large GPU.
  *
- *     test_cuda [part]...   parts: rows random planned graph threads contexts sentences
- *     NBHD_TEST_SHARD=i/n   of rows and random, the i-th n-th part, so that n processes share the work
- *     NBHD_TEST_RANDOM=n    random problems per row (150; 2500 with NBHD_FULL=1) */
+ *     test_cuda [part]...   parts: rows random planned nan graph threads contexts sentences
+ *     NBHD_TEST_SHARD=i/n   of rows, random and planned, the i-th n-th part, so that n processes share the work
+ *     NBHD_TEST_RANDOM=n    random problems per row (150; 2500 with NBHD_FULL=1)
+ *     NBHD_TEST_KERNEL=text rows, random and nan: only rows whose name has text in it */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <pthread.h>
@@ -41,24 +42,45 @@ static void set_pass(nbhd_desc *desc, int pass)
         desc->extra = 0; /* scores are of windows only */
 }
 
-static const int dtypes[] = {NBHD_F32, NBHD_BF16, NBHD_F16, NBHD_F64};
+/* tf32: float32 whose products may be rounded. */
+static const struct {
+    int dtype, tf32;
+} types[] = {{NBHD_F32, 0}, {NBHD_BF16, 0}, {NBHD_F16, 0}, {NBHD_F32, 1}, {NBHD_F64, 0}};
+enum { TYPES = 5 };
+
+static void set_type(nbhd_desc *desc, unsigned type)
+{
+    desc->dtype = types[type].dtype;
+    desc->tf32 = types[type].tf32;
+}
+
+/* Rows to test. */
+static bool is_wanted(const struct nbhd_kernel *k)
+{
+    const char *wanted = getenv("NBHD_TEST_KERNEL");
+    return k->device == NBHD_DEVICE_CUDA && (!wanted || strstr(k->name, wanted));
+}
+
+/* Without tensor cores, tf32 changes nothing. */
+static bool is_new(const struct nbhd_kernel *k, const nbhd_desc *desc) { return !desc->tf32 || !strstr(k->name, "_simt"); }
 
 static void check_rows(void)
 {
     for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++) {
-        if (k->device != NBHD_DEVICE_CUDA)
+        if (!is_wanted(k))
             continue;
         const double start = now_s();
         int taken = 0;
         for (int i = 0; case_lines[i]; i++)
-            for (int type = 0; type < 4; type++) {
-                const unsigned seed = (unsigned)(4 * i + type);
+            for (unsigned type = 0; type < TYPES; type++) {
+                const unsigned seed = TYPES * (unsigned)i + type;
                 nbhd_desc desc;
                 if ((int)(seed % (unsigned)shards) != shard || nbhd_desc_parse(&desc, case_lines[i]))
                     continue;
                 set_pass(&desc, k->pass);
-                desc.dtype = dtypes[type];
-                taken += check_case(k->name, &desc, seed * 7 + 1);
+                set_type(&desc, type);
+                if (is_new(k, &desc))
+                    taken += check_case(k->name, &desc, seed * 7 + 1);
             }
         printf("rows %s: %d problems, %.1f s\n", k->name, taken, now_s() - start);
     }
@@ -68,18 +90,49 @@ static void check_random(void)
 {
     const unsigned count = test_random(150, 2500);
     for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++) {
-        if (k->device != NBHD_DEVICE_CUDA)
+        if (!is_wanted(k))
             continue;
         const double start = now_s();
         int taken = 0;
         for (unsigned i = (unsigned)shard; i < count; i += (unsigned)shards) {
             nbhd_desc desc = case_random(i, 4e6);
             set_pass(&desc, k->pass);
-            desc.dtype = dtypes[i % 9 < 8 ? i % 9 % 3 : 3];
-            taken += check_case(k->name, &desc, i);
+            set_type(&desc, i % 9 < 8 ? i % 4 : 4);
+            if (is_new(k, &desc))
+                taken += check_case(k->name, &desc, i);
         }
         printf("random %s: %d of %u problems, %.1f s\n", k->name, taken, count / (unsigned)shards, now_s() - start);
     }
+}
+
+/* ---- nan: a key and value of NaN reach those who see them, and at most who shares a tile with one who does ---- */
+static void check_nan_in(const struct nbhd_kernel *k, const char *line, int type)
+{
+    enum { TILE = 256 }; /* the longest extent of any */
+    nbhd_desc desc;
+    char text[NBHD_TEXT];
+    struct case_result result;
+    if (!CHECK(!nbhd_desc_parse(&desc, line), "%s", nbhd_last_error()))
+        return;
+    set_pass(&desc, k->pass);
+    set_type(&desc, (unsigned)type);
+    /* A gradient of a key comes from queries that come from keys. */
+    const int axis = desc.rank - 1, reach = 2 * (desc.window[axis] + TILE) * (desc.dilation[axis] ? desc.dilation[axis] : 1);
+    for (unsigned seed = 0; seed < 3 && is_new(k, &desc); seed++) {
+        const struct case_options options = {.kernel = k->name, .device = NBHD_DEVICE_CUDA, .seed = seed, .poison_key = true,
+                                             .poison_reach = reach, .memory = gpu};
+        nbhd_desc_format(&desc, text, sizeof text);
+        if (case_run(&desc, &options, &result) != NBHD_ERROR_UNSUPPORTED)
+            CHECK(result.ok, "%s '%s', NaN in a key (seed %u): %s", k->name, text, seed, result.why);
+    }
+}
+
+static void check_nan(void)
+{
+    static const char *const far[] = {"h2/1 d32 2500 w9", "d64 3000 w33 s4 ec", "h2 d16 2x2500 w2x5 r1x2"};
+    for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
+        for (size_t i = 0; is_wanted(k) && k->pass <= NBHD_BACKWARD && i < sizeof far / sizeof *far; i++)
+            check_nan_in(k, far[i], (int)(i + (size_t)k->pass) % 4);
 }
 
 /* Every legal problem is taken by some row. */
@@ -88,9 +141,11 @@ static void check_planned(void)
     for (int i = 0; case_lines[i]; i++)
         for (int pass = NBHD_FORWARD; pass <= NBHD_AV_BACKWARD; pass++) {
             nbhd_desc desc;
+            if ((i * 6 + pass) % shards != shard)
+                continue;
             nbhd_desc_parse(&desc, case_lines[i]);
             set_pass(&desc, pass);
-            desc.dtype = dtypes[i % 4];
+            set_type(&desc, (unsigned)i % TYPES);
             CHECK(check_case(NULL, &desc, (unsigned)i), "'%s': no row takes it", case_lines[i]);
         }
 }
@@ -253,8 +308,9 @@ static void check_sentences(void)
 }
 
 static const struct gpu_part parts[] = {
-    {"rows", check_rows},       {"random", check_random},     {"planned", check_planned},     {"graph", check_graph},
-    {"threads", check_threads}, {"contexts", check_contexts}, {"sentences", check_sentences}, {NULL, NULL},
+    {"rows", check_rows},   {"random", check_random},   {"planned", check_planned},   {"nan", check_nan},
+    {"graph", check_graph}, {"threads", check_threads}, {"contexts", check_contexts}, {"sentences", check_sentences},
+    {NULL, NULL},
 };
 
 int main(int argc, char **argv)

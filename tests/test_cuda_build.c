@@ -11,14 +11,20 @@
 
 static const int chips[] = {80, 89, 90, 100, 120};
 
-/* What stands in the machine code of a row, by the end of its name. */
+/* What stands in the machine code of a row, by the end of its name: products; copies and loads that need no registers. */
 static const struct {
-    const char *suffix, *instruction;
+    const char *suffix;
+    int dtype; /* -1: any but float64 */
+    const char *instructions[4];
 } expected[] = {
-    {"_simt", "FFMA"},
-    {"_sm80", "HMMA"},
-    {"_sm90", "HGMMA"},
+    {"_simt", -1, {"FFMA"}},
+    {"_simt", NBHD_F64, {"DFMA"}},
+    {"_sm80", NBHD_BF16, {"HMMA.16816.F32.BF16", "LDGSTS", "LDSM"}},
+    {"_sm80", NBHD_F16, {"HMMA.16816.F32", "LDGSTS", "LDSM"}},
+    {"_sm80", NBHD_F32, {"HMMA.1688.F32.TF32", "LDGSTS", "LDSM"}},
+    {"_sm90", -1, {"HGMMA", "UTMALDG"}},
 };
+enum { EXPECTED = sizeof expected / sizeof *expected };
 
 static const char *const lines[] = {
     "bf16 h4 d64 56x56 w7x7",
@@ -35,6 +41,12 @@ static const char *const lines[] = {
     "bf16 h4 d96 20x20x20 w5x5x5 extra=100",
     "bf16 h4 d128 1000 kv=777",
     "bf16 h4 d16 12x20x20 w5x5x5 r1x2x2 eccc",
+    "f32 h4 d64 56x56 w7x7 tf32",
+    "f32 h8/2 d128 256x256 w80x80 s16x16 tf32",
+    "f32 h2 d256/96 2000 w300 tf32 bias extra=9",
+    "bf16 b4 h8 d64 112x112 w13x13 bias",
+    "f16 h4 d128 40x40x8 w7x7x7 bias",
+    "bf16 h4 d256 56x56 w9x9 bias scale=-1",
 };
 
 struct seen {
@@ -65,49 +77,53 @@ static void judge(const struct nbhd_jit *code, void *context)
     s->count++;
 }
 
-/* The machine code as text; false where there is no disassembler. */
-static bool disassemble(const struct nbhd_jit *code, const char *instruction, bool *there)
+/* Which of the instructions are in the machine code, bit by bit; -1 where there is no disassembler. */
+static int disassemble(const struct nbhd_jit *code, const char *const instructions[4])
 {
     char path[] = "/tmp/nbhd-cubin-XXXXXX", command[2048], line[1024];
     const char *tool = getenv("NBHD_NVDISASM");
     const int file = mkstemp(path);
     if (file < 0)
-        return false;
+        return -1;
     const bool written = write(file, code->cubin, code->cubin_bytes) == (ssize_t)code->cubin_bytes;
     close(file);
     snprintf(command, sizeof command, "%s -c %s 2>/dev/null", tool ? tool : "nvdisasm", path);
     FILE *pipe = written ? popen(command, "r") : NULL;
     long size = 0;
-    *there = false;
+    int found = 0;
     while (pipe && fgets(line, sizeof line, pipe)) {
         size += (long)strlen(line);
-        *there |= strstr(line, instruction) != NULL;
+        for (int i = 0; i < 4 && instructions[i]; i++)
+            found |= (strstr(line, instructions[i]) != NULL) << i;
     }
     if (pipe)
         pclose(pipe);
     unlink(path);
-    return size > 1000;
+    return size > 1000 ? found : -1;
 }
 
-static void check_instructions(const struct nbhd_kernel *kernel, const struct seen *seen)
+/* Of the last kernel file that the plan compiled. */
+static void check_instructions(const struct nbhd_kernel *kernel, const struct seen *seen, int dtype)
 {
     static bool told;
-    for (size_t i = 0; i < sizeof expected / sizeof *expected; i++) {
+    for (size_t i = 0; i < EXPECTED; i++) {
         const size_t length = strlen(expected[i].suffix), name = strlen(kernel->name);
-        bool there;
-        if (name < length || strcmp(kernel->name + name - length, expected[i].suffix))
+        if (name < length || strcmp(kernel->name + name - length, expected[i].suffix) ||
+            (expected[i].dtype == -1 ? dtype == NBHD_F64 : dtype != expected[i].dtype))
             continue;
-        if (disassemble(seen->last, expected[i].instruction, &there))
-            CHECK(there, "%s '%s' sm_%d has no %s", kernel->name, seen->line, seen->chip, expected[i].instruction);
-        else if (!told) {
+        const int found = disassemble(seen->last, expected[i].instructions);
+        if (found < 0 && !told) {
             test_skip("machine code is not looked at: nvdisasm is neither on PATH nor at $NBHD_NVDISASM");
             told = true;
         }
+        for (int j = 0; j < 4 && expected[i].instructions[j] && found >= 0; j++)
+            CHECK(found >> j & 1, "%s '%s' sm_%d has no %s", kernel->name, seen->line, seen->chip,
+                  expected[i].instructions[j]);
     }
 }
 
 /* True if the row takes the problem. */
-static bool check_build(const struct nbhd_kernel *kernel, const char *line, int chip, bool look)
+static bool check_build(const struct nbhd_kernel *kernel, const char *line, int chip, unsigned *looked)
 {
     nbhd_desc desc;
     nbhd_plan *plan;
@@ -122,8 +138,9 @@ static bool check_build(const struct nbhd_kernel *kernel, const char *line, int 
     if (status == NBHD_ERROR_UNSUPPORTED)
         return false;
     CHECK(!status && seen.count > 0, "%s '%s' sm_%d: %s", kernel->name, line, chip, status ? nbhd_last_error() : "no code");
-    if (!status && look && desc.dtype != NBHD_F64)
-        check_instructions(kernel, &seen);
+    if (!status && !(*looked >> desc.dtype & 1))
+        check_instructions(kernel, &seen, desc.dtype);
+    *looked |= 1u << desc.dtype;
     nbhd_plan_destroy(&plan);
     return !status;
 }
@@ -144,13 +161,10 @@ static int check_row(const struct nbhd_kernel *kernel, size_t worker, size_t wor
             continue;
         }
         CHECK(!nbhd_cuda_set_target(chips[c]), "%s", nbhd_last_error());
-        bool look = true; /* one problem per chip */
+        unsigned looked = 0; /* one problem of each type per chip */
         for (size_t i = 0; i < sizeof lines / sizeof *lines; i++)
             if (test_full() || (i + c) % (few ? 14 : chips[c] == 90 ? 3 : 7) == 0)
-                if (check_build(kernel, lines[i], chips[c], look)) {
-                    look = false;
-                    taken++;
-                }
+                taken += check_build(kernel, lines[i], chips[c], &looked);
     }
     nbhd_cuda_set_target(0);
     return taken;

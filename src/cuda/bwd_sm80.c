@@ -1,9 +1,10 @@
-/* Host half of bwd_sm80.cu and bwd_sm80_dq.cu: the launches that make up a backward.
+/* Host half of bwd_sm80.cu, bwd_sm80_dq.cu and bwd_sm80_dbias.cu: the launches that make up a backward.
  *
  *     delta     every query's statistics, into the workspace
  *     dk dv     keys stationary; both at once where registers allow, else one after the other
  *     the same for extra keys, as an axis of their own that every query sees whole
- *     dq        queries stationary */
+ *     dq        queries stationary
+ *     dbias     where it is asked for: tables of parts of the queries, into the workspace; their sum */
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,6 +17,10 @@ static const struct nbhd_sm80_variant query_variants[] = {
     {128, 4, 64, 2}, {128, 4, 32, 2}, {64, 4, 64, 2}, {64, 4, 32, 2}, {64, 4, 16, 2}, {32, 2, 16, 2},
 };
 
+static const struct nbhd_sm80_variant bias_variants[] = {
+    {64, 4, 64, 2}, {64, 4, 32, 2}, {64, 4, 16, 2}, {32, 2, 16, 2},
+};
+
 struct launch {
     struct CUfunc_st *function;
     struct nbhd_cuda_grid grid;
@@ -24,12 +29,14 @@ struct launch {
 
 /* keys[i], extra[i]: with both sums i is 0; split, 0 is dV and 1 is dK. */
 struct state {
-    struct nbhd_cuda_module *key_module[2], *query_module;
-    struct CUfunc_st *delta;
-    struct nbhd_cuda_grid delta_grid;
-    struct launch keys[2], extra[2], queries;
+    struct nbhd_cuda_module *key_module[2], *query_module, *bias_module;
+    struct CUfunc_st *delta, *bias_sum;
+    struct nbhd_cuda_grid delta_grid, bias_sum_grid;
+    struct launch keys[2], extra[2], queries, bias;
     struct nbhd_axis extra_axis[3];
-    int parts; /* launches for dK and dV */
+    int parts;      /* launches for dK and dV */
+    int bias_parts; /* tables of biases of a head */
+    size_t tables;  /* where they begin in the workspace */
 };
 
 /* ---- what a variant needs ---- */
@@ -37,26 +44,39 @@ struct state {
 /* Columns computed at once: NBHD_PART. */
 static int part(const struct nbhd_sm80_variant *v) { return nbhd_min(v->n, 32); }
 
+/* Of sums so wide, S and dP; biases are read ahead, more of them where a warp has 32 rows. */
+static int accumulators(const struct nbhd_sm80_variant *v, const nbhd_desc *d, int width)
+{
+    const int rows = v->rows / v->warps;
+    return rows * (width + 2 * part(v)) / 32 + (d->bias && rows > 16 ? 32 : 0);
+}
+
 static int both_accumulators(const struct nbhd_sm80_variant *v, const nbhd_desc *d)
 {
-    return v->rows / v->warps * (nbhd_sm80_padded(d->head_dim) + nbhd_sm80_padded(d->head_dim_v) + 2 * part(v)) / 32;
+    return accumulators(v, d, nbhd_sm80_padded(d->head_dim) + nbhd_sm80_padded(d->head_dim_v));
 }
 
 /* Of the kernel for dK alone, and enough for that for dV. */
 static int one_accumulators(const struct nbhd_sm80_variant *v, const nbhd_desc *d)
 {
     const int widest = d->head_dim > d->head_dim_v ? d->head_dim : d->head_dim_v;
-    return v->rows / v->warps * (nbhd_sm80_padded(widest) + 2 * part(v)) / 32;
+    return accumulators(v, d, nbhd_sm80_padded(widest));
 }
 
 static int query_accumulators(const struct nbhd_sm80_variant *v, const nbhd_desc *d)
 {
-    return v->rows / v->warps * (nbhd_sm80_padded(d->head_dim) + 2 * part(v)) / 32;
+    return accumulators(v, d, nbhd_sm80_padded(d->head_dim));
+}
+
+static int bias_accumulators(const struct nbhd_sm80_variant *v, const nbhd_desc *d)
+{
+    return accumulators(v, d, 0);
 }
 
 static int shared_rows(const struct nbhd_sm80_variant *v, const nbhd_desc *d)
 {
-    return (v->rows + v->stages * v->n) * (nbhd_sm80_pitch(d->head_dim) + nbhd_sm80_pitch(d->head_dim_v));
+    return (v->rows + v->stages * v->n) * (nbhd_sm80_pitch(d, d->head_dim) + nbhd_sm80_pitch(d, d->head_dim_v)) +
+           nbhd_sm80_biases(v, d);
 }
 
 static int key_shared(const struct nbhd_sm80_variant *v, const nbhd_desc *d)
@@ -69,10 +89,15 @@ static int query_shared(const struct nbhd_sm80_variant *v, const nbhd_desc *d)
     return shared_rows(v, d) + 8 * v->rows + nbhd_sm80_tables(v, 2);
 }
 
+static int bias_shared(const struct nbhd_sm80_variant *v, const nbhd_desc *d)
+{
+    return query_shared(v, d) + 4 * v->rows * (v->n + 1);
+}
+
 /* ---- the choice ---- */
 
 struct choices {
-    struct nbhd_sm80_choice keys, extra, queries;
+    struct nbhd_sm80_choice keys, extra, queries, bias;
     bool split;
 };
 
@@ -87,11 +112,24 @@ static struct nbhd_problem extra_problem(const struct nbhd_problem *problem)
     return p;
 }
 
+static bool choose_bias(const struct nbhd_problem *problem, const struct nbhd_cuda_machine *machine, struct choices *c)
+{
+    const nbhd_desc *d = &problem->desc;
+    const struct nbhd_sm80_kernel bias = {.variants = bias_variants,
+                                          .count = sizeof bias_variants / sizeof *bias_variants,
+                                          .width = nbhd_sm80_padded(d->head_dim) + nbhd_sm80_padded(d->head_dim_v),
+                                          .most_accumulators = 192,
+                                          .others = 140,
+                                          .accumulators = bias_accumulators,
+                                          .shared = bias_shared};
+    return nbhd_sm80_choose(&c->bias, 1, problem, &bias, machine) == 1;
+}
+
 static bool choose(const struct nbhd_problem *problem, const struct nbhd_cuda_machine *machine, struct choices *c)
 {
     const nbhd_desc *d = &problem->desc;
     const int k = nbhd_sm80_padded(d->head_dim), v = nbhd_sm80_padded(d->head_dim_v);
-    const int most = 192; /* ptxas 13.0 spills none, for any generation */
+    const int most = d->dtype == NBHD_F32 ? 176 : 192; /* ptxas 12.9 to 13.5 spills none, for any generation */
     struct nbhd_sm80_kernel keys = {.variants = key_variants,
                                     .count = sizeof key_variants / sizeof *key_variants,
                                     .inverse = true,
@@ -117,6 +155,8 @@ static bool choose(const struct nbhd_problem *problem, const struct nbhd_cuda_ma
     }
     if (!nbhd_sm80_choose(&c->queries, 1, problem, &queries, machine))
         return false;
+    if (d->bias && !choose_bias(problem, machine, c))
+        return false;
     if (d->extra) { /* by the same code: only its boxes are chosen */
         const struct nbhd_problem p = extra_problem(problem);
         keys.variants = c->keys.variant;
@@ -126,12 +166,7 @@ static bool choose(const struct nbhd_problem *problem, const struct nbhd_cuda_ma
     return true;
 }
 
-static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
-{
-    if (problem->desc.bias)
-        return nbhd_refuse(why, "bias is 1; this kernel computes no gradient of a bias");
-    return nbhd_sm80_refuses(problem, why);
-}
+static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT]) { return nbhd_sm80_refuses(problem, why); }
 
 static int configs(const struct nbhd_problem *problem, struct nbhd_config *config, int room)
 {
@@ -144,7 +179,8 @@ static int configs(const struct nbhd_problem *problem, struct nbhd_config *confi
     *config = (struct nbhd_config){.variant = c.split,
                                    .stages = 2,
                                    .threads = 32 * c.keys.variant->warps,
-                                   .predicted_ms = c.keys.ms + c.queries.ms + (problem->desc.extra ? c.extra.ms : 0)};
+                                   .predicted_ms = c.keys.ms + c.queries.ms + (problem->desc.extra ? c.extra.ms : 0) +
+                                                   (problem->desc.bias ? c.bias.ms : 0)};
     for (int i = 0; i < 3; i++) {
         config->q_tile[i] = c.queries.boxes.row_box[i];
         config->k_tile[i] = c.keys.boxes.row_box[i];
@@ -157,13 +193,9 @@ static int configs(const struct nbhd_problem *problem, struct nbhd_config *confi
 static nbhd_status compile(struct nbhd_cuda_module **module, struct CUfunc_st **function, const struct nbhd_problem *p,
                            const struct nbhd_sm80_choice *c, const char *file, const char *name, const char *parts)
 {
-    const nbhd_desc *d = &p->desc;
-    const struct nbhd_sm80_variant *v = c->variant;
     struct nbhd_options options = {.used = 0};
-    nbhd_option(&options, "-DNBHD_HEAD_DIM=%d -DNBHD_HEAD_DIM_V=%d -DNBHD_BF16=%d", d->head_dim, d->head_dim_v,
-                d->dtype == NBHD_BF16);
-    nbhd_option(&options, "-DNBHD_ROWS=%d -DNBHD_WARPS=%d -DNBHD_N=%d -DNBHD_PART=%d -DNBHD_CTAS=%d%s", v->rows,
-                v->warps, v->n, part(v), c->resident, parts);
+    nbhd_sm80_options(&options, &p->desc, c);
+    nbhd_option(&options, "-DNBHD_PART=%d%s", part(c->variant), parts);
     const nbhd_status status = nbhd_cuda_acquire(module, file, &options, p->flags);
     return status ? status : nbhd_cuda_function(function, *module, name);
 }
@@ -176,7 +208,7 @@ static nbhd_status set_launch(struct launch *launch, const struct nbhd_problem *
         return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "the problem has %.0f tiles; cuda.bwd_sm80 launches %d at most",
                          blocks, INT_MAX);
     launch->boxes = c->boxes;
-    launch->boxes.scale_log2 = 1.44269504f * p->desc.scale;
+    launch->boxes.scale_log2 = 1.44269504f * (p->desc.bias ? 1 : p->desc.scale);
     launch->grid = (struct nbhd_cuda_grid){.blocks = {(unsigned)blocks, 1, 1},
                                            .threads = {32 * (unsigned)c->variant->warps, 1, 1},
                                            .shared = (unsigned)shared};
@@ -205,13 +237,14 @@ static nbhd_status build_keys(struct state *state, const struct nbhd_problem *p,
     return status;
 }
 
-/* LANES threads a row: as device/stream_sm80.cuh. */
+/* LANES threads a row: as device/rows_sm80.cuh. */
 static nbhd_status build_delta(struct state *state, const struct nbhd_problem *p, size_t *workspace)
 {
     const int widest = p->desc.head_dim > p->desc.head_dim_v ? p->desc.head_dim : p->desc.head_dim_v;
+    const int pieces = nbhd_sm80_padded(widest) * (int)nbhd_dtype_size(p->desc.dtype) / 16;
     double rows = (double)p->desc.batch * p->desc.heads;
     int lanes = 2;
-    while (8 * lanes < widest)
+    while (lanes < pieces && lanes < 32)
         lanes *= 2;
     for (int i = 0; i < 3; i++)
         rows *= p->axis[i].length;
@@ -223,6 +256,33 @@ static nbhd_status build_delta(struct state *state, const struct nbhd_problem *p
     *workspace = (size_t)rows * 8;
     state->delta_grid = (struct nbhd_cuda_grid){.blocks = {(unsigned)blocks, 1, 1}, .threads = {256, 1, 1}};
     return nbhd_cuda_function(&state->delta, state->key_module[0], "nbhd_bwd_sm80_delta");
+}
+
+/* As many tables as there are CTAs at a time, but not more than 64 MiB of them. */
+static nbhd_status build_bias(struct state *state, const struct nbhd_problem *p, const struct choices *c,
+                              const struct nbhd_cuda_machine *machine, size_t *workspace)
+{
+    const struct nbhd_sm80_choice *choice = &c->bias;
+    nbhd_status status = compile(&state->bias_module, &state->bias.function, p, choice, "bwd_sm80_dbias.cu",
+                                 "nbhd_bwd_sm80_dbias", "");
+    if (!status)
+        status = nbhd_cuda_function(&state->bias_sum, state->bias_module, "nbhd_bwd_sm80_dbias_sum");
+    if (!status)
+        status = set_launch(&state->bias, p, choice, p->desc.heads, bias_shared(choice->variant, &p->desc));
+    if (status)
+        return status;
+    int entries = p->desc.heads; /* at most INT_MAX / 2: refuse */
+    for (int i = 0; i < 3; i++)
+        entries *= 2 * p->axis[i].window - 1;
+    const int tiles = (int)state->bias.grid.blocks[0] / p->desc.heads, room = (64 << 20) / 4 / entries;
+    const int at_a_time = choice->resident * machine->multiprocessors / p->desc.heads;
+    state->bias_parts = nbhd_max(1, nbhd_min(tiles, nbhd_min(at_a_time, room)));
+    state->bias.grid.blocks[0] = (unsigned)(state->bias_parts * p->desc.heads);
+    state->bias_sum_grid =
+        (struct nbhd_cuda_grid){.blocks = {(unsigned)(entries + 255) / 256, 1, 1}, .threads = {256, 1, 1}};
+    state->tables = *workspace;
+    *workspace += (size_t)entries * (size_t)state->bias_parts * 4;
+    return NBHD_OK;
 }
 
 static nbhd_status build(struct nbhd_plan *plan)
@@ -249,6 +309,8 @@ static nbhd_status build(struct nbhd_plan *plan)
              c.queries.variant->n, qk[0], qk[1], qk[2]);
     if ((status = build_keys(state, p, &c)) || (status = build_delta(state, p, &plan->workspace)))
         return status;
+    if (p->desc.bias && (status = build_bias(state, p, &c, &machine, &plan->workspace)))
+        return status;
     status = compile(&state->query_module, &state->queries.function, p, &c.queries, "bwd_sm80_dq.cu",
                      "nbhd_bwd_sm80_dq", "");
     return status
@@ -267,23 +329,38 @@ static nbhd_status start(const struct nbhd_cuda_module *module, const struct lau
                             (void *[]){(void *)params, &boxes, &stats});
 }
 
-static bool all_wide(const struct nbhd_params *p)
+static nbhd_status start_bias(const struct state *state, const struct nbhd_params *params, bool wide, char *workspace,
+                              void *stream)
+{
+    struct nbhd_boxes_sm80 boxes = state->bias.boxes;
+    char *tables = workspace + state->tables;
+    int parts = state->bias_parts;
+    boxes.wide = wide;
+    const nbhd_status status = nbhd_cuda_launch(state->bias_module, state->bias.function, &state->bias.grid, stream,
+                                                (void *[]){(void *)params, &boxes, &workspace, &tables});
+    return status ? status
+                  : nbhd_cuda_launch(state->bias_module, state->bias_sum, &state->bias_sum_grid, stream,
+                                     (void *[]){(void *)params, &tables, &parts});
+}
+
+static bool all_wide(const nbhd_desc *desc, const struct nbhd_params *p)
 {
     const struct nbhd_view *views[] = {&p->q,  &p->k,  &p->v,       &p->o,       &p->dout,     &p->dq,
                                        &p->dk, &p->dv, &p->extra_k, &p->extra_v, &p->dextra_k, &p->dextra_v};
-    return nbhd_sm80_wide(views, sizeof views / sizeof *views, p->head_dim, p->head_dim_v);
+    return nbhd_sm80_wide(desc, views, sizeof views / sizeof *views);
 }
 
 static nbhd_status run(const struct nbhd_plan *plan, const struct nbhd_params *params, void *workspace, void *stream)
 {
     const struct state *state = plan->state;
-    int wide = all_wide(params);
+    int wide = all_wide(&plan->problem.desc, params);
     struct nbhd_params extra = *params;
     extra.k = params->extra_k;
     extra.v = params->extra_v;
     extra.dk = params->dextra_k;
     extra.dv = params->dextra_v;
     extra.extra = 0;
+    extra.bias = NULL; /* they have none */
     for (int i = 0; i < 3; i++)
         extra.axis[i] = state->extra_axis[i];
     nbhd_status status = nbhd_cuda_launch(state->key_module[0], state->delta, &state->delta_grid, stream,
@@ -292,6 +369,8 @@ static nbhd_status run(const struct nbhd_plan *plan, const struct nbhd_params *p
         status = start(state->key_module[i], &state->extra[i], &extra, wide, workspace, stream);
     for (int i = 0; i < state->parts && !status; i++)
         status = start(state->key_module[i], &state->keys[i], params, wide, workspace, stream);
+    if (params->dbias && !status)
+        status = start_bias(state, params, wide, workspace, stream);
     return status ? status : start(state->query_module, &state->queries, params, wide, workspace, stream);
 }
 
@@ -302,6 +381,7 @@ static void drop(struct nbhd_plan *plan)
         nbhd_cuda_release(state->key_module[0]);
         nbhd_cuda_release(state->key_module[1]);
         nbhd_cuda_release(state->query_module);
+        nbhd_cuda_release(state->bias_module);
     }
     free(state);
 }

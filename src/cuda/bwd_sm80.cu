@@ -7,41 +7,19 @@
  * gradients of extra keys are a launch of their own, in which they are an axis that every query sees whole.
  *
  *     per box, one barrier:   wait Q dO(j) | issue Q dO(j+1) | S | P | dV | dP | dS | dK
- *     shared memory:  | K, later dK: ROWS x pitch | V, later dV | Q: 2 x N x pitch | dO | statistics | struct tables |
  *
- * Registers of a thread: dK, dV, S and dP: (head_dim + head_dim_v + 2 PART) / 32 x rows of a warp. Where that is too
- * much, NBHD_DK and NBHD_DV make kernels that compute only one of them. */
-#if !defined(NBHD_HEAD_DIM) || !defined(NBHD_HEAD_DIM_V) || !defined(NBHD_BF16)
-#error "NBHD_HEAD_DIM, NBHD_HEAD_DIM_V: 1 to 256; NBHD_BF16: 1 for bfloat16, 0 for float16"
-#endif
-#if !defined(NBHD_ROWS) || !defined(NBHD_WARPS) || !defined(NBHD_N) || !defined(NBHD_CTAS)
-#error "NBHD_ROWS, NBHD_WARPS: rows of a tile, 16 or 32 a warp; NBHD_N: queries of a box; NBHD_CTAS: per multiprocessor"
-#endif
-#ifndef NBHD_PART
-#error "NBHD_PART: queries of a box that are computed at once, a divisor of NBHD_N"
-#endif
+ * Shared memory, and what a box goes through: device/grad_sm80.cuh. Registers of a thread: dK, dV, S and dP:
+ * (head_dim + head_dim_v + 2 PART) / 32 x rows of a warp. Where that is too much, NBHD_DK and NBHD_DV make kernels that
+ * compute only one of them. */
 #if !defined(NBHD_DK) || !defined(NBHD_DV)
 #error "NBHD_DK, NBHD_DV: 1 computes dK, dV"
 #endif
 
 #define NBHD_STREAMS 3
 #define NBHD_INVERSE 1
-#define NBHD_PIECES  (((NBHD_HEAD_DIM > NBHD_HEAD_DIM_V ? NBHD_HEAD_DIM : NBHD_HEAD_DIM_V) + 15) / 16 * 2)
 #include "device/grad_sm80.cuh"
 
-#define K_PITCH PITCH(NBHD_HEAD_DIM)
-#define V_PITCH PITCH(NBHD_HEAD_DIM_V)
-#define K_STEPS ((NBHD_HEAD_DIM + 15) / 16)
-#define V_STEPS ((NBHD_HEAD_DIM_V + 15) / 16)
-#define K_BYTES (NBHD_N * K_PITCH)
-#define V_BYTES (NBHD_N * V_PITCH)
-
 enum { QUERIES, GRADIENTS, STATISTICS }; /* streams */
-
-struct memory {
-    char *k, *v, *q, *dout, *stats;
-    struct tables *tab;
-};
 
 /* The sums of a warp. */
 struct sums {
@@ -61,12 +39,14 @@ NBHD_FN float dot_piece(uint4 x, uint4 y)
     float sum = 0;
 #pragma unroll
     for (int i = 0; i < 4; i++)
-#if NBHD_BF16
-        sum += cvt_f32_bf16((unsigned short)a[i]) * cvt_f32_bf16((unsigned short)b[i]) +
-               cvt_f32_bf16((unsigned short)(a[i] >> 16)) * cvt_f32_bf16((unsigned short)(b[i] >> 16));
-#else
+#if NBHD_DTYPE == NBHD_F32
+        sum += __uint_as_float(a[i]) * __uint_as_float(b[i]);
+#elif NBHD_DTYPE == NBHD_F16
         sum += cvt_f32_f16((unsigned short)a[i]) * cvt_f32_f16((unsigned short)b[i]) +
                cvt_f32_f16((unsigned short)(a[i] >> 16)) * cvt_f32_f16((unsigned short)(b[i] >> 16));
+#else
+        sum += cvt_f32_bf16((unsigned short)a[i]) * cvt_f32_bf16((unsigned short)b[i]) +
+               cvt_f32_bf16((unsigned short)(a[i] >> 16)) * cvt_f32_bf16((unsigned short)(b[i] >> 16));
 #endif
     return sum;
 }
@@ -82,20 +62,20 @@ extern "C" __global__ void __launch_bounds__(256)
 {
     long long row = ((long long)blockIdx.x * 256 + threadIdx.x) / LANES, rest = row / p.heads;
     int head = (int)(row % p.heads), piece = (int)threadIdx.x % LANES, x[3];
-    int elements = nbhd_min(8, NBHD_HEAD_DIM_V - 8 * piece);
     float sum = 0;
 #pragma unroll
     for (int a = 2; a >= 0; a--) {
         x[a] = (int)(rest % p.axis[a].length);
         rest /= p.axis[a].length;
     }
-    if (rest < p.batch && elements > 0) {
-        const char *o = query_address(&p.o, (int)rest, x, head) + 16 * piece;
-        const char *dout = query_address(&p.dout, (int)rest, x, head) + 16 * piece;
-        if (wide)
-            sum = dot_piece(*(const uint4 *)o, *(const uint4 *)dout);
+    for (int round = 0; round < ROUNDS && rest < p.batch; round++) {
+        int at = 16 * (piece + round * LANES), elements = nbhd_min(PIECE, NBHD_HEAD_DIM_V - at / ELEMENT);
+        const char *o = query_address(&p.o, (int)rest, x, head) + at;
+        const char *dout = query_address(&p.dout, (int)rest, x, head) + at;
+        if (wide && elements > 0)
+            sum += dot_piece(*(const uint4 *)o, *(const uint4 *)dout);
         else
-            sum = dot_piece(gather_piece(o, elements), gather_piece(dout, elements));
+            sum += dot_piece(gather_piece(o, elements), gather_piece(dout, elements));
     }
 #pragma unroll
     for (int i = 1; i < LANES; i *= 2)
@@ -130,14 +110,19 @@ NBHD_FN void set_grid(const struct nbhd_params *p, struct tables *tab, const cha
 }
 
 /* Fills the tables. Begins and ends with a barrier. */
-NBHD_FN void enter_grid(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, struct tables *tab,
+NBHD_FN void enter_grid(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, const struct memory *mem,
                         const char *stats, int head)
 {
+    struct tables *tab = mem->tab;
     __syncthreads();
     fill_windows(p, b, &tab->place, tab, 0);
     fill_columns(tab, b->column_box[0], b->column_box[1], b->column_box[2]);
     set_grid(p, tab, stats, head);
     finish_grid(b, tab);
+#if NBHD_BIAS
+    fill_biases(p, tab, mem->biases, head, p->bias != 0);
+    __syncthreads();
+#endif
 }
 
 NBHD_FN void load_stats(const struct tables *tab, char *to, const int *at, int flags)
@@ -150,89 +135,32 @@ NBHD_FN void load_stats(const struct tables *tab, char *to, const int *at, int f
                    !(flags & BOX_EDGE) || column_inside(tab, last, i) ? 8 : 0);
 }
 
-/* Of the calling lane's columns 8 j + 2 q and the next: logsumexp, delta, logsumexp, delta. */
-NBHD_FN float4 stats_of(const char *stats, int j) { return *(const float4 *)(stats + 64 * j + (threadIdx.x & 3) * 16); }
-
-/* Adds what columns first, first + 1 ... first + PART - 1 of a box contribute. */
-NBHD_FN void step(const struct memory *mem, const struct nbhd_boxes_sm80 *b, struct sums *sums, int turn, int first,
-                  int masked)
+NBHD_FN void load_box(const struct nbhd_boxes_sm80 *b, const struct memory *mem, int turn, const int *at, int flags)
 {
-    const char *q = mem->q + turn * K_BYTES + first * K_PITCH, *dout = mem->dout + turn * V_BYTES + first * V_PITCH;
-    const char *stats = mem->stats + 8 * (turn * NBHD_N + first);
-    scores s;
-    multiply_nt(s, mem->k, K_PITCH, q, K_PITCH, K_STEPS);
-#pragma unroll
-    for (int j = 0; j < NBHD_PART / 8; j++) {
-        float4 x = stats_of(stats, j);
-#pragma unroll
-        for (int m = 0; m < TILES; m++)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                s[m][j][i] = probability(s[m][j][i], b->scale_log2, i % 2 ? x.z : x.x);
-    }
-    if (masked)
-        apply_mask(s, 0, b, mem->tab, turn, first);
+    const struct tables *tab = mem->tab;
+    unsigned inside = columns_inside(tab, at, flags);
+    load_columns(tab, QUERIES, mem->long_columns + turn * K_BYTES, K_PITCH, NBHD_HEAD_DIM, at, inside, b->wide);
+    load_columns(tab, GRADIENTS, mem->wide_columns + turn * V_BYTES, V_PITCH, NBHD_HEAD_DIM_V, at, inside, b->wide);
+    load_stats(tab, mem->stats + turn * 8 * NBHD_N, at, flags);
+}
+
+NBHD_FN void step(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, const struct memory *mem, struct sums *sums,
+                  int turn, const int *at, int flags)
+{
+#pragma unroll 1
+    for (int first = 0; first < NBHD_N && !(flags & BOX_SKIP); first += NBHD_PART) {
+        const struct part c = {turn, first, flags & BOX_MASK, at};
+        scores s;
+        probabilities(s, p, b, mem, &c);
 #if NBHD_DV
-    multiply_nn(sums->dv, s, dout, V_PITCH, V_STEPS);
+        multiply_nn(sums->dv, s, part_wide(mem, &c), V_PITCH, V_STEPS);
 #endif
 #if NBHD_DK
-    scores ds;
-    multiply_nt(ds, mem->v, V_PITCH, dout, V_PITCH, V_STEPS);
-#pragma unroll
-    for (int j = 0; j < NBHD_PART / 8; j++) {
-        float4 x = stats_of(stats, j);
-#pragma unroll
-        for (int m = 0; m < TILES; m++)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                ds[m][j][i] = s[m][j][i] * (ds[m][j][i] - (i % 2 ? x.w : x.y));
-    }
-    multiply_nn(sums->dk, ds, q, K_PITCH, K_STEPS);
+        scores ds;
+        gradients(ds, s, mem, &c);
+        multiply_nn(sums->dk, ds, part_long(mem, &c), K_PITCH, K_STEPS);
 #endif
-}
-
-/* All boxes of the grid. A round loads one and computes the one before. */
-NBHD_FN void walk(const struct nbhd_boxes_sm80 *b, const struct memory *mem, struct sums *sums)
-{
-    struct tables *tab = mem->tab;
-    int at[3] = {tab->begin[0], tab->begin[1], tab->begin[2]};
-    int turn = 0, now = BOX_SKIP;
-    int more = at[0] < tab->end[0] && at[1] < tab->end[1] && at[2] < tab->end[2];
-    for (;;) {
-        int flags = BOX_SKIP;
-        cp_async_wait_all();
-        __syncthreads(); /* the box is there, and no warp is at the one before */
-        if (more) {
-            flags = box_flags(tab, at);
-            unsigned inside = columns_inside(tab, at, flags);
-            load_columns(tab, QUERIES, mem->q + !turn * K_BYTES, K_PITCH, NBHD_HEAD_DIM, at, inside, b->wide);
-            load_columns(tab, GRADIENTS, mem->dout + !turn * V_BYTES, V_PITCH, NBHD_HEAD_DIM_V, at, inside, b->wide);
-            load_stats(tab, mem->stats + !turn * 8 * NBHD_N, at, flags);
-            if (flags & BOX_WORDS)
-                fill_words(b, tab, at, !turn);
-        }
-#pragma unroll 1
-        for (int first = 0; first < NBHD_N && !(now & BOX_SKIP); first += NBHD_PART)
-            step(mem, b, sums, turn, first, now & BOX_MASK);
-        if (!more)
-            break;
-        more = next_box(tab, at);
-        now = flags;
-        turn = !turn;
     }
-}
-
-NBHD_FN void store_sums(const struct nbhd_params *p, const struct nbhd_view *view, const struct tables *tab,
-                        const float *sums, float scale, char *rows, int pitch, int width, int wide)
-{
-    float factor[TILES][2];
-#pragma unroll
-    for (int m = 0; m < TILES; m++)
-        factor[m][0] = factor[m][1] = scale;
-    __syncwarp(); /* the warp's rows of K and V are no longer needed */
-    stage_rows(sums, factor, rows, pitch, (width + 15) / 16);
-    __syncwarp();
-    store_warp_rows(p, view, &tab->place, tab, rows + (threadIdx.x >> 5) * WARP_ROWS * pitch, pitch, width, wide);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
@@ -240,21 +168,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
                        const char *stats)
 {
     extern __shared__ __align__(16) char shared[];
-    struct memory mem;
-    mem.k = shared;
-    mem.v = mem.k + NBHD_ROWS * K_PITCH;
-    mem.q = mem.v + NBHD_ROWS * V_PITCH;
-    mem.dout = mem.q + 2 * K_BYTES;
-    mem.stats = mem.dout + 2 * V_BYTES;
-    mem.tab = (struct tables *)(mem.stats + 2 * 8 * NBHD_N);
+    const struct memory mem = lay_out(shared);
     struct place t = row_place(&p, &b, p.kv_heads);
     if (t.origin[0] >= t.size[0] || t.origin[1] >= t.size[1] || t.origin[2] >= t.size[2])
         return; /* a dilation group with fewer elements than the first */
     fill_rows(&b, &t, mem.tab);
     __syncthreads();
-    load_rows(&p, &p.k, &t, mem.tab, shared_address(mem.k), K_PITCH, NBHD_HEAD_DIM, b.wide);
+    load_rows(&p, &p.k, &t, mem.tab, mem.long_rows, K_PITCH, NBHD_HEAD_DIM, b.wide);
 #if NBHD_DK
-    load_rows(&p, &p.v, &t, mem.tab, shared_address(mem.v), V_PITCH, NBHD_HEAD_DIM_V, b.wide);
+    load_rows(&p, &p.v, &t, mem.tab, mem.wide_rows, V_PITCH, NBHD_HEAD_DIM_V, b.wide);
 #endif
 
     struct sums sums;
@@ -268,16 +190,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
     for (int i = 0; i < TILES * 2 * V_STEPS * 4; i++)
         sums.dv[i] = 0;
 #endif
-    int group = p.heads / p.kv_heads;
 #pragma unroll 1
-    for (int head = 0; head < group; head++) {
-        enter_grid(&p, &b, mem.tab, stats, mem.tab->place.head * group + head);
-        walk(&b, &mem, &sums);
+    for (int head = 0; head < b.group; head++) {
+        enter_grid(&p, &b, &mem, stats, mem.tab->place.head * b.group + head);
+        walk(&p, &b, &mem, &sums);
     }
 #if NBHD_DK
-    store_sums(&p, &p.dk, mem.tab, sums.dk, p.scale, mem.k, K_PITCH, NBHD_HEAD_DIM, b.wide);
+    store_sums(&p, &p.dk, mem.tab, sums.dk, p.scale, mem.long_rows, K_PITCH, NBHD_HEAD_DIM, b.wide);
 #endif
 #if NBHD_DV
-    store_sums(&p, &p.dv, mem.tab, sums.dv, 1, mem.v, V_PITCH, NBHD_HEAD_DIM_V, b.wide);
+    store_sums(&p, &p.dv, mem.tab, sums.dv, 1, mem.wide_rows, V_PITCH, NBHD_HEAD_DIM_V, b.wide);
 #endif
 }

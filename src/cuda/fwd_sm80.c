@@ -7,7 +7,8 @@
 
 /* 64-row tiles waste less where windows are small or tiles few; the last ones are for wide heads and little memory. */
 static const struct nbhd_sm80_variant variants[] = {
-    {128, 4, 64, 2}, {128, 4, 32, 2}, {64, 4, 64, 2}, {64, 4, 64, 1}, {64, 4, 32, 2}, {64, 4, 32, 1}, {64, 4, 16, 1},
+    {128, 4, 64, 2}, {128, 4, 32, 2}, {128, 4, 32, 1}, {64, 4, 64, 2},
+    {64, 4, 64, 1},  {64, 4, 32, 2},  {64, 4, 32, 1},  {64, 4, 16, 1},
 };
 enum { VARIANTS = sizeof variants / sizeof *variants };
 
@@ -21,29 +22,20 @@ struct state {
 /* Whether scores are scaled before their maximum is taken. */
 static bool scaled(const nbhd_desc *d) { return d->bias || d->scale < 0; }
 
+/* Biases are read ahead, more of them where a warp has 32 rows. */
 static int accumulators(const struct nbhd_sm80_variant *v, const nbhd_desc *d)
 {
-    return v->rows / v->warps * (nbhd_sm80_padded(d->head_dim_v) + v->n) / 32;
+    const int rows = v->rows / v->warps, ahead = scaled(d) && rows > 16 ? 32 : 0;
+    return rows * (nbhd_sm80_padded(d->head_dim_v) + v->n) / 32 + ahead;
 }
 
 static int shared(const struct nbhd_sm80_variant *v, const nbhd_desc *d)
 {
-    const int k = nbhd_sm80_pitch(d->head_dim), w = nbhd_sm80_pitch(d->head_dim_v);
-    return v->rows * nbhd_max(k, w) + v->stages * v->n * (k + w) + nbhd_sm80_tables(v, 2) +
-           (d->bias ? 4 * (v->rows + v->n) : 0);
+    const int k = nbhd_sm80_pitch(d, d->head_dim), w = nbhd_sm80_pitch(d, d->head_dim_v);
+    return v->rows * nbhd_max(k, w) + v->stages * v->n * (k + w) + nbhd_sm80_tables(v, 2) + nbhd_sm80_biases(v, d);
 }
 
-static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
-{
-    if (nbhd_sm80_refuses(problem, why))
-        return true;
-    double biases = problem->desc.heads;
-    for (int i = 0; i < 3; i++)
-        biases *= 2.0 * problem->axis[i].window - 1;
-    if (problem->desc.bias && biases > INT_MAX / 2)
-        return nbhd_refuse(why, "the table of biases has %.0f entries; it may have %d", biases, INT_MAX / 2);
-    return false;
-}
+static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT]) { return nbhd_sm80_refuses(problem, why); }
 
 /* The variants that fit, best first; only: that one if it is not negative. */
 static int choose(const struct nbhd_problem *problem, const struct nbhd_cuda_machine *machine, int only,
@@ -54,8 +46,8 @@ static int choose(const struct nbhd_problem *problem, const struct nbhd_cuda_mac
                                             .count = only < 0 ? VARIANTS : 1,
                                             .packs = true,
                                             .width = nbhd_sm80_padded(d->head_dim) + nbhd_sm80_padded(d->head_dim_v),
-                                            .most_accumulators = scaled(d) ? 160 : 192,
-                                            .others = 64,
+                                            .most_accumulators = scaled(d) ? 160 : d->dtype == NBHD_F32 ? 176 : 192,
+                                            .others = scaled(d) ? 80 : 64,
                                             .accumulators = accumulators,
                                             .shared = shared};
     return nbhd_sm80_choose(choices, room, problem, &kernel, machine);
@@ -84,13 +76,9 @@ static int configs(const struct nbhd_problem *problem, struct nbhd_config *confi
 static nbhd_status compile(struct nbhd_plan *plan, struct state *state, const struct nbhd_sm80_choice *c)
 {
     const nbhd_desc *d = &plan->problem.desc;
-    const struct nbhd_sm80_variant *v = c->variant;
     struct nbhd_options options = {.used = 0};
-    nbhd_option(&options, "-DNBHD_HEAD_DIM=%d -DNBHD_HEAD_DIM_V=%d -DNBHD_BF16=%d", d->head_dim, d->head_dim_v,
-                d->dtype == NBHD_BF16);
-    nbhd_option(&options, "-DNBHD_ROWS=%d -DNBHD_WARPS=%d -DNBHD_N=%d", v->rows, v->warps, v->n);
-    nbhd_option(&options, "-DNBHD_STAGES=%d -DNBHD_CTAS=%d -DNBHD_BIAS=%d -DNBHD_SCALED=%d", v->stages, c->resident,
-                d->bias != 0, scaled(d));
+    nbhd_sm80_options(&options, d, c);
+    nbhd_option(&options, "-DNBHD_STAGES=%d -DNBHD_SCALED=%d", c->variant->stages, scaled(d));
     const nbhd_status status = nbhd_cuda_acquire(&state->module, "fwd_sm80.cu", &options, plan->problem.flags);
     return status ? status : nbhd_cuda_function(&state->function, state->module, "nbhd_fwd_sm80");
 }
@@ -135,7 +123,7 @@ static nbhd_status run(const struct nbhd_plan *plan, const struct nbhd_params *p
     const struct nbhd_view *views[] = {&params->q, &params->k,       &params->v,
                                        &params->o, &params->extra_k, &params->extra_v};
     (void)workspace;
-    boxes.wide = nbhd_sm80_wide(views, 6, params->head_dim, params->head_dim_v);
+    boxes.wide = nbhd_sm80_wide(&plan->problem.desc, views, 6);
     return nbhd_cuda_launch(state->module, state->function, &state->grid, stream, (void *[]){(void *)params, &boxes});
 }
 

@@ -18,8 +18,8 @@
 #if !defined(NBHD_HEAD_DIM) || !defined(NBHD_HEAD_DIM_V)
 #error "NBHD_HEAD_DIM, NBHD_HEAD_DIM_V: of q and k, of v and o; 1 to 256"
 #endif
-#ifndef NBHD_BF16
-#error "NBHD_BF16: 1 for bfloat16, 0 for float16"
+#ifndef NBHD_DTYPE
+#error "NBHD_DTYPE: NBHD_BF16, NBHD_F16, or NBHD_F32, multiplied as TF32"
 #endif
 #if !defined(NBHD_ROWS) || !defined(NBHD_WARPS)
 #error "NBHD_ROWS, NBHD_WARPS: rows of a tile; 16 or 32 for each warp"
@@ -37,14 +37,13 @@
 
 #define NBHD_STREAMS 2
 #define NBHD_INVERSE 0
-#define NBHD_PIECES  (((NBHD_HEAD_DIM > NBHD_HEAD_DIM_V ? NBHD_HEAD_DIM : NBHD_HEAD_DIM_V) + 15) / 16 * 2)
-#include "device/stream_sm80.cuh"
+#include "device/bias_sm80.cuh"
 
 #define K_PITCH PITCH(NBHD_HEAD_DIM)
 #define V_PITCH PITCH(NBHD_HEAD_DIM_V)
-#define Q_PITCH (16 * NBHD_PIECES + 16) /* also O's */
-#define K_STEPS ((NBHD_HEAD_DIM + 15) / 16)
-#define V_STEPS ((NBHD_HEAD_DIM_V + 15) / 16)
+#define Q_PITCH PITCH(WIDEST) /* also O's */
+#define K_STEPS (PADDED(NBHD_HEAD_DIM) / 16)
+#define V_STEPS (PADDED(NBHD_HEAD_DIM_V) / 16)
 #define K_BYTES (NBHD_N * K_PITCH)
 #define V_BYTES (NBHD_N * V_PITCH)
 
@@ -52,9 +51,7 @@
 struct memory {
     char *q, *k, *v;
     struct tables *tab;
-#if NBHD_BIAS
-    int *row_bias, *column_bias; /* of each row and column: its part of the index into the table of biases */
-#endif
+    struct biases *biases;
 };
 
 /* A thread's rows: their running maxima (of raw scores, unless NBHD_SCALED) and its part of their running sums. */
@@ -66,60 +63,6 @@ typedef float output[TILES][2 * V_STEPS][4];
 
 #define NO_KEYS  -1e30f
 #define RAISE_AT 8.0f
-
-#if NBHD_BIAS
-/* After enter_grid; a barrier must follow. */
-NBHD_FN void fill_bias(const struct nbhd_params *p, const struct memory *m)
-{
-    const struct place *t = &m->tab->place;
-    const struct nbhd_axis *axis = p->axis;
-    int pitch1 = 2 * axis[2].window - 1, pitch0 = pitch1 * (2 * axis[1].window - 1);
-    for (int i = (int)threadIdx.x; i < NBHD_ROWS; i += THREADS) {
-        unsigned row = m->tab->row[i];
-        int head = t->head + byte_of(row, 3);
-        m->row_bias[i] = (axis[0].window - 1 - t->origin[0] - byte_of(row, 0)) * pitch0 +
-                         (axis[1].window - 1 - t->origin[1] - byte_of(row, 1)) * pitch1 +
-                         (axis[2].window - 1 - t->origin[2] - byte_of(row, 2)) +
-                         head * pitch0 * (2 * axis[0].window - 1);
-    }
-    for (int i = (int)threadIdx.x; i < NBHD_N; i += THREADS) {
-        unsigned c = m->tab->column[i];
-        m->column_bias[i] = byte_of(c, 0) * pitch0 + byte_of(c, 1) * pitch1 + byte_of(c, 2);
-    }
-}
-#endif
-
-#if NBHD_SCALED
-/* The final scores. Where a bias is out of the table, the score is masked anyway. at: the box; extra keys have no
- * bias. */
-NBHD_FN void scale_scores(scores s, const struct nbhd_params *p, const struct memory *mem, const int *at, int extra)
-{
-#if NBHD_BIAS
-    const struct nbhd_axis *axis = p->axis;
-    int pitch1 = 2 * axis[2].window - 1, pitch0 = pitch1 * (2 * axis[1].window - 1);
-    int size = p->heads * pitch0 * (2 * axis[0].window - 1);
-#endif
-#pragma unroll
-    for (int m = 0; m < TILES; m++)
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-#if NBHD_BIAS
-            int row = mem->row_bias[row_number(m, i)] + at[0] * pitch0 + at[1] * pitch1 + at[2];
-#endif
-#pragma unroll
-            for (int e = 0; e < NBHD_N / 4; e++) {
-                float *x = &s[m][e / 2][2 * i + e % 2];
-                *x *= p->scale;
-#if NBHD_BIAS
-                if (!extra) {
-                    int index = row + mem->column_bias[e / 2 * 8 + ((int)threadIdx.x & 3) * 2 + e % 2];
-                    *x += (unsigned)index < (unsigned)size ? p->bias[index] : 0;
-                }
-#endif
-            }
-        }
-}
-#endif
 
 /* Raises the maxima of all rows of the warp to what they have seen, high of it in this box. */
 NBHD_FN void raise_maxima(struct rows *r, output o, float high[TILES][2], float scale)
@@ -210,7 +153,7 @@ NBHD_FN void load_box(const struct memory *mem, const struct nbhd_boxes_sm80 *b,
 
 /* All boxes of a grid. A round loads one and computes the one before. */
 NBHD_FN void walk(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, const struct memory *mem,
-                  struct rows *r, output o, int extra)
+                  struct rows *r, output o)
 {
     struct tables *tab = mem->tab;
     int at[3] = {tab->begin[0], tab->begin[1], tab->begin[2]};
@@ -253,7 +196,7 @@ NBHD_FN void walk(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, 
             multiply_nt(s, mem->q, Q_PITCH, mem->k + turn * K_BYTES, K_PITCH, K_STEPS);
 #endif
 #if NBHD_SCALED
-            scale_scores(s, p, mem, here, extra);
+            scale_scores(s, p, mem->biases, here, 0);
 #endif
             if (now & BOX_MASK)
                 apply_mask(s, -__int_as_float(0x7f800000), b, tab, turn, 0);
@@ -282,16 +225,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
     mem.k = mem.q + NBHD_ROWS * Q_PITCH;
     mem.v = mem.k + NBHD_STAGES * K_BYTES;
     mem.tab = (struct tables *)(mem.v + NBHD_STAGES * V_BYTES);
-#if NBHD_BIAS
-    mem.row_bias = (int *)(mem.tab + 1);
-    mem.column_bias = mem.row_bias + NBHD_ROWS;
-#endif
+    mem.biases = (struct biases *)(mem.tab + 1);
     struct place t = row_place(&p, &b, p.heads);
     if (t.origin[0] >= t.size[0] || t.origin[1] >= t.size[1] || t.origin[2] >= t.size[2])
         return; /* a dilation group with fewer elements than the first */
     fill_rows(&b, &t, mem.tab);
     __syncthreads();
-    load_rows(&p, &p.q, &t, mem.tab, shared_address(mem.q), Q_PITCH, NBHD_HEAD_DIM, b.wide);
+    load_rows(&p, &p.q, &t, mem.tab, mem.q, Q_PITCH, NBHD_HEAD_DIM, b.wide);
 
     output o;
     struct rows r;
@@ -309,11 +249,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
     for (int extra = 0; extra <= (p.extra > 0); extra++) {
         enter_grid(&p, &b, mem.tab, extra);
 #if NBHD_BIAS
-        if (!extra)
-            fill_bias(&p, &mem);
+        fill_biases(&p, mem.tab, mem.biases, mem.tab->place.head, !extra);
         __syncthreads();
 #endif
-        walk(&p, &b, &mem, &r, o, extra);
+        walk(&p, &b, &mem, &r, o);
     }
     finish(&p, &b, &mem.tab->place, &mem, &r, o);
 }

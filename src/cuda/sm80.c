@@ -1,6 +1,7 @@
 /* Boxes for the sm80 kernels, by counting: the cost of a choice is a product over axes, so every choice can be
  * tried. */
 #include "cuda/sm80.h"
+#include <limits.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -208,6 +209,7 @@ double nbhd_sm80_boxes(const struct nbhd_problem *problem, const struct nbhd_sm8
         boxes->tiles[a] = (s.size[a] + boxes->row_box[a] - 1) / boxes->row_box[a];
     }
     boxes->pack = best.pack;
+    boxes->group = group;
     *ctas = best.ctas;
 done:
     for (int a = 0; a < 3; a++)
@@ -218,6 +220,25 @@ done:
 int nbhd_sm80_tables(const struct nbhd_sm80_variant *v, int streams)
 {
     return 256 + (8 * streams + 4) * v->n + 4 * v->rows + 40 * (v->rows + 2) + 16 * (v->n + 5) + 128 * v->warps;
+}
+
+int nbhd_sm80_pitch(const nbhd_desc *desc, int dim)
+{
+    return (int)nbhd_dtype_size(desc->dtype) * nbhd_sm80_padded(dim) + 16;
+}
+
+int nbhd_sm80_biases(const struct nbhd_sm80_variant *v, const nbhd_desc *desc)
+{
+    return desc->bias ? 4 * (v->rows + v->n) : 0;
+}
+
+void nbhd_sm80_options(struct nbhd_options *options, const nbhd_desc *desc, const struct nbhd_sm80_choice *choice)
+{
+    const struct nbhd_sm80_variant *v = choice->variant;
+    nbhd_option(options, "-DNBHD_DTYPE=%d -DNBHD_HEAD_DIM=%d -DNBHD_HEAD_DIM_V=%d -DNBHD_BIAS=%d", desc->dtype,
+                desc->head_dim, desc->head_dim_v, desc->bias != 0);
+    nbhd_option(options, "-DNBHD_ROWS=%d -DNBHD_WARPS=%d -DNBHD_N=%d -DNBHD_CTAS=%d", v->rows, v->warps, v->n,
+                choice->resident);
 }
 
 double nbhd_sm80_blocks(const struct nbhd_problem *problem, const struct nbhd_boxes_sm80 *boxes, int heads)
@@ -242,14 +263,16 @@ static int resident(const struct nbhd_sm80_kernel *k, const struct nbhd_sm80_var
 
 /* Microseconds that a multiprocessor takes for a step of a CTA, where `fit` CTAs share it; measured on an H200
  * (docs/notes/sm80.md). Products and, less, the work on every score. 16 rows a warp read shared memory twice as
- * often as 32, which tells where rows are long; short boxes have more barriers; few warps hide little. */
+ * often as 32, which tells where rows are long; short boxes have more barriers; few warps hide little. Tensor cores take
+ * twice as long for TF32. */
 static double step_time(const struct nbhd_sm80_kernel *k, const struct nbhd_sm80_variant *v, const nbhd_desc *d,
                         int fit)
 {
     const bool wide = d->head_dim > 96 || d->head_dim_v > 96;
     const double rows = v->rows / v->warps >= 32 ? 1 : wide ? 0.7 : 0.88, n = v->n >= 64 ? 1 : v->n >= 32 ? 0.88 : 0.6;
     const double speed = rows * n * (v->stages == 1 ? 0.96 : 1) * (0.46 + 0.0675 * nbhd_min(8, fit * v->warps));
-    return (0.36 + 0.00447 * k->width) * v->rows * v->n / (128 * 64) / speed;
+    const double width = d->dtype == NBHD_F32 ? 2 * k->width : k->width;
+    return (0.36 + 0.00447 * width) * v->rows * v->n / (128 * 64) / speed;
 }
 
 /* And to begin and end a CTA. */
@@ -292,9 +315,9 @@ int nbhd_sm80_choose(struct nbhd_sm80_choice *choices, int room, const struct nb
     return nbhd_min(count, room);
 }
 
-bool nbhd_sm80_wide(const struct nbhd_view *const *views, int count, int head_dim, int head_dim_v)
+bool nbhd_sm80_wide(const nbhd_desc *desc, const struct nbhd_view *const *views, int count)
 {
-    uintptr_t odd = (uintptr_t)(2 * (head_dim | head_dim_v));
+    uintptr_t odd = (uintptr_t)nbhd_dtype_size(desc->dtype) * (uintptr_t)(desc->head_dim | desc->head_dim_v);
     for (int i = 0; i < count; i++) {
         const struct nbhd_view *v = views[i];
         if (v->data)
@@ -306,14 +329,21 @@ bool nbhd_sm80_wide(const struct nbhd_view *const *views, int count, int head_di
 bool nbhd_sm80_refuses(const struct nbhd_problem *problem, char why[NBHD_TEXT])
 {
     const nbhd_desc *d = &problem->desc;
-    if (d->dtype != NBHD_BF16 && d->dtype != NBHD_F16)
-        return nbhd_refuse(why, "dtype is %s; it must be bf16 or f16", nbhd_dtype_name(d->dtype));
+    if (d->dtype == NBHD_F64)
+        return nbhd_refuse(why, "dtype is f64; it must be bf16, f16, or f32 with tf32=1");
+    if (d->dtype == NBHD_F32 && !d->tf32)
+        return nbhd_refuse(why, "dtype is f32 and tf32 is 0; tensor cores round float32 to TF32, which tf32=1 allows");
     if (d->head_dim > 256)
         return nbhd_refuse(why, "head_dim is %d; it must be 1 to 256", d->head_dim);
     if (d->head_dim_v > 256)
         return nbhd_refuse(why, "head_dim_v is %d; it must be 1 to 256", d->head_dim_v);
-    for (int i = 0; i < 3; i++)
+    double biases = d->heads;
+    for (int i = 0; i < 3; i++) {
         if (problem->axis[i].edge == NBHD_EDGE_PERIODIC)
             return nbhd_refuse(why, "edge[%d] is periodic; it must be nearest, causal or truncated", i);
+        biases *= 2.0 * problem->axis[i].window - 1;
+    }
+    if (d->bias && biases > INT_MAX / 2)
+        return nbhd_refuse(why, "the table of biases has %.0f entries; it may have %d", biases, INT_MAX / 2);
     return false;
 }

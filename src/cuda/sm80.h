@@ -57,10 +57,16 @@ double nbhd_sm80_blocks(const struct nbhd_problem *problem, const struct nbhd_bo
 /* Bytes of struct tables (device/stream_sm80.cuh), or a little more. */
 int nbhd_sm80_tables(const struct nbhd_sm80_variant *v, int streams);
 static inline int nbhd_sm80_padded(int dim) { return (dim + 15) / 16 * 16; }
-static inline int nbhd_sm80_pitch(int dim) { return 2 * nbhd_sm80_padded(dim) + 16; } /* bytes from row to row */
+/* Bytes from row to row in shared memory, of head_dim or head_dim_v. */
+int nbhd_sm80_pitch(const nbhd_desc *desc, int dim);
+/* Of struct biases; 0 without a bias. */
+int nbhd_sm80_biases(const struct nbhd_sm80_variant *v, const nbhd_desc *desc);
 
-/* Whether rows of this many elements in all these views can be moved in pieces of 16 bytes. Absent views pass. */
-bool nbhd_sm80_wide(const struct nbhd_view *const *views, int count, int head_dim, int head_dim_v);
+/* The options that every sm80 kernel has. */
+void nbhd_sm80_options(struct nbhd_options *options, const nbhd_desc *desc, const struct nbhd_sm80_choice *choice);
+
+/* Whether the rows of all these views can be moved in pieces of 16 bytes. Absent views pass. */
+bool nbhd_sm80_wide(const nbhd_desc *desc, const struct nbhd_view *const *views, int count);
 
 /* What every sm80 kernel refuses. */
 bool nbhd_sm80_refuses(const struct nbhd_problem *problem, char why[NBHD_TEXT]);

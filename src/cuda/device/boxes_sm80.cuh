@@ -8,6 +8,7 @@ struct nbhd_boxes_sm80 {
     int column_box[3]; /* tokens of a step: at most NBHD_N, each extent at most 127 or the box 1 x 1 x 128 */
     int tiles[3];      /* row boxes on each axis, in the largest dilation group */
     int pack;          /* query heads that a CTA computes together: they share a key/value head */
+    int group;         /* query heads of a key/value head */
     int wide;          /* 1: all rows of all tensors are aligned to 16 bytes and may be moved in such pieces */
     float scale_log2;  /* what takes raw scores to powers of 2 */
     int reverse;       /* 1: last tile first, where later tiles have more to do (causal) */

@@ -34,6 +34,16 @@ NBHD_FN void mma_m16n8k16_f16(float *d, const unsigned *a, unsigned b0, unsigned
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+/* float32 operands, of which only sign, exponent and the 10 highest bits of the fraction count: A is 16 x 8, a[i + 2 h] is
+ * row g + 8 i, column q + 4 h; B is 8 x 8, b_h is row q + 4 h, column g. */
+NBHD_FN void mma_m16n8k8_tf32(float *d, const unsigned *a, unsigned b0, unsigned b1)
+{
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 /* ---- four 8 x 8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8 ---- */
 NBHD_FN void ldmatrix_x4(unsigned *r, unsigned address)
 {
