@@ -164,6 +164,9 @@ static int fill_one(const struct problem *problem, void *context)
 static int fill(const struct options *o, char **operands, int count)
 {
     int status = TOOL_DONE;
+    struct nbhd_cuda_machine machine;
+    if (!o->arch && nbhd_cuda_machine(&machine))
+        return tool_fail(TOOL_FAILED, "%s; --arch, e.g. sm_90, compiles for a GPU that is not here", nbhd_last_error());
     for (const char *at = o->arch; at && *at && status != TOOL_USAGE; at += strcspn(at, ","), at += *at == ',') {
         if (nbhd_cuda_set_target(atoi(at + (strncmp(at, "sm_", 3) ? 0 : 3))))
             return tool_fail(TOOL_USAGE, "--arch is '%s': %s", o->arch, nbhd_last_error());

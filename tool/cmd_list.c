@@ -3,7 +3,6 @@
 #include <string.h>
 
 #include "args.h"
-#include "array.h"
 #include "json.h"
 #include "tool.h"
 
@@ -32,37 +31,45 @@ static int pass_of(const char *name)
     return found;
 }
 
-/* Asks for a plain problem of each type, of large windows, as some rows leave small ones to others. A refusal that every type gets is the reason to tell. */
+static bool is_cuda(const char *name) { return !strncmp(name, "cuda.", 5); }
+
+/* Asks for a plain problem of each type, of large windows, as some rows leave small ones to others. A refusal that every type
+ * gets is the reason to tell. */
 static struct row probe(int i)
 {
     struct row row = {.name = nbhd_kernel_name(i)};
-    static const int dtypes[] = {NBHD_F32, NBHD_F64, NBHD_F16, NBHD_BF16};
-    bool cuda = !strncmp(row.name, "cuda.", 5);
-    for (size_t t = sizeof dtypes / sizeof *dtypes; t-- > 0;) {
+    /* The name of a type, and how a line says it. */
+    static const char *const types[][2] = {{"bf16", "bf16"}, {"f16", "f16"}, {"f64", "f64"}, {"f32", "f32"}, {"tf32", "f32 tf32"}};
+    for (size_t t = 0; t < sizeof types / sizeof *types; t++) {
         char why[NBHD_TEXT] = "", line[NBHD_TEXT], before[64];
         nbhd_desc desc;
-        snprintf(line, sizeof line, "%s %s d64 64x64 w32x32", passes[pass_of(row.name)], dtype_name(dtypes[t]));
+        if (!strcmp(types[t][0], "tf32") && !strncmp(row.dtypes, "f32", 3))
+            continue; /* what takes float32 need not round it */
+        snprintf(line, sizeof line, "%s %s d64 64x64 w32x32", passes[pass_of(row.name)], types[t][1]);
         if (nbhd_desc_parse(&desc, line) != NBHD_OK ||
-            nbhd_kernel_refusal(i, &desc, cuda ? NBHD_DEVICE_CUDA : NBHD_DEVICE_CPU, why, sizeof why) != NBHD_OK)
+            nbhd_kernel_refusal(i, &desc, is_cuda(row.name) ? NBHD_DEVICE_CUDA : NBHD_DEVICE_CPU, why, sizeof why) != NBHD_OK)
             snprintf(why, sizeof why, "%s", nbhd_last_error());
         snprintf(before, sizeof before, "%s", row.dtypes);
         if (*why)
             snprintf(row.why, sizeof row.why, "%s", why);
         else
-            snprintf(row.dtypes, sizeof row.dtypes, "%s%s%.40s", dtype_name(dtypes[t]), *before ? " " : "", before);
+            snprintf(row.dtypes, sizeof row.dtypes, "%s%s%.40s", types[t][0], *before ? " " : "", before);
     }
     return row;
 }
 
 static int run(int argc, char **argv)
 {
+    static const char *const devices[] = {"all", "cpu", "cuda", NULL};
     bool json = false;
+    int device = 0;
     const struct option table[] = {
+        opt_choice("device", 'd', &device, devices, "NAME", "only the kernels of the cpu or of cuda (all)"),
         opt_flag("json", 0, &json, "one JSON object a kernel"),
         opt_end(),
     };
     const struct usage usage = {
-        .synopsis = "nbhd list [--json]",
+        .synopsis = "nbhd list [--device NAME] [--json]",
         .about = "Lists every kernel of this build, best first: its name, as --kernel takes it, and the types that it takes\n"
                  "on this machine, or why it takes none. `nbhd plan LINE` tells which is used for a problem.",
         .options = table,
@@ -73,6 +80,8 @@ static int run(int argc, char **argv)
     if (status != ARGS_GO_ON)
         return status;
     for (int i = 0; nbhd_kernel_name(i); i++) {
+        if (device && (device == 2) != is_cuda(nbhd_kernel_name(i)))
+            continue;
         struct row row = probe(i);
         if (json) {
             struct json j = json_begin();
