@@ -118,7 +118,7 @@ static void check_nan_in(const struct nbhd_kernel *k, const char *line, int type
     set_type(&desc, (unsigned)type);
     /* A gradient of a key comes from queries that come from keys. */
     const int axis = desc.rank - 1, reach = 2 * (desc.window[axis] + TILE) * (desc.dilation[axis] ? desc.dilation[axis] : 1);
-    for (unsigned seed = 0; seed < 3 && is_new(k, &desc); seed++) {
+    for (unsigned seed = 0; seed < 2 && is_new(k, &desc); seed++) {
         const struct case_options options = {.kernel = k->name, .device = NBHD_DEVICE_CUDA, .seed = seed, .poison_key = true,
                                              .poison_reach = reach, .memory = gpu};
         nbhd_desc_format(&desc, text, sizeof text);
@@ -129,7 +129,7 @@ static void check_nan_in(const struct nbhd_kernel *k, const char *line, int type
 
 static void check_nan(void)
 {
-    static const char *const far[] = {"h2/1 d32 2500 w9", "d64 3000 w33 s4 ec", "h2 d16 2x2500 w2x5 r1x2"};
+    static const char *const far[] = {"h2/1 d32 1300 w9", "d64 1400 w33 s4 ec", "h2 d16 2x1300 w2x5"};
     for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
         for (size_t i = 0; is_wanted(k) && k->pass <= NBHD_BACKWARD && i < sizeof far / sizeof *far; i++)
             check_nan_in(k, far[i], (int)(i + (size_t)k->pass) % 4);

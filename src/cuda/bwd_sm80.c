@@ -129,7 +129,7 @@ static bool choose(const struct nbhd_problem *problem, const struct nbhd_cuda_ma
 {
     const nbhd_desc *d = &problem->desc;
     const int k = nbhd_sm80_padded(d->head_dim), v = nbhd_sm80_padded(d->head_dim_v);
-    const int most = d->dtype == NBHD_F32 ? 176 : 192; /* ptxas 12.9 to 13.5 spills none, for any generation */
+    const int most = d->bias ? 160 : d->dtype == NBHD_F32 ? 176 : 192; /* ptxas 12.9 to 13.5 spills none, for any generation */
     struct nbhd_sm80_kernel keys = {.variants = key_variants,
                                     .count = sizeof key_variants / sizeof *key_variants,
                                     .inverse = true,
