@@ -72,3 +72,9 @@ def test_the_structs_are_those_of_c(tmp_path):
     include = Path(__file__).resolve().parents[2] / "include"
     subprocess.run(["cc", f"-I{include}", source, "-o", tmp_path / "offsets"], check=True)
     assert [int(n) for n in subprocess.check_output([tmp_path / "offsets"]).split()] == want
+
+
+def test_tf32_changes_nothing_on_the_cpu():
+    q, k, v = (np.random.default_rng(i).standard_normal((1, 9, 11, 2, 16)).astype(np.float32) for i in range(3))
+    exact = nbhd.attention(q, k, v, window=(3, 5))
+    assert np.array_equal(nbhd.attention(q, k, v, window=(3, 5), tf32=True), exact)
