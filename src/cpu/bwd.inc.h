@@ -25,6 +25,7 @@
 
 #include "cpu/bwd_common.inc.h"
 #include "cpu/bwd_broadcast.inc.h"
+#include "cpu/permute.inc.h"
 #include "cpu/bwd_permute.inc.h"
 
 /* ---- phases ---- */
@@ -69,26 +70,45 @@ static void zero_task(void *context, long long task, int thread)
     zero_share(c->bias, slots * (size_t)p->heads * (size_t)c->b->table, task, zero_tasks(p));
 }
 
+/* Task number `task` of a round; false: it is void. */
+static bool find_task(const struct bwd_call *c, int round, long long task, struct bwd_task *t)
+{
+    const struct nbhd_bwd *b = c->b;
+    const int groups = c->p->kv_heads / b->group;
+    *t = (struct bwd_task){.call = c, .slot = (int)(task % b->slots), .extra = true};
+    t->kv_head = (int)(task / b->slots % groups) * b->group;
+    t->batch = (int)(task / b->slots / groups);
+    int slot = t->slot;
+    for (int i = 2; i >= 0; i--) {
+        const struct nbhd_rounds *axis = &b->axis[i];
+        if (!nbhd_rounds_at(axis, b->cut[i], round % axis->rounds, slot % axis->slots, &t->region[i]))
+            return false;
+        t->extra &= !axis->paired || round % axis->rounds == 0; /* extra keys once for each query */
+        slot /= axis->slots;
+        round /= axis->rounds;
+    }
+    return true;
+}
+
+/* What a thread that does the task will do next, where threads take turns. */
+static bool next_task(const struct bwd_call *c, long long task, struct bwd_task *t)
+{
+    const long long next = task + c->b->threads;
+    if (next < c->b->tasks)
+        return find_task(c, c->round, next, t);
+    return c->round + 1 < c->b->rounds && find_task(c, c->round + 1, next - c->b->tasks, t);
+}
+
 static void round_task(void *context, long long task, int thread)
 {
     const struct bwd_call *c = context;
     const struct nbhd_bwd *b = c->b;
     char *scratch = c->scratch + b->scratch * (size_t)thread;
-    struct bwd_task t = {.call = c, .slot = (int)(task % b->slots), .extra = true};
-    const int groups = c->p->kv_heads / b->group;
-    t.kv_head = (int)(task / b->slots % groups) * b->group;
-    t.batch = (int)(task / b->slots / groups);
-    int slot = t.slot, round = c->round;
-    for (int i = 2; i >= 0; i--) {
-        const struct nbhd_rounds *axis = &b->axis[i];
-        if (!nbhd_rounds_at(axis, b->cut[i], round % axis->rounds, slot % axis->slots, &t.region[i]))
-            return;
-        t.extra &= !axis->paired || round % axis->rounds == 0; /* extra keys once for each query */
-        slot /= axis->slots;
-        round /= axis->rounds;
-    }
+    struct bwd_task t, after;
+    if (!find_task(c, c->round, task, &t))
+        return;
     if (b->variant == NBHD_FWD_PERMUTE)
-        bwd_permute_task(&t, scratch);
+        bwd_permute_task(&t, next_task(c, task, &after) ? &after : NULL, scratch);
     else
         bwd_broadcast_task(&t, scratch);
 }

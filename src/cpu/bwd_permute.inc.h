@@ -1,7 +1,7 @@
 /* Backward for small windows. A tile is up to FWD_ROWS neighbouring query rows (along axis 1) of VF queries each (along axis 2):
- * a vector per row. S and dP are made with lanes of queries, a permute giving each lane its own key (as in fwd_permute.inc.h):
+ * a vector per row. S and dP are made with lanes of queries by permute.inc.h, from Q, dO and lines of K and V:
  *
- *     S[j][r]  += Qt[d][r]  * Kline[d][start[lane] + j]      line[d][position]: a row of K or V transposed
+ *     S[j][r]  += Qt[d][r]  * Kline[d][start[lane] + j]
  *     dP[j][r] += dOt[d][r] * Vline[d][start[lane] + j]
  *
  * The other three have lanes of head dimensions, one query lane after another; K is read and dK, dV are added to where they lie:
@@ -10,23 +10,8 @@
  *     dV[key of lane, j] += sum over r of P[j][r][lane] * dO[r][lane]          dK with dS and Q likewise
  *
  * Rows that share a key share its loads and stores. Only visible pairs are computed there, so what lies outside a window may be
- * NaN. Positions count the tokens of axis 2 with its dilation groups end to end. The lines that the tiles at hand see are in a
- * ring of slots; rows of K of 16-bit or odd widths are unpacked beside them. Included by bwd.inc.h. */
-
-enum { ROW_WIDTH = FWD_ROWS * VF };
-
-/* VF queries along axis 2. Lanes past `lanes` repeat the last one. */
-struct lane_block {
-    int lanes;
-    int base;      /* position of lane 0's first key in the lines */
-    bool ragged;   /* some windows have fewer keys than the window */
-    int start[VF]; /* position of the first key, less base */
-    int count[VF]; /* keys */
-    int query[VF]; /* token of the query */
-    int key[VF];   /* position of the first key in the lines */
-    int token[VF]; /* its token */
-    int bias[VF];  /* column of the bias table for j = 0 */
-};
+ * NaN. The lines that the tiles at hand see are in a ring of slots; rows of K of 16-bit or odd widths are unpacked beside them.
+ * Included by bwd.inc.h. */
 
 /* A row of keys that query rows [begin, end) of a tile see, or some extra keys. */
 struct bwd_keys {
@@ -38,11 +23,17 @@ struct bwd_keys {
     int begin, end, columns, entry;
 };
 
+/* Up to FWD_ROWS rows of queries from y on, at element z of axis 0, of a box of the task's region; axis 2 in positions. */
+struct bwd_step {
+    const struct bwd_task *task;
+    struct nbhd_range q[3];
+    int z, y, rows;
+};
+
 struct bwd_box {
     const struct bwd_task *task;
     struct nbhd_cell cell[2];       /* of axis 0 and 1 */
     struct nbhd_range keys;         /* positions on axis 2 */
-    struct nbhd_range new_keys[2];  /* elements of axis 0 and 1 that the next step is the first to see */
     int kv_head, member, head;      /* member: of the task's group of kv heads */
     int blocks, runs, k_step;       /* k_step: bytes from key to key in unpacked rows; 0: K is read in place */
     struct lane_block *block;
@@ -53,79 +44,11 @@ struct bwd_box {
     float *qt, *dt, *q, *d, *dq; /* [dim][ROW_WIDTH] twice, [ROW_WIDTH][whole vectors] three times */
     float *s, *ds;               /* [FWD_BLOCK][ROW_WIDTH] */
     float *lse, *delta;
+    struct look_ahead *ahead;
+    int tile, tiles; /* of this step */
 };
 
 /* ---- scores ---- */
-
-/* s[columns][rows] = sum over i < d of xt[i][rows] * line[i][start[lane] + column] */
-V_FN void permuted_micro(const float *xt, const float *line, int step, const int *start, int d, float *s, const int rows,
-                         const int columns)
-{
-    vf acc[V_COLUMNS][FWD_ROWS];
-    vi index[V_COLUMNS];
-#pragma GCC unroll 8
-    for (int j = 0; j < columns; j++) {
-        index[j] = v_imin(v_iadd(v_iload(start), v_iset1(j)), v_iset1(2 * VF - 1));
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; r++)
-            acc[j][r] = v_zero();
-    }
-    for (int i = 0; i < d; i++, xt += ROW_WIDTH, line += step) {
-        const vf low = v_load(line), high = v_load(line + VF);
-        vf x[FWD_ROWS];
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; r++)
-            x[r] = v_load(xt + r * VF);
-#pragma GCC unroll 8
-        for (int j = 0; j < columns; j++) {
-            const vf key = v_lookup(low, high, index[j]);
-#pragma GCC unroll 4
-            for (int r = 0; r < rows; r++)
-                acc[j][r] = v_fma(x[r], key, acc[j][r]);
-        }
-    }
-#pragma GCC unroll 8
-    for (int j = 0; j < columns; j++)
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; r++)
-            v_store(s + j * ROW_WIDTH + r * VF, acc[j][r]);
-}
-
-V_FN void permuted_columns(const float *xt, const float *line, int step, const int *start, int d, float *s, const int rows,
-                           int columns)
-{
-    switch (columns) {
-    case 1: permuted_micro(xt, line, step, start, d, s, rows, 1); return;
-    case 2: permuted_micro(xt, line, step, start, d, s, rows, 2); return;
-#if V_COLUMNS > 2
-    case 3: permuted_micro(xt, line, step, start, d, s, rows, 3); return;
-    case 4: permuted_micro(xt, line, step, start, d, s, rows, 4); return;
-    case 5: permuted_micro(xt, line, step, start, d, s, rows, 5); return;
-    case 6: permuted_micro(xt, line, step, start, d, s, rows, 6); return;
-#endif
-    default: return;
-    }
-}
-
-/* One product of a run: s of its entries from transposed rows xt and a line. */
-static void permuted_scores(const struct bwd_box *x, const struct lane_block *b, const struct bwd_keys *run, const float *xt,
-                            const float *line, int d, float *s)
-{
-    const int step = x->task->call->b->line_step, rows = run->end - run->begin, most = x->task->call->b->columns;
-    const int parts = (run->columns + most - 1) / most;
-    s += run->entry * ROW_WIDTH + run->begin * VF;
-    xt += run->begin * VF;
-    line += b->base;
-    for (int part = 0; part < parts; part++) {
-        const int j = run->columns * part / parts, n = run->columns * (part + 1) / parts - j;
-        switch (rows) {
-        case 1: permuted_columns(xt, line + j, step, b->start, d, s + j * ROW_WIDTH, 1, n); break;
-        case 2: permuted_columns(xt, line + j, step, b->start, d, s + j * ROW_WIDTH, 2, n); break;
-        case 3: permuted_columns(xt, line + j, step, b->start, d, s + j * ROW_WIDTH, 3, n); break;
-        default: permuted_columns(xt, line + j, step, b->start, d, s + j * ROW_WIDTH, 4, n); break;
-        }
-    }
-}
 
 static void extra_scores(const struct bwd_keys *run, const float *xt, const float *keys, int width, int d, float *s)
 {
@@ -140,8 +63,10 @@ static void run_scores(const struct bwd_box *x, const struct lane_block *b, cons
 {
     const struct bwd_call *c = x->task->call;
     if (run->k_line) {
-        permuted_scores(x, b, run, x->qt, run->k_line, c->p->head_dim, x->s);
-        permuted_scores(x, b, run, x->dt, run->v_line, c->p->head_dim_v, x->ds);
+        const int skip = run->begin * VF, at = run->entry * ROW_WIDTH + skip, rows = run->end - run->begin;
+        const int step = c->b->line_step, most = c->b->columns;
+        look_up_product(b, x->qt + skip, run->k_line, step, c->p->head_dim, x->s + at, rows, run->columns, most);
+        look_up_product(b, x->dt + skip, run->v_line, step, c->p->head_dim_v, x->ds + at, rows, run->columns, most);
     } else {
         extra_scores(run, x->qt, (const float *)(const void *)run->k, c->b->width, c->p->head_dim, x->s);
         extra_scores(run, x->dt, run->v, c->b->width_v, c->p->head_dim_v, x->ds);
@@ -318,12 +243,20 @@ V_FN void key_lane(const struct bwd_box *x, const struct lane_block *b, const st
     }
 }
 
-static void query_lanes(const struct bwd_box *x, const struct lane_block *b, const struct bwd_keys *run, int runs)
+/* What the next step reads, at beat number `beat` of `beats` of a tile's work. */
+static void look_ahead(const struct bwd_box *x, int beat, int beats)
+{
+    ahead_ask(x->ahead, x->ahead->lines * ((long long)x->tile * beats + beat) / ((long long)x->tiles * beats));
+}
+
+/* beat: of 2 x->runs, at which this begins; it takes a third of the portion's. */
+static void query_lanes(const struct bwd_box *x, const struct lane_block *b, const struct bwd_keys *run, int runs, int beat)
 {
     const int width = x->task->call->b->width;
     for (int column = 0, dims; column < width; column += dims * VF) {
         dims = nbhd_min((width - column) / VF, V_DIMS);
-        for (int l = 0; l < b->lanes; l++)
+        for (int l = 0; l < b->lanes; l++) {
+            look_ahead(x, 3 * b->lanes * beat + runs * l, 6 * b->lanes * x->runs);
             switch (dims) {
             case 1: query_lane(x, b, run, runs, l, column, 1); break;
             case 2: query_lane(x, b, run, runs, l, column, 2); break;
@@ -332,16 +265,18 @@ static void query_lanes(const struct bwd_box *x, const struct lane_block *b, con
             case 4: query_lane(x, b, run, runs, l, column, 4); break;
 #endif
             }
+        }
     }
 }
 
 static void key_lanes(const struct bwd_box *x, const struct lane_block *b, const struct bwd_keys *run, int runs,
-                      const struct key_side *side)
+                      const struct key_side *side, int beat)
 {
     for (int column = 0, dims; column < side->width; column += dims * VF) {
         dims = nbhd_min((side->width - column) / VF, V_DIMS);
         const int last = nbhd_min(side->n - column - (dims - 1) * VF, VF);
-        for (int l = 0; l < b->lanes; l++)
+        for (int l = 0; l < b->lanes; l++) {
+            look_ahead(x, 3 * b->lanes * beat + runs * l, 6 * b->lanes * x->runs);
             switch (dims) {
             case 1: key_lane(x, b, run, runs, l, column, side, 1, last); break;
             case 2: key_lane(x, b, run, runs, l, column, side, 2, last); break;
@@ -350,6 +285,7 @@ static void key_lanes(const struct bwd_box *x, const struct lane_block *b, const
             case 4: key_lane(x, b, run, runs, l, column, side, 4, last); break;
 #endif
             }
+        }
     }
 }
 
@@ -379,62 +315,12 @@ static void transpose_rows(float *xt, const float *rows, int width, int n)
     }
 }
 
-/* Address of a tensor's row along axis 2, token 0, at key elements e of axis 0 and 1. */
-static char *row_at(const struct bwd_box *x, const struct nbhd_view *view, const int e[2])
+/* Address of a tensor's row along axis 2, token 0, at elements e of axis 0 and 1. */
+static char *row_at(const struct bwd_task *t, const struct nbhd_view *view, const int e[2], int head)
 {
-    const struct nbhd_axis *a = x->task->call->p->axis;
-    const int token[3] = {x->cell[0].group + e[0] * a[0].dilation, x->cell[1].group + e[1] * a[1].dilation, 0};
-    return nbhd_view_at(view, x->task->batch, token, x->kv_head);
-}
-
-static void fetch(const char *row, int bytes)
-{
-    for (int i = 0; i < bytes; i += 64)
-        __builtin_prefetch(row + i);
-}
-
-/* A tile to come: the block, and its first row. */
-struct next_tile {
-    const struct lane_block *b;
-    int z, y, rows; /* rows: 0 if there is none */
-};
-
-/* Asks for a part of what the next tile will read and write of queries: it comes from many pages, in no order that a machine
- * would guess. */
-static void fetch_queries(const struct bwd_box *x, const struct next_tile *next, int part, int parts)
-{
-    const struct bwd_call *c = x->task->call;
-    const struct nbhd_params *p = c->p;
-    const int element = c->dtype == NBHD_F32 ? 4 : 2, width = p->head_dim * element, width_v = p->head_dim_v * element;
-    const int lanes = next->rows * next->b->lanes;
-    for (int lane = lanes * part / parts; lane < lanes * (part + 1) / parts; lane++) {
-        int at[3];
-        tile_token(x, next->b, next->z, next->y, lane / next->b->lanes, lane % next->b->lanes, at);
-        fetch(nbhd_view_at(&p->dout, x->task->batch, at, x->head), width_v);
-        fetch(nbhd_view_at(&p->o, x->task->batch, at, x->head), width_v);
-        fetch(nbhd_view_at(&p->q, x->task->batch, at, x->head), width);
-        fetch(nbhd_view_at(&c->dq, x->task->batch, at, x->head), width);
-    }
-}
-
-/* And of the rows of keys that the next step along axis 1 will see first. */
-static void fetch_keys(const struct bwd_box *x, int part, int parts)
-{
-    const struct bwd_call *c = x->task->call;
-    const struct nbhd_params *p = c->p;
-    const int element = c->dtype == NBHD_F32 ? 4 : 2, keys = x->keys.end - x->keys.begin;
-    int e[2] = {x->new_keys[0].begin, 0};
-    for (; e[0] < x->new_keys[0].end; e[0]++)
-        for (e[1] = x->new_keys[1].begin; e[1] < x->new_keys[1].end; e[1]++) {
-            const char *k = row_at(x, &p->k, e), *v = row_at(x, &p->v, e);
-            const char *dk = row_at(x, &c->dk, e), *dv = row_at(x, &c->dv, e);
-            for (int i = (int)((long long)keys * part / parts); i < (int)((long long)keys * (part + 1) / parts); i++) {
-                fetch(k + x->token[i] * p->k.axis[2], p->head_dim * element);
-                fetch(v + x->token[i] * p->v.axis[2], p->head_dim_v * element);
-                fetch(dk + x->token[i] * c->dk.axis[2], p->head_dim * 4);
-                fetch(dv + x->token[i] * c->dv.axis[2], p->head_dim_v * 4);
-            }
-        }
+    const struct nbhd_axis *a = t->call->p->axis;
+    const int token[3] = {t->region[0].group + e[0] * a[0].dilation, t->region[1].group + e[1] * a[1].dilation, 0};
+    return nbhd_view_at(view, t->batch, token, head);
 }
 
 /* Lanes past the last one are zeros, and never used. Rows past the last one are left as they are, for no run has them. */
@@ -483,8 +369,7 @@ static void store_rows(const struct bwd_box *x, const struct lane_block *b, int 
         }
 }
 
-static void permute_tile(const struct bwd_box *x, const struct lane_block *b, int z, int y, int rows,
-                         const struct next_tile *next)
+static void permute_tile(const struct bwd_box *x, const struct lane_block *b, int z, int y, int rows)
 {
     const struct bwd_call *c = x->task->call;
     const struct nbhd_params *p = c->p;
@@ -495,112 +380,50 @@ static void permute_tile(const struct bwd_box *x, const struct lane_block *b, in
     while (run < end) {
         int n = 0;
         do {
-            const int at = (int)(run - x->run) + n;
-            fetch_queries(x, next, at, x->runs);
-            fetch_keys(x, (int)(b - x->block) * x->runs + at, x->blocks * x->runs);
+            look_ahead(x, (int)(run - x->run) + n, 2 * x->runs);
             run_scores(x, b, &run[n]);
             run_weights(x, b, &run[n]);
             if (p->dbias && run[n].k_line)
                 run_bias_gradient(x, b, &run[n], bias_sums(c, x->task->batch, x->task->slot));
         } while (run + ++n < end && run[n].entry > 0);
-        key_lanes(x, b, run, n, &of_v);
-        key_lanes(x, b, run, n, &of_k);
-        query_lanes(x, b, run, n);
+        const int at = x->runs + (int)(run - x->run);
+        key_lanes(x, b, run, n, &of_v, at);
+        key_lanes(x, b, run, n, &of_k, at + n / 3);
+        query_lanes(x, b, run, n, at + 2 * n / 3);
         run += n;
     }
     store_rows(x, b, z, y, rows);
 }
 
-/* ---- a box: lines, blocks, runs ---- */
-
-/* Element i of all groups laid end to end: its group, and its place in it. */
-struct position {
-    int group, element, size;
-};
-
-static struct position position_of(struct nbhd_axis a, int i)
-{
-    const int size = nbhd_group_size(a, 0), longs = a.length - (size - 1) * a.dilation;
-    if (i < longs * size)
-        return (struct position){i / size, i % size, size};
-    i -= longs * size;
-    return (struct position){longs + i / (size - 1), i % (size - 1), size - 1};
-}
-
-static void find_keys(struct bwd_box *x, struct nbhd_range queries)
-{
-    const struct nbhd_axis a = x->task->call->p->axis[2];
-    const struct position first = position_of(a, queries.begin), last = position_of(a, queries.end - 1);
-    x->keys.begin = queries.begin - first.element + nbhd_keys(a, first.size, first.element).begin;
-    x->keys.end = queries.end - 1 - last.element + nbhd_keys(a, last.size, last.element).end;
-    for (int i = x->keys.begin; i < x->keys.end; i++) {
-        const struct position key = position_of(a, i);
-        x->token[i - x->keys.begin] = key.group + key.element * a.dilation;
-    }
-}
-
-static void make_block(struct bwd_box *x, struct lane_block *b, int first, int lanes)
-{
-    const struct nbhd_axis a = x->task->call->p->axis[2];
-    b->lanes = lanes;
-    b->ragged = false;
-    for (int l = 0; l < VF; l++) {
-        const int i = first + nbhd_min(l, lanes - 1);
-        const struct position q = position_of(a, i);
-        const struct nbhd_range keys = nbhd_keys(a, q.size, q.element);
-        b->key[l] = i - q.element + keys.begin - x->keys.begin; /* q's group begins at i - q.element */
-        if (l == 0)
-            b->base = b->key[0];
-        b->start[l] = b->key[l] - b->base;
-        b->count[l] = keys.end - keys.begin;
-        b->query[l] = q.group + q.element * a.dilation;
-        b->token[l] = q.group + keys.begin * a.dilation;
-        b->bias[l] = keys.begin - q.element + a.window - 1;
-        b->ragged |= b->count[l] != a.window;
-    }
-}
-
-/* line[i][position] = element i of the row of axis 2 at that position. */
-static void pack_line(const struct bwd_box *x, const char *row, long long step, int n, float *line)
-{
-    const struct bwd_call *c = x->task->call;
-    const int keys = x->keys.end - x->keys.begin;
-    for (int at = 0; at < keys; at += VF) {
-        for (int l = at + VF; l < nbhd_min(keys, at + 2 * VF); l++)
-            fetch(row + x->token[l] * step, n * (c->dtype == NBHD_F32 ? 4 : 2));
-        for (int i = 0; i < n; i += VF) {
-            vf t[VF];
-#pragma GCC unroll 16
-            for (int l = 0; l < VF; l++) /* past the end: the last key again, never looked up */
-                t[l] = v_load_as(row + x->token[nbhd_min(at + l, keys - 1)] * step, c->dtype, i, nbhd_min(VF, n - i));
-            v_transpose(t);
-#pragma GCC unroll 16
-            for (int l = 0; l < VF; l++)
-                if (i + l < n)
-                    v_store(line + (i + l) * c->b->line_step + at, t[l]);
-        }
-    }
-}
+/* ---- a box: lines, runs ---- */
 
 static float *k_rows_at(const struct bwd_box *x, long long slot)
 {
     return x->k_rows + slot * x->task->call->b->positions * x->task->call->b->width;
 }
 
+static long long slot_of(const struct bwd_box *x, const int e[2])
+{
+    const int *ring = x->task->call->b->ring;
+    return ((long long)x->member * ring[0] + e[0] % ring[0]) * ring[1] + e[1] % ring[1];
+}
+
+static long long tag_of(const int e[2]) { return (long long)e[0] << 32 | e[1]; }
+
 /* The slot of a row of keys, filled if it held another. Rows of one tile never share a slot. */
 static long long find_slot(const struct bwd_box *x, const int e[2])
 {
     const struct bwd_call *c = x->task->call;
     const struct nbhd_params *p = c->p;
-    const long long first = x->member * c->b->ring[0] + e[0] % c->b->ring[0], slot = first * c->b->ring[1] + e[1] % c->b->ring[1];
-    const long long tag = (long long)e[0] << 32 | e[1], line = slot * c->b->line_step;
-    if (x->tag[slot] == tag)
+    const long long slot = slot_of(x, e), line = slot * c->b->line_step;
+    if (x->tag[slot] == tag_of(e))
         return slot;
-    x->tag[slot] = tag;
-    const char *k = row_at(x, &p->k, e), *v = row_at(x, &p->v, e);
-    pack_line(x, k, p->k.axis[2], p->head_dim, x->k_lines + line * p->head_dim);
-    pack_line(x, v, p->v.axis[2], p->head_dim_v, x->v_lines + line * p->head_dim_v);
-    for (int j = 0; j < x->keys.end - x->keys.begin && x->k_step; j++)
+    x->tag[slot] = tag_of(e);
+    const char *k = row_at(x->task, &p->k, e, x->kv_head), *v = row_at(x->task, &p->v, e, x->kv_head);
+    const int keys = x->keys.end - x->keys.begin;
+    pack_line(k, p->k.axis[2], x->token, keys, c->dtype, p->head_dim, x->k_lines + line * p->head_dim, c->b->line_step);
+    pack_line(v, p->v.axis[2], x->token, keys, c->dtype, p->head_dim_v, x->v_lines + line * p->head_dim_v, c->b->line_step);
+    for (int j = 0; j < keys && x->k_step; j++)
         unpack_row(k_rows_at(x, slot) + j * c->b->width, k + x->token[j] * p->k.axis[2], c->dtype, p->head_dim);
     return slot;
 }
@@ -683,9 +506,9 @@ static void list_runs(struct bwd_box *x, int z, int y, int rows)
             const long long slot = find_slot(x, e), i = slot * c->b->line_step;
             run->k_line = x->k_lines + i * p->head_dim;
             run->v_line = x->v_lines + i * p->head_dim_v;
-            run->k = x->k_step ? (const char *)k_rows_at(x, slot) : row_at(x, &p->k, e);
-            run->dk = row_at(x, &c->dk, e);
-            run->dv = row_at(x, &c->dv, e);
+            run->k = x->k_step ? (const char *)k_rows_at(x, slot) : row_at(x->task, &p->k, e, x->kv_head);
+            run->dk = row_at(x->task, &c->dk, e, x->kv_head);
+            run->dv = row_at(x->task, &c->dv, e, x->kv_head);
             run->bias = (e[0] - z + p->axis[0].window - 1) * plane + (e[1] - y + p->axis[1].window - 1) * table_row;
         }
     }
@@ -710,6 +533,7 @@ static void place_box(struct bwd_box *x, char *scratch)
     x->run = (struct bwd_keys *)(void *)(scratch + b->at_runs);
     x->token = (int *)(void *)(scratch + b->at_token);
     x->tag = (long long *)(void *)(scratch + b->at_tags);
+    x->ahead = (struct look_ahead *)(void *)(scratch + b->at_ahead);
     x->k_step = b->unpack ? b->width * (int)sizeof(float) : 0;
 }
 
@@ -724,76 +548,160 @@ static void count_runs(const struct bwd_box *x, int rows)
     nbhd_count_visits(visits, masked);
 }
 
-/* Rows of keys that the step at row y of axis 1 is the first to see; none where z changes before. */
-static void find_new_keys(struct bwd_box *x, int z, int y)
+/* ---- steps ---- */
+
+static struct bwd_step step_at(const struct bwd_task *t, const struct nbhd_range q[3], int z, int y)
 {
-    const struct nbhd_axis *a = x->task->call->p->axis;
-    const int end = nbhd_min(y + FWD_ROWS, x->cell[1].q.end);
-    x->new_keys[0] = x->new_keys[1] = nbhd_range_of(0, 0);
-    if (y >= end)
-        return;
-    x->new_keys[0] = nbhd_keys(a[0], x->cell[0].size, z);
-    if (z > x->cell[0].q.begin) /* the others were seen at z - 1 */
-        x->new_keys[0].begin = nbhd_max(x->new_keys[0].begin, nbhd_keys(a[0], x->cell[0].size, z - 1).end);
-    x->new_keys[1] = nbhd_range_of(nbhd_keys(a[1], x->cell[1].size, y - 1).end, nbhd_keys(a[1], x->cell[1].size, end - 1).end);
+    return (struct bwd_step){t, {q[0], q[1], q[2]}, z, y, nbhd_min(q[1].end - y, FWD_ROWS)};
 }
 
-/* The tiles of a step, rows [y, y + rows), for one kv head. */
-static void permute_step(struct bwd_box *x, int z, int y, int rows)
+static struct bwd_step first_step(const struct bwd_task *t)
+{
+    struct nbhd_range q[3];
+    for (int a = 0; a < 3; a++)
+        q[a] = nbhd_range_of(t->region[a].q.begin, nbhd_min(t->region[a].q.begin + t->call->b->tile[a], t->region[a].q.end));
+    return step_at(t, q, q[0].begin, q[1].begin);
+}
+
+/* Moves on, along axis 1, then 0, then to the next box; false if there is none. */
+static bool next_step(struct bwd_step *s)
+{
+    struct nbhd_range q[3] = {s->q[0], s->q[1], s->q[2]};
+    if (s->y + FWD_ROWS < q[1].end)
+        *s = step_at(s->task, q, s->z, s->y + FWD_ROWS);
+    else if (s->z + 1 < q[0].end)
+        *s = step_at(s->task, q, s->z + 1, q[1].begin);
+    else {
+        const int *tile = s->task->call->b->tile;
+        int a = 2;
+        for (; a >= 0; a--) {
+            const struct nbhd_range all = s->task->region[a].q;
+            const bool more = q[a].end < all.end;
+            q[a].begin = more ? q[a].end : all.begin;
+            q[a].end = nbhd_min(q[a].begin + tile[a], all.end);
+            if (more)
+                break;
+        }
+        *s = step_at(s->task, q, q[0].begin, q[1].begin);
+        return a >= 0;
+    }
+    return true;
+}
+
+static bool same_box(const struct bwd_step *a, const struct bwd_step *b)
+{
+    bool same = a->task == b->task;
+    for (int i = 0; i < 3; i++)
+        same = same && a->q[i].begin == b->q[i].begin;
+    return same;
+}
+
+/* Rows of some tensors at elements e of axis 0 and 1, of all heads of a group: the tokens, neighbours if list is NULL. */
+static void ahead_heads(struct bwd_box *x, const struct bwd_step *s, const struct nbhd_view *view, const int e[2], int heads,
+                        int width, int element, struct nbhd_range tokens)
+{
+    const struct bwd_task *t = s->task;
+    const int share = heads == t->call->p->heads ? t->call->p->heads / t->call->p->kv_heads : 1, count = t->call->b->group * share;
+    const int bytes = width * element, together = view->head == bytes ? count : 1;
+    for (int head = 0; head < count; head += together)
+        ahead_add(x->ahead, row_at(t, view, e, t->kv_head * share + head) + tokens.begin * view->axis[2], view->axis[2], NULL,
+                  tokens.end - tokens.begin, together * bytes);
+}
+
+/* Lists what the step will be the first to read and write. Where dilation groups are cut up along axis 2, all of the axis. */
+static void list_ahead(struct bwd_box *x, const struct bwd_step *s, bool in_this_box)
+{
+    const struct bwd_call *c = x->task->call;
+    const struct nbhd_params *p = c->p;
+    const struct nbhd_axis a = p->axis[2];
+    const struct nbhd_region *region = s->task->region;
+    const int element = c->dtype == NBHD_F32 ? 4 : 2;
+    struct nbhd_range q = nbhd_range_of(0, a.length), keys = q;
+    if (a.dilation == 1) {
+        q = s->q[2];
+        keys = nbhd_range_of(nbhd_keys(a, a.length, q.begin).begin, nbhd_keys(a, a.length, q.end - 1).end);
+    }
+    int e[2] = {s->z, s->y};
+    for (; e[1] < s->y + s->rows; e[1]++) {
+        ahead_heads(x, s, &p->dout, e, p->heads, p->head_dim_v, element, q);
+        ahead_heads(x, s, &p->o, e, p->heads, p->head_dim_v, element, q);
+        ahead_heads(x, s, &p->q, e, p->heads, p->head_dim, element, q);
+        ahead_heads(x, s, &c->dq, e, p->heads, p->head_dim, element, q);
+    }
+    const struct nbhd_range outer = nbhd_keys(p->axis[0], region[0].size, s->z);
+    const int begin = nbhd_keys(p->axis[1], region[1].size, s->y).begin;
+    const int end = nbhd_keys(p->axis[1], region[1].size, s->y + s->rows - 1).end;
+    for (e[0] = outer.begin; e[0] < outer.end; e[0]++)
+        for (e[1] = begin; e[1] < end; e[1]++) {
+            if (in_this_box && x->tag[slot_of(x, e)] == tag_of(e))
+                continue;
+            ahead_heads(x, s, &p->k, e, p->kv_heads, p->head_dim, element, keys);
+            ahead_heads(x, s, &p->v, e, p->kv_heads, p->head_dim_v, element, keys);
+            ahead_heads(x, s, &c->dk, e, p->kv_heads, p->head_dim, 4, keys);
+            ahead_heads(x, s, &c->dv, e, p->kv_heads, p->head_dim_v, 4, keys);
+        }
+}
+
+/* ---- a task ---- */
+
+/* The tiles of a step, for one kv head. */
+static void permute_step(struct bwd_box *x, const struct bwd_step *s)
 {
     const struct bwd_call *c = x->task->call;
     const int share = c->p->heads / c->p->kv_heads, first = x->kv_head * share;
-    list_runs(x, z, y, rows);
     for (x->head = first; x->head < first + share; x->head++) {
         if (nbhd_counters)
-            count_runs(x, rows);
-        for (int i = 0; i < x->blocks; i++) {
-            const bool last = i + 1 == x->blocks;
-            const int below = nbhd_max(nbhd_min(x->cell[1].q.end - y - FWD_ROWS, FWD_ROWS), 0);
-            const struct next_tile next = {&x->block[last ? 0 : i + 1], z, last ? y + FWD_ROWS : y, last ? below : rows};
-            permute_tile(x, &x->block[i], z, y, rows, &next);
-        }
+            count_runs(x, s->rows);
+        for (int i = 0; i < x->blocks; i++, x->tile++)
+            permute_tile(x, &x->block[i], s->z, s->y, s->rows);
     }
 }
 
-/* Neighbouring kv heads go along together: they share pages, and these are many. */
-static void permute_box(struct bwd_box *x, struct nbhd_range positions)
+static void begin_box(struct bwd_box *x, const struct bwd_step *s)
 {
     const struct bwd_call *c = x->task->call;
-    find_keys(x, positions);
-    x->blocks = (positions.end - positions.begin + VF - 1) / VF;
-    for (int i = 0; i < x->blocks; i++)
-        make_block(x, &x->block[i], positions.begin + i * VF, nbhd_min(VF, positions.end - positions.begin - i * VF));
+    x->keys = find_keys(c->p->axis[2], s->q[2], x->token);
+    x->blocks = make_blocks(c->p->axis[2], s->q[2], x->keys.begin, x->block);
+    for (int a = 0; a < 2; a++)
+        x->cell[a] = (struct nbhd_cell){x->task->region[a].group, x->task->region[a].size, s->q[a]};
     for (int i = 0; i < c->b->group * c->b->ring[0] * c->b->ring[1]; i++)
         x->tag[i] = -1;
-    for (int z = x->cell[0].q.begin; z < x->cell[0].q.end; z++)
-        for (int y = x->cell[1].q.begin; y < x->cell[1].q.end; y += FWD_ROWS) {
-            const int rows = nbhd_min(x->cell[1].q.end - y, FWD_ROWS);
-            find_new_keys(x, z, y + rows);
-            for (x->member = 0; x->member < c->b->group; x->member++) {
-                x->kv_head = x->task->kv_head + x->member;
-                permute_step(x, z, y, rows);
-            }
-        }
+    x->tiles = c->b->group * (c->p->heads / c->p->kv_heads) * x->blocks;
 }
 
-static void bwd_permute_task(const struct bwd_task *task, char *scratch)
+/* Neighbouring kv heads go along together: they share pages, and these are many. next: the step that follows, if any. */
+static void permute_group(struct bwd_box *x, const struct bwd_step *now, const struct bwd_step *next)
 {
-    const struct nbhd_bwd *b = task->call->b;
+    const struct bwd_task *t = x->task;
+    x->tile = 0;
+    for (x->member = 0; x->member < t->call->b->group; x->member++) {
+        x->kv_head = t->kv_head + x->member;
+        list_runs(x, now->z, now->y, now->rows);
+        if (x->member == 0) {
+            ahead_clear(x->ahead);
+            if (next)
+                list_ahead(x, next, same_box(now, next));
+        }
+        permute_step(x, now);
+    }
+}
+
+/* after: a task that this thread is likely to do next, or NULL. */
+static void bwd_permute_task(const struct bwd_task *task, const struct bwd_task *after, char *scratch)
+{
     struct bwd_box x = {.task = task};
     place_box(&x, scratch);
-    for (x.member = 0; x.member < b->group; x.member++) {
+    for (x.member = 0; x.member < task->call->b->group; x.member++) {
         x.kv_head = task->kv_head + x.member;
         pack_extra(&x);
     }
-    struct nbhd_range q[3];
-    for (q[0].begin = task->region[0].q.begin; q[0].begin < task->region[0].q.end; q[0].begin += b->tile[0])
-        for (q[1].begin = task->region[1].q.begin; q[1].begin < task->region[1].q.end; q[1].begin += b->tile[1])
-            for (q[2].begin = task->region[2].q.begin; q[2].begin < task->region[2].q.end; q[2].begin += b->tile[2]) {
-                for (int a = 0; a < 3; a++)
-                    q[a].end = nbhd_min(q[a].begin + b->tile[a], task->region[a].q.end);
-                for (int a = 0; a < 2; a++)
-                    x.cell[a] = (struct nbhd_cell){task->region[a].group, task->region[a].size, q[a]};
-                permute_box(&x, q[2]);
-            }
+    struct bwd_step now = first_step(task), next = now;
+    begin_box(&x, &now);
+    for (bool more = true; more; now = next) {
+        more = next_step(&next);
+        const struct bwd_step other = after ? first_step(after) : next;
+        permute_group(&x, &now, more ? &next : after ? &other : NULL);
+        if (more && !same_box(&now, &next))
+            begin_box(&x, &next);
+    }
 }

@@ -214,6 +214,7 @@ static void place_permute(const struct nbhd_problem *problem, struct nbhd_bwd *b
     b->at_token = place(end, (size_t)b->positions * sizeof(int));
     b->at_tags = place(end, lines * sizeof(long long));
     b->at_runs = place(end, runs * m->run);
+    b->at_ahead = place(end, sizeof(struct look_ahead));
     b->at_keys = place(end, b->unpack ? lines * (size_t)b->positions * (size_t)b->width * sizeof(float) : 0);
     b->at_extra_keys = place(end, (size_t)(b->group * d->extra) * (size_t)(b->width + b->width_v) * sizeof(float));
     b->at_k_lines = place(end, (size_t)d->head_dim * line + pad);

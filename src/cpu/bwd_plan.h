@@ -33,7 +33,7 @@ struct nbhd_bwd {
     size_t at_scratch, scratch; /* scratch: bytes a thread */
     /* Offsets into a thread's scratch. */
     size_t at_qt, at_dt, at_dqt, at_q, at_d, at_s, at_ds, at_lanes, at_block, at_zeros, at_keys;
-    size_t at_k_lines, at_v_lines, at_token, at_tags, at_runs, at_extra_keys;
+    size_t at_k_lines, at_v_lines, at_token, at_tags, at_runs, at_extra_keys, at_ahead;
 };
 
 /* What the planner must know of an instruction set. */

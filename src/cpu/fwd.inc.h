@@ -21,6 +21,7 @@
 #include "cpu/fwd_common.inc.h"
 #include "cpu/broadcast.inc.h"
 #include "cpu/fwd_broadcast.inc.h"
+#include "cpu/permute.inc.h"
 #include "cpu/fwd_permute.inc.h"
 #include "cpu/fwd_lines.inc.h"
 

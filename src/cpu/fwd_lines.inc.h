@@ -7,90 +7,7 @@
  *                 for f->group kv heads               neighbours in memory: whole pages are read at a time
  *                     for the heads that share the keys, for blocks of VF queries of axis 2: a tile */
 
-/* ---- positions: the elements of axis 2, all dilation groups laid end to end ---- */
-
-struct position {
-    int group, element, size;
-};
-
-static struct position position_of(struct nbhd_axis a, int i)
-{
-    const int size = nbhd_group_size(a, 0), longs = a.length - (size - 1) * a.dilation;
-    if (i < longs * size)
-        return (struct position){i / size, i % size, size};
-    i -= longs * size;
-    return (struct position){longs + i / (size - 1), i % (size - 1), size - 1};
-}
-
-static void position_next(struct nbhd_axis a, struct position *x)
-{
-    if (++x->element == x->size) {
-        x->element = 0;
-        x->size = nbhd_group_size(a, ++x->group);
-    }
-}
-
-static void make_blocks(struct permute_task *t, struct nbhd_range queries)
-{
-    const struct nbhd_axis a = t->p->axis[2];
-    struct position x = position_of(a, queries.begin);
-    t->blocks = (queries.end - queries.begin + VF - 1) / VF;
-    for (int i = 0; i < t->blocks; i++) {
-        struct lane_block *b = &t->block[i];
-        const int first = queries.begin + i * VF;
-        b->lanes = nbhd_min(queries.end - first, VF);
-        b->ragged = false;
-        b->straight = b->even_bias = true;
-        for (int l = 0; l < VF; l++) {
-            if (l >= b->lanes) {
-                b->start[l] = b->start[l - 1], b->count[l] = b->count[l - 1], b->token[l] = b->token[l - 1];
-                b->key[l] = b->key[l - 1], b->bias[l] = b->bias[l - 1];
-                continue;
-            }
-            const struct nbhd_range keys = nbhd_keys(a, x.size, x.element);
-            const int position = first + l - x.element + keys.begin; /* the group begins at first + l - element */
-            if (l == 0)
-                b->base = position - t->keys.begin;
-            b->start[l] = position - t->keys.begin - b->base;
-            b->count[l] = keys.end - keys.begin;
-            b->token[l] = x.group + x.element * a.dilation;
-            b->key[l] = t->f->pack_values ? position - t->keys.begin : x.group + keys.begin * a.dilation;
-            b->bias[l] = keys.begin - x.element + a.window - 1;
-            b->ragged |= b->count[l] != a.window;
-            b->straight &= b->start[l] == l;
-            b->even_bias &= b->bias[l] == b->bias[0];
-            position_next(a, &x);
-        }
-    }
-}
-
-/* Key positions that the queries see, and their tokens. */
-static void find_keys(struct permute_task *t, struct nbhd_range queries)
-{
-    const struct nbhd_axis a = t->p->axis[2];
-    const struct position first = position_of(a, queries.begin), last = position_of(a, queries.end - 1);
-    t->keys.begin = queries.begin - first.element + nbhd_keys(a, first.size, first.element).begin;
-    t->keys.end = queries.end - 1 - last.element + nbhd_keys(a, last.size, last.element).end;
-    struct position x = position_of(a, t->keys.begin);
-    for (int i = 0; i < t->keys.end - t->keys.begin; i++) {
-        t->token[i] = x.group + x.element * a.dilation;
-        if (i + 1 < t->keys.end - t->keys.begin)
-            position_next(a, &x);
-    }
-}
-
 /* ---- lines ---- */
-
-static void pack_line(const struct permute_task *t, const char *k, float *line)
-{
-    const int n = t->keys.end - t->keys.begin;
-    for (int i = 0; i < n; i += VF) {
-        const char *rows[VF];
-        for (int l = 0; l < VF; l++) /* past the end: the last key again, never looked up */
-            rows[l] = k + t->token[nbhd_min(i + l, n - 1)] * t->p->k.axis[2];
-        pack_vector(line + i, t->f->line_step, rows, t->f->dtype, VF, t->p->head_dim, false);
-    }
-}
 
 /* n rows of V, whose tokens are token[], or 0, 1, .. if that is NULL. */
 static void pack_values(const struct permute_task *t, const char *v, long long step, const int *token, int n, float *to)
@@ -123,7 +40,8 @@ static size_t find_line(const struct permute_task *t, const int e[2])
     const size_t slot = slot_of(t, e);
     if (t->tag[slot] != tag_of(e)) {
         t->tag[slot] = tag_of(e);
-        pack_line(t, key_row(t, &t->p->k, e), t->lines + slot * t->f->line_size);
+        pack_line(key_row(t, &t->p->k, e), t->p->k.axis[2], t->token, t->keys.end - t->keys.begin, t->f->dtype, t->p->head_dim,
+                  t->lines + slot * t->f->line_size, t->f->line_step);
         if (t->f->pack_values)
             pack_values(t, key_row(t, &t->p->v, e), t->p->v.axis[2], t->token, t->keys.end - t->keys.begin,
                         t->values + slot * t->f->values_size);
@@ -218,24 +136,16 @@ static void list_runs(struct permute_task *t, const struct step *s)
 
 /* Rows of a tensor along axis 2, token 0 of the first of `heads` heads at `data`; those tokens, or where they are not
  * neighbours the keys' alone. */
-static void ahead_rows(struct permute_task *t, const struct nbhd_view *view, const char *data, int heads, int width,
-                       struct nbhd_range tokens)
+static void ahead_heads(struct permute_task *t, const struct nbhd_view *view, const char *data, int heads, int width,
+                        struct nbhd_range tokens)
 {
-    struct look_ahead *a = t->ahead;
-    const int bytes = width * (t->f->dtype == NBHD_F32 ? 4 : 2), piece = view->head == bytes ? heads * bytes : bytes;
-    for (int head = 0; head < heads * bytes / piece && a->rows < MOST_AHEAD; head++) {
-        struct ahead_row *row = &a->row[a->rows++];
-        *row = (struct ahead_row){data + head * view->head, view->axis[2], t->token, t->keys.end - t->keys.begin,
-                                  (piece + 63) / 64};
-        if (t->near) {
-            row->token = NULL;
-            row->data += tokens.begin * row->step;
-            row->count = tokens.end - tokens.begin;
-        }
-        if (t->near && row->step == piece) /* in portions of 4 lines: one by one cost more than they help */
-            *row = (struct ahead_row){row->data, 256, NULL, (int)(((long long)row->count * piece + 255) / 256), 4};
-        a->lines += (long long)row->count * row->lines;
-    }
+    const int bytes = width * (t->f->dtype == NBHD_F32 ? 4 : 2), together = view->head == bytes ? heads : 1;
+    for (int head = 0; head < heads; head += together, data += view->head)
+        if (t->near)
+            ahead_add(t->ahead, data + tokens.begin * view->axis[2], view->axis[2], NULL, tokens.end - tokens.begin,
+                      together * bytes);
+        else
+            ahead_add(t->ahead, data, view->axis[2], t->token, t->keys.end - t->keys.begin, together * bytes);
 }
 
 /* Lists what the next step, of the cell `of`, will be the first to see: queries, and keys without a line. */
@@ -247,28 +157,27 @@ static void list_ahead(struct permute_task *t, const struct permute_task *of, co
     for (int r = 0; r < next->rows && t->near; r++) {
         x[1] = of->cell[1].group + (next->y + r) * p->axis[1].dilation;
         const char *q = nbhd_view_at(&p->q, of->batch, x, of->kv_first * share);
-        ahead_rows(t, &p->q, q, heads * share, p->head_dim, of->near_q);
+        ahead_heads(t, &p->q, q, heads * share, p->head_dim, of->near_q);
         if (t->f->stream)
             continue;
         const char *o = nbhd_view_at(&p->o, of->batch, x, of->kv_first * share);
-        ahead_rows(t, &p->o, o, heads * share, p->head_dim_v, of->near_q);
+        ahead_heads(t, &p->o, o, heads * share, p->head_dim_v, of->near_q);
     }
     for (e[0] = next->outer.begin; e[0] < next->outer.end; e[0]++)
         for (e[1] = next->inner.begin; e[1] < next->inner.end; e[1]++) {
             if (of == t && t->tag[slot_of(t, e)] == tag_of(e))
                 continue;
-            ahead_rows(t, &p->k, key_row(of, &p->k, e), heads, p->head_dim, of->near_k);
-            ahead_rows(t, &p->v, key_row(of, &p->v, e), heads, p->head_dim_v, of->near_k);
+            ahead_heads(t, &p->k, key_row(of, &p->k, e), heads, p->head_dim, of->near_k);
+            ahead_heads(t, &p->v, key_row(of, &p->v, e), heads, p->head_dim_v, of->near_k);
         }
 }
 
 /* next: NULL if nothing follows. */
 static void begin_ahead(struct permute_task *t, const struct permute_task *of, const struct step *next)
 {
-    struct look_ahead *a = t->ahead;
-    a->rows = a->at = a->piece = a->tile = 0;
-    a->lines = a->asked = 0;
-    a->tiles = nbhd_min(t->f->group, t->p->kv_heads - t->kv_first) * (t->p->heads / t->p->kv_heads) * t->blocks;
+    ahead_clear(t->ahead);
+    t->tile = 0;
+    t->tiles = nbhd_min(t->f->group, t->p->kv_heads - t->kv_first) * (t->p->heads / t->p->kv_heads) * t->blocks;
     if (next)
         list_ahead(t, of, next);
 }
@@ -310,7 +219,7 @@ static void run_step(struct permute_task *t, const struct step *now)
         t->bias = p->bias ? p->bias + head * table : NULL;
         if (nbhd_counters)
             count_rows(t, now->rows);
-        for (int i = 0; i < t->blocks; i++, t->ahead->tile++)
+        for (int i = 0; i < t->blocks; i++, t->tile++)
             permute_tile(t, &t->block[i], &rows);
     }
 }
@@ -416,8 +325,8 @@ static void permute_task(const struct nbhd_params *p, const struct nbhd_fwd *f, 
     for (long long i = task * f->run; i < end; i++) {
         const struct nbhd_range queries = locate(&t, i);
         if (i == task * f->run || f->grid[2].count > 1) {
-            find_keys(&t, queries);
-            make_blocks(&t, queries);
+            t.keys = find_keys(p->axis[2], queries, t.token);
+            t.blocks = make_blocks(p->axis[2], queries, t.keys.begin, t.block);
         }
         for (int slot = 0; slot < f->group * f->ring[0] * f->ring[1]; slot++)
             t.tag[slot] = -1;

@@ -1,35 +1,10 @@
 /* Forward for small windows. A tile is up to FWD_ROWS neighbouring query rows (along axis 1) of VF queries each (along
- * axis 2): a vector per row. The windows of a row's queries begin at different keys; a permute gives each lane its own.
- *
- * The rows of K are transposed into lines, line[d][position], by fwd_lines.inc.h. Positions count the
- * tokens of axis 2 with the dilation groups one after another, for queries as for keys; so a group's keys are adjacent
- * whatever the dilation, and VF queries may straddle groups. Per key row, d and column j of the window:
- *
- *     table    = line[d][base + j .. base + j + 2 VF)     base: where the first lane's window begins
- *     S[j][r] += Q[d][r] * table[start[lane]]             for the rows r that see the key row, 1 to 4 of them
- *
- * Borders, stride and dilation are in start[] and cost nothing. The second product needs no lanes of queries: with the
- * head's dimensions in the lanes, V is read and O written as they lie:
+ * axis 2): a vector per row. Scores are made by permute.inc.h, from lines that fwd_lines.inc.h keeps. The second product needs
+ * no lanes of queries: with the head's dimensions in the lanes, V is read and O written as they lie:
  *
  *     O[r][lane][dims] += P[j][r][lane] * V[key of lane, j][dims]
  *
  * Only visible pairs are ever computed there, so what lies outside a window may be NaN. */
-
-enum { ROW_WIDTH = FWD_ROWS * VF };
-
-/* VF queries along axis 2. Lanes past `lanes` repeat the last one and are not stored. */
-struct lane_block {
-    int lanes;
-    int base;       /* position of lane 0's first key in the lines */
-    bool ragged;    /* some windows have fewer keys than others */
-    bool straight;  /* each window begins one position after the previous lane's */
-    bool even_bias; /* all lanes have the same relative positions */
-    int start[VF];  /* position of the first key, less base */
-    int count[VF];  /* keys */
-    int token[VF];  /* of the query */
-    int key[VF];    /* what v_lane_step turns into the address of the first value: token or position */
-    int bias[VF];   /* column of the bias table for j = 0 */
-};
 
 /* Where up to FWD_ROWS query rows of one head begin: token 0 of axis 2. */
 struct row_set {
@@ -53,7 +28,7 @@ struct permute_task {
     /* Keys. */
     long long *tag; /* [group][ring 0][ring 1]: which elements of axis 0 and 1 a slot's line is of */
     float *lines, *values;
-    long long v_lane_step; /* bytes from key to key in lane_block.key */
+    long long v_lane_step; /* bytes from key to key: of lane_block.key in packed values, else of .token */
     long long v_step;      /* bytes from column to column */
     const char *extra_v;
     long long extra_v_step, extra_v_head;
@@ -64,85 +39,15 @@ struct permute_task {
     int run_count;
     float *qt, *s, *o, *maximum, *sum, *alpha;
     struct look_ahead *ahead;
+    int tile, tiles; /* of this step */
 };
 
 /* ---- scores ---- */
 
-/* s[columns][rows] = sum over i < d of qt[i][rows] * line[i][start[lane] + column] */
-V_FN void qk_permuted(const float *qt, const float *line, int line_step, const int *start, int d, float *s,
-                      const int rows, const int columns, const bool straight)
-{
-    vf acc[V_COLUMNS][FWD_ROWS];
-    vi index[V_COLUMNS];
-#pragma GCC unroll 8
-    for (int j = 0; j < columns; j++) {
-        index[j] = v_imin(v_iadd(v_iload(start), v_iset1(j)), v_iset1(2 * VF - 1));
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; r++)
-            acc[j][r] = v_zero();
-    }
-    for (int i = 0; i < d; i++, qt += ROW_WIDTH, line += line_step) {
-        vf low = v_keep(v_load(line)), high = v_keep(v_load(line + VF)), q[FWD_ROWS];
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; r++)
-            q[r] = v_keep(v_load(qt + r * VF));
-#pragma GCC unroll 8
-        for (int j = 0; j < columns; j++) {
-            vf key = straight ? v_load(line + j) : v_lookup(low, high, index[j]);
-#pragma GCC unroll 4
-            for (int r = 0; r < rows; r++)
-                acc[j][r] = v_fma(q[r], key, acc[j][r]);
-        }
-    }
-#pragma GCC unroll 8
-    for (int j = 0; j < columns; j++)
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; r++)
-            v_store(s + j * ROW_WIDTH + r * VF, acc[j][r]);
-}
-
-V_FN void qk_columns(const float *qt, const float *line, int line_step, const int *start, int d, float *s,
-                     const int rows, int columns, const bool straight)
-{
-    switch (columns) {
-    case 1: qk_permuted(qt, line, line_step, start, d, s, rows, 1, straight); return;
-    case 2: qk_permuted(qt, line, line_step, start, d, s, rows, 2, straight); return;
-#if V_COLUMNS > 2
-    case 3: qk_permuted(qt, line, line_step, start, d, s, rows, 3, straight); return;
-    case 4: qk_permuted(qt, line, line_step, start, d, s, rows, 4, straight); return;
-    case 5: qk_permuted(qt, line, line_step, start, d, s, rows, 5, straight); return;
-    case 6: qk_permuted(qt, line, line_step, start, d, s, rows, 6, straight); return;
-#endif
-    default: return;
-    }
-}
-
-V_FN void qk_rows(const float *qt, const float *line, int line_step, const int *start, int d, float *s, int rows,
-                  int columns, const bool straight)
-{
-    switch (rows) {
-    case 1: qk_columns(qt, line, line_step, start, d, s, 1, columns, straight); return;
-    case 2: qk_columns(qt, line, line_step, start, d, s, 2, columns, straight); return;
-    case 3: qk_columns(qt, line, line_step, start, d, s, 3, columns, straight); return;
-    default: qk_columns(qt, line, line_step, start, d, s, 4, columns, straight); return;
-    }
-}
-
 static void window_scores(const struct permute_task *t, const struct lane_block *b, const struct key_run *run)
 {
-    const int d = t->p->head_dim, most = t->f->columns;
-    const int parts = (run->columns + most - 1) / most;
-    float *s = t->s + run->entry * ROW_WIDTH + run->begin * VF;
-    for (int part = 0; part < parts; part++) {
-        const int j = run->columns * part / parts, end = run->columns * (part + 1) / parts;
-        const float *line = run->line + b->base + j;
-        if (!V_FAST_LOOKUP && b->straight)
-            qk_rows(t->qt + run->begin * VF, line, t->f->line_step, b->start, d, s + j * ROW_WIDTH, run->end - run->begin,
-                    end - j, true);
-        else
-            qk_rows(t->qt + run->begin * VF, line, t->f->line_step, b->start, d, s + j * ROW_WIDTH, run->end - run->begin,
-                    end - j, false);
-    }
+    look_up_product(b, t->qt + run->begin * VF, run->line, t->f->line_step, t->p->head_dim,
+                    t->s + run->entry * ROW_WIDTH + run->begin * VF, run->end - run->begin, run->columns, t->f->columns);
 }
 
 /* Row i of the extra keys of a run as float32. */
@@ -261,7 +166,8 @@ V_FN void pv_lane(const struct permute_task *t, const struct lane_block *b, cons
             acc[r][i] = first ? v_zero() : v_mul(v_set1(t->alpha[r * VF + lane]), v_load(o + r * o_step + i * VF));
     for (const struct key_run *run = runs; run < runs + n; run++) {
         const bool extra = !run->line;
-        const char *v = run->v + column * (long long)sizeof(float) + (extra ? 0 : b->key[lane] * t->v_lane_step);
+        const long long key = extra ? 0 : t->f->pack_values ? b->key[lane] : b->token[lane];
+        const char *v = run->v + column * (long long)sizeof(float) + key * t->v_lane_step;
         const long long step = extra ? t->extra_v_step : t->v_step;
         const int count = extra ? run->columns : b->count[lane];
         const float *p = t->s + run->entry * ROW_WIDTH + lane;
@@ -286,7 +192,7 @@ V_FN void pv_lane(const struct permute_task *t, const struct lane_block *b, cons
             for (int i = 0; i < dims; i++)
                 v_store(o + r * o_step + i * VF, acc[r][i]);
         } else if (r < to->rows) {
-            char *row = to->o[r] + b->token[lane] * t->p->o.axis[2];
+            char *row = to->o[r] + b->query[lane] * t->p->o.axis[2];
             const vf factor = v_set1(t->sum[r * VF + lane]); /* its inverse: see permute_tile */
             float *past = (float *)row + column; /* where f->stream says float32, aligned */
             const bool stream = t->f->stream && (uintptr_t)past % sizeof(vf) == 0 && columns >= dims * VF;
@@ -300,27 +206,10 @@ V_FN void pv_lane(const struct permute_task *t, const struct lane_block *b, cons
     }
 }
 
-/* Into the second-level cache: a step's worth would not fit the first. */
-V_FN void fetch(const char *p, int lines)
-{
-    for (int i = 0; i < lines; i++)
-        __builtin_prefetch(p + i * 64, 0, 2);
-}
-
-/* Called at beat number `beat` of `beats` of a tile's work. */
+/* What the next step reads, at beat number `beat` of `beats` of a tile's work. */
 static void look_ahead(const struct permute_task *t, int beat, int beats)
 {
-    struct look_ahead *a = t->ahead;
-    const long long due = a->lines * ((long long)a->tile * beats + beat) / ((long long)a->tiles * beats);
-    while (a->asked < due) {
-        const struct ahead_row *row = &a->row[a->at];
-        fetch(row->data + (row->token ? row->token[a->piece] : a->piece) * row->step, row->lines);
-        a->asked += row->lines;
-        if (++a->piece == row->count) {
-            a->piece = 0;
-            a->at++;
-        }
-    }
+    ahead_ask(t->ahead, t->ahead->lines * ((long long)t->tile * beats + beat) / ((long long)t->tiles * beats));
 }
 
 static void pv_portion(const struct permute_task *t, const struct lane_block *b, const struct key_run *runs, int n,
@@ -347,7 +236,7 @@ static void tile_begin(const struct permute_task *t, const struct lane_block *b,
     const char *q[ROW_WIDTH];
     for (int r = 0; r < from->rows; r++)
         for (int l = 0; l < VF; l++)
-            q[r * VF + l] = from->q[r] + b->token[l] * t->p->q.axis[2];
+            q[r * VF + l] = from->q[r] + b->query[l] * t->p->q.axis[2];
     pack_queries(t->qt, ROW_WIDTH, q, t->f->dtype, from->rows * VF, from->rows, t->p->head_dim, t->p->scale < 0.0f);
     for (int v = 0; v < ROW_WIDTH; v += VF) {
         v_store(t->maximum + v, v_set1(-FLT_MAX));
@@ -363,7 +252,7 @@ static void tile_sums(const struct permute_task *t, const struct lane_block *b, 
         float *sum = t->sum + r * VF;
         char *out[VF];
         for (int l = 0; l < VF && t->p->lse.data; l++)
-            out[l] = to->lse[r] + b->token[l] * t->p->lse.axis[2];
+            out[l] = to->lse[r] + b->query[l] * t->p->lse.axis[2];
         if (t->p->lse.data)
             store_lse(out, b->lanes, 1, t->maximum + r * VF, sum);
         v_store(sum, v_div(v_set1(1.0f), v_load(sum)));

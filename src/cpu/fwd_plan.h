@@ -5,6 +5,7 @@
 
 #include <stdint.h>
 #include "core/kernel.h"
+#include "cpu/ahead.h"
 #include "cpu/grid.h"
 
 #define FWD_LANES 64 /* queries in a broadcast tile: one bit each */
@@ -29,24 +30,6 @@ struct key_run {
     long long bias;    /* element of the head's table for query row 0 and column 0 */
     int begin, end;
     int columns, entry; /* keys; index of the first one's scores */
-};
-
-/* What the next step will be the first to read, asked for a little at a time while this one runs, in the order of memory:
- * requests in a burst would queue up, and a machine fetches neighbours faster. */
-enum { MOST_AHEAD = 192 };
-
-struct ahead_row {
-    const char *data; /* the first of `count` pieces of so many cache lines, `step` bytes from one to the next */
-    long long step;
-    const int *token; /* piece i is at token[i] steps; NULL: at i steps */
-    int count, lines;
-};
-
-struct look_ahead {
-    int rows, at, piece;    /* at, piece: what is asked for next */
-    int tile, tiles;        /* of this step */
-    long long lines, asked; /* of all rows */
-    struct ahead_row row[MOST_AHEAD];
 };
 
 enum { NBHD_FWD_BROADCAST = 0, NBHD_FWD_PERMUTE = 1 };

@@ -45,3 +45,27 @@ static inline bool row_is_finite(const float *row, int n)
         x = v_fma(v_load_part(row + i, nbhd_min(n - i, VF)), v_zero(), x);
     return v_is_nan(x) == 0;
 }
+
+/* qt[i][lane] = rows[lane][i], negated if asked, for i < d and one vector of lanes; lanes from `lanes` on are 0.
+ * Row i starts at qt + i * width; rows are of the dtype. */
+static inline void pack_vector(float *qt, int width, const char *const rows[VF], int dtype, int lanes, int d, bool negate)
+{
+    const vf sign = v_set1(negate ? -1.0f : 1.0f);
+    for (int i = 0; i < d; i += VF) {
+        vf x[VF];
+        if (d - i >= VF && lanes == VF && dtype == NBHD_F32) {
+#pragma GCC unroll 16
+            for (int l = 0; l < VF; l++)
+                x[l] = v_load((const float *)rows[l] + i);
+        } else {
+#pragma GCC unroll 16
+            for (int l = 0; l < VF; l++)
+                x[l] = l < lanes ? v_load_as(rows[l], dtype, i, nbhd_min(d - i, VF)) : v_zero();
+        }
+        v_transpose(x);
+#pragma GCC unroll 16
+        for (int j = 0; j < VF; j++)
+            if (j < d - i)
+                v_store(qt + (i + j) * width, v_mul(x[j], sign));
+    }
+}

@@ -1,0 +1,197 @@
+/* What the forward and the backward for small windows share. Lanes are VF queries along axis 2 whose windows begin at
+ * different keys; a permute gives each lane its own.
+ *
+ * Rows of keys are transposed into lines, line[d][position]. Positions count the tokens of axis 2 with the dilation
+ * groups one after another, for queries as for keys; so a group's keys are adjacent whatever the dilation, and VF queries
+ * may straddle groups. Per key row, d and column j of the window:
+ *
+ *     table   = line[d][base + j .. base + j + 2 VF)     base: where the first lane's window begins
+ *     S[j][r] += X[d][r] * table[start[lane]]            for the rows r that see the key row, 1 to FWD_ROWS of them
+ *
+ * Borders, stride and dilation are in start[] and cost nothing. */
+
+enum { ROW_WIDTH = FWD_ROWS * VF };
+
+/* ---- positions: the elements of axis 2, all dilation groups laid end to end ---- */
+
+struct position {
+    int group, element, size;
+};
+
+static struct position position_of(struct nbhd_axis a, int i)
+{
+    const int size = nbhd_group_size(a, 0), longs = a.length - (size - 1) * a.dilation;
+    if (i < longs * size)
+        return (struct position){i / size, i % size, size};
+    i -= longs * size;
+    return (struct position){longs + i / (size - 1), i % (size - 1), size - 1};
+}
+
+static void position_next(struct nbhd_axis a, struct position *x)
+{
+    if (++x->element == x->size) {
+        x->element = 0;
+        x->size = nbhd_group_size(a, ++x->group);
+    }
+}
+
+/* Key positions that the queries see; their tokens go to token[]. */
+static struct nbhd_range find_keys(struct nbhd_axis a, struct nbhd_range queries, int *token)
+{
+    const struct position first = position_of(a, queries.begin), last = position_of(a, queries.end - 1);
+    const int begin = queries.begin - first.element + nbhd_keys(a, first.size, first.element).begin;
+    const int end = queries.end - 1 - last.element + nbhd_keys(a, last.size, last.element).end;
+    struct position x = position_of(a, begin);
+    for (int i = 0; i < end - begin; i++) {
+        token[i] = x.group + x.element * a.dilation;
+        if (i + 1 < end - begin)
+            position_next(a, &x);
+    }
+    return nbhd_range_of(begin, end);
+}
+
+/* ---- blocks of lanes ---- */
+
+/* VF queries along axis 2. Lanes past `lanes` repeat the last one, and nothing of them is stored. Positions of keys are less
+ * the first that the task at hand sees. */
+struct lane_block {
+    int lanes;
+    int base;       /* position of lane 0's first key */
+    bool ragged;    /* some windows have fewer keys than others */
+    bool straight;  /* each window begins one position after the previous lane's */
+    bool even_bias; /* all lanes have the same relative positions */
+    int start[VF];  /* position of the first key, less base */
+    int count[VF];  /* keys */
+    int query[VF];  /* token of the query */
+    int key[VF];    /* position of the first key */
+    int token[VF];  /* its token */
+    int bias[VF];   /* column of the bias table for j = 0 */
+};
+
+/* The lane at x, query position i. */
+static void set_lane(struct nbhd_axis a, struct lane_block *b, int l, struct position x, int i, int first_key)
+{
+    const struct nbhd_range keys = nbhd_keys(a, x.size, x.element);
+    b->key[l] = i - x.element + keys.begin - first_key; /* the group begins at i - x.element */
+    b->start[l] = b->key[l] - b->key[0];
+    b->count[l] = keys.end - keys.begin;
+    b->query[l] = x.group + x.element * a.dilation;
+    b->token[l] = x.group + keys.begin * a.dilation;
+    b->bias[l] = keys.begin - x.element + a.window - 1;
+    b->ragged |= b->count[l] != a.window;
+    b->straight &= b->start[l] == l;
+    b->even_bias &= b->bias[l] == b->bias[0];
+}
+
+static void repeat_lane(struct lane_block *b, int from, int to)
+{
+    b->key[to] = b->key[from], b->start[to] = b->start[from], b->count[to] = b->count[from];
+    b->query[to] = b->query[from], b->token[to] = b->token[from], b->bias[to] = b->bias[from];
+}
+
+/* Blocks for the queries; returns how many. */
+static int make_blocks(struct nbhd_axis a, struct nbhd_range queries, int first_key, struct lane_block *block)
+{
+    struct position x = position_of(a, queries.begin);
+    struct lane_block *b = block;
+    for (int i = queries.begin; i < queries.end; b++) {
+        *b = (struct lane_block){.lanes = nbhd_min(queries.end - i, VF), .straight = true, .even_bias = true};
+        for (int l = 0; l < b->lanes; l++, i++) {
+            set_lane(a, b, l, x, i, first_key);
+            if (i + 1 < queries.end)
+                position_next(a, &x);
+        }
+        for (int l = b->lanes; l < VF; l++)
+            repeat_lane(b, b->lanes - 1, l);
+        b->base = b->key[0];
+    }
+    return (int)(b - block);
+}
+
+/* ---- lines ---- */
+
+/* line[i][key] = element i < d of the key's row; token 0's at `row`. Keys past the last one repeat it, never looked up. */
+static void pack_line(const char *row, long long step, const int *token, int keys, int dtype, int d, float *line, int line_step)
+{
+    for (int i = 0; i < keys; i += VF) {
+        const char *rows[VF];
+        for (int l = 0; l < VF; l++)
+            rows[l] = row + token[nbhd_min(i + l, keys - 1)] * step;
+        pack_vector(line + i, line_step, rows, dtype, VF, d, false);
+    }
+}
+
+/* s[columns][rows] = sum over i < d of xt[i][rows] * line[i][start[lane] + column] */
+V_FN void look_up_micro(const float *xt, const float *line, int line_step, const int *start, int d, float *s, const int rows,
+                        const int columns, const bool straight)
+{
+    vf acc[V_COLUMNS][FWD_ROWS];
+    vi index[V_COLUMNS];
+#pragma GCC unroll 8
+    for (int j = 0; j < columns; j++) {
+        index[j] = v_imin(v_iadd(v_iload(start), v_iset1(j)), v_iset1(2 * VF - 1));
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++)
+            acc[j][r] = v_zero();
+    }
+    for (int i = 0; i < d; i++, xt += ROW_WIDTH, line += line_step) {
+        vf low = v_keep(v_load(line)), high = v_keep(v_load(line + VF)), x[FWD_ROWS];
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++)
+            x[r] = v_keep(v_load(xt + r * VF));
+#pragma GCC unroll 8
+        for (int j = 0; j < columns; j++) {
+            vf key = straight ? v_load(line + j) : v_lookup(low, high, index[j]);
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; r++)
+                acc[j][r] = v_fma(x[r], key, acc[j][r]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < columns; j++)
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++)
+            v_store(s + j * ROW_WIDTH + r * VF, acc[j][r]);
+}
+
+V_FN void look_up_columns(const float *xt, const float *line, int line_step, const int *start, int d, float *s,
+                          const int rows, int columns, const bool straight)
+{
+    switch (columns) {
+    case 1: look_up_micro(xt, line, line_step, start, d, s, rows, 1, straight); return;
+    case 2: look_up_micro(xt, line, line_step, start, d, s, rows, 2, straight); return;
+#if V_COLUMNS > 2
+    case 3: look_up_micro(xt, line, line_step, start, d, s, rows, 3, straight); return;
+    case 4: look_up_micro(xt, line, line_step, start, d, s, rows, 4, straight); return;
+    case 5: look_up_micro(xt, line, line_step, start, d, s, rows, 5, straight); return;
+    case 6: look_up_micro(xt, line, line_step, start, d, s, rows, 6, straight); return;
+#endif
+    default: return;
+    }
+}
+
+V_FN void look_up_rows(const float *xt, const float *line, int line_step, const int *start, int d, float *s, int rows,
+                       int columns, const bool straight)
+{
+    switch (rows) {
+    case 1: look_up_columns(xt, line, line_step, start, d, s, 1, columns, straight); return;
+    case 2: look_up_columns(xt, line, line_step, start, d, s, 2, columns, straight); return;
+    case 3: look_up_columns(xt, line, line_step, start, d, s, 3, columns, straight); return;
+    default: look_up_columns(xt, line, line_step, start, d, s, 4, columns, straight); return;
+    }
+}
+
+/* s[columns][rows] for all columns of a window, at most `most` at a time; line: of the task's first key. */
+static void look_up_product(const struct lane_block *b, const float *xt, const float *line, int line_step, int d, float *s,
+                            int rows, int columns, int most)
+{
+    const int parts = (columns + most - 1) / most;
+    line += b->base;
+    for (int part = 0; part < parts; part++) {
+        const int j = columns * part / parts, n = columns * (part + 1) / parts - j;
+        if (!V_FAST_LOOKUP && b->straight)
+            look_up_rows(xt, line + j, line_step, b->start, d, s + j * ROW_WIDTH, rows, n, true);
+        else
+            look_up_rows(xt, line + j, line_step, b->start, d, s + j * ROW_WIDTH, rows, n, false);
+    }
+}
