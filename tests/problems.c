@@ -9,6 +9,7 @@ const char *const case_lines[] = {
     /* one axis: window odd, even, whole; lengths around multiples of vector widths and tiles */
     "fwd d8 15 w3", "fwd d16 16 w4", "fwd d16 17 w16", "fwd d32 31 w31", "fwd d32 33 w2", "fwd d64 63 w7",
     "fwd d64 64 w7", "fwd d64 65 w7", "fwd d128 130 w40", "fwd d20 100 w96", "fwd d12 97 w5 r16", "fwd d12 97 w6 r16",
+    "fwd b2 h2 d16 96 w3 r32", "fwd h4/2 d20 5x70 w3x3 s2x2 r1x20 bias extra=3 ecn",
     /* stride, from sliding window to blocked attention */
     "fwd d16 64 w16 s16", "fwd d16 61 w16 s16", "fwd d16 61 w15 s4", "fwd d16 61 w9 s9", "fwd d16 50 w8 s3",
     /* causal and truncated */

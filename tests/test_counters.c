@@ -69,9 +69,9 @@ static struct visits simulate(const nbhd_desc *d, const int extent[3])
 static struct visits times(struct visits v, double n) { return (struct visits){v.visits * n, v.masked * n}; }
 
 /* Rows of keys against FWD_ROWS rows of queries: axes 0 and 1 alone; axis 2 is done in tiles of its own. */
-static struct visits permuted(const struct nbhd_plan *plan, const struct nbhd_fwd *f)
+static struct visits permuted(const struct nbhd_fwd *f)
 {
-    const struct nbhd_axis *a = plan->problem.axis;
+    const struct nbhd_axis *a = f->axis;
     struct nbhd_tile_count c0 = nbhd_tiles_count(a[0], 1, 1, NBHD_TILING_DYNAMIC);
     struct nbhd_tile_count c1 = {0, 0, 0, 0, 0};
     for (int i = 0; i < f->grid[1].count; i++) { /* the tiles begin anew in each cell */
@@ -92,7 +92,12 @@ static struct visits expected_forward(const struct nbhd_plan *plan, const nbhd_d
     const int extent[3] = {f->grid[0].tile, f->grid[1].tile, f->grid[2].tile};
     if (f->variant == NBHD_FWD_PERMUTE) {
         permutes++;
-        return times(permuted(plan, f), (double)d->batch * d->heads);
+        struct visits v = permuted(f);
+        for (f = f->rest; f; f = f->rest) {
+            const struct visits rest = permuted(f);
+            v = (struct visits){v.visits + rest.visits, v.masked + rest.masked};
+        }
+        return times(v, (double)d->batch * d->heads);
     }
     broadcasts++;
     nbhd_sim_tiles tiles = NBHD_SIM_TILES_INIT;

@@ -225,7 +225,7 @@ static nbhd_status bwd_run(const struct nbhd_plan *plan, const struct nbhd_param
 }
 
 static const struct nbhd_bwd_machine bwd_machine = {
-    .fwd = {.vf = VF, .columns = V_COLUMNS, .lane_block = sizeof(struct lane_block)},
+    .fwd = {.vf = VF, .columns = V_COLUMNS, .lane_block = sizeof(struct lane_block), .unfolded = true},
     .strip = V_STRIP * VF,
     .run = sizeof(struct bwd_keys),
 };

@@ -41,12 +41,33 @@ static void fwd_task(void *context, long long task, int thread)
         broadcast_task(call->params, call->fwd, task, scratch);
 }
 
+/* The view of folded tokens: elements of a group along axis 1, groups along axis 2. */
+static void fold_view(struct nbhd_view *v, const struct nbhd_fold *fold)
+{
+    v->data = v->data ? v->data + fold->first * v->axis[2] : NULL;
+    v->axis[0] = v->axis[1];
+    v->axis[1] = v->axis[2] * fold->dilation;
+}
+
+/* The bias table needs no change: axis 0, whose window is 1, goes, and a last one of window 1 comes. */
+static struct nbhd_params fold_params(const struct nbhd_params *p, const struct nbhd_fwd *f)
+{
+    struct nbhd_params folded = *p;
+    struct nbhd_view *const views[] = {&folded.q, &folded.k, &folded.v, &folded.o, &folded.lse};
+    for (size_t i = 0; i < sizeof views / sizeof *views; i++)
+        fold_view(views[i], &f->fold);
+    memcpy(folded.axis, f->axis, sizeof folded.axis);
+    return folded;
+}
+
 static nbhd_status fwd_run(const struct nbhd_plan *plan, const struct nbhd_params *params, void *workspace, void *stream)
 {
-    const struct nbhd_fwd *fwd = plan->state;
-    struct fwd_call call = {params, fwd, workspace};
     (void)stream;
-    nbhd_parallel(fwd->threads, fwd->tasks, fwd_task, &call);
+    for (const struct nbhd_fwd *fwd = plan->state; fwd; fwd = fwd->rest) {
+        const struct nbhd_params folded = fwd->fold.dilation ? fold_params(params, fwd) : *params;
+        struct fwd_call call = {&folded, fwd, workspace};
+        nbhd_parallel(fwd->threads, fwd->tasks, fwd_task, &call);
+    }
     return NBHD_OK;
 }
 

@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include "cpu/cpu.h"
 #include "cpu/fwd_plan.h"
 #include "cpu/threads.h"
@@ -254,6 +255,37 @@ static struct permute_choice choose_permute(const struct nbhd_problem *problem, 
     return best;
 }
 
+/* ---- folding: see struct nbhd_fold ---- */
+
+/* Part 0 or 1 of a problem, folded; false: there is no such part. */
+static bool fold_problem(const struct nbhd_problem *problem, const struct nbhd_fwd_machine *m, int part, struct nbhd_problem *folded,
+                         struct nbhd_fold *fold)
+{
+    const struct nbhd_axis a = problem->axis[2];
+    const int size = nbhd_group_size(a, 0), longs = a.length - (size - 1) * a.dilation;
+    *folded = *problem;
+    *fold = (struct nbhd_fold){0};
+    if (m->unfolded || a.dilation < m->vf || problem->axis[0].length > 1 || a.keys != a.length)
+        return part == 0;
+    *fold = part == 0 ? (struct nbhd_fold){a.dilation, 0, longs, size}
+                      : (struct nbhd_fold){a.dilation, longs, a.dilation - longs, size - 1};
+    folded->axis[0] = problem->axis[1];
+    folded->axis[1] = (struct nbhd_axis){fold->members, fold->members, a.window, a.stride, 1, a.edge};
+    folded->axis[2] = (struct nbhd_axis){fold->groups, fold->groups, 1, 1, 1, NBHD_EDGE_NEAREST};
+    return fold->groups > 0;
+}
+
+static struct permute_choice choose_folded(const struct nbhd_problem *problem, const struct nbhd_fwd_machine *m, int threads)
+{
+    struct nbhd_problem folded;
+    struct nbhd_fold fold;
+    fold_problem(problem, m, 0, &folded, &fold);
+    struct permute_choice c = choose_permute(&folded, m, threads);
+    if (fold.dilation && fold_problem(problem, m, 1, &folded, &fold))
+        c.cycles += choose_permute(&folded, m, threads).cycles;
+    return c;
+}
+
 /* ---- the planner's questions ---- */
 
 #define CYCLES_PER_MS 3.6e6
@@ -283,7 +315,7 @@ int nbhd_fwd_configs(const struct nbhd_problem *problem, struct nbhd_config *con
     const struct broadcast_choice b = choose_broadcast(problem, machine);
     struct permute_choice p = {.cycles = HUGE_VAL};
     if (machine->price.product == 0)
-        p = choose_permute(problem, machine, threads);
+        p = choose_folded(problem, machine, threads);
     const int forced = atomic_load(&forced_variant);
     const bool permute_first = p.cycles < HUGE_VAL && (forced < 0 ? p.cycles < b.cycles : forced == NBHD_FWD_PERMUTE);
     int n = 0;
@@ -309,7 +341,7 @@ bool nbhd_fwd_refuse_pairs(const struct nbhd_problem *problem, const struct nbhd
     if (forced == NBHD_FWD_BROADCAST)
         return false;
     const double pairs = choose_broadcast(problem, machine).cycles;
-    const double permuted = choose_permute(problem, machine, 1).cycles;
+    const double permuted = choose_folded(problem, machine, 1).cycles;
     if (permuted < HUGE_VAL && (pairs > permuted || forced == NBHD_FWD_PERMUTE))
         return nbhd_refuse(why, "the windows are small: it would take %.2g times as long as fwd_avx512 with keys permuted in float32",
                            pairs / permuted);
@@ -387,6 +419,7 @@ static void build_permute(const struct nbhd_problem *problem, const struct nbhd_
     const nbhd_desc *d = &problem->desc;
     const struct nbhd_axis *a = problem->axis;
     const int *extent = config->q_tile, positions = most_positions(a[2], extent[2]);
+    memcpy(f->axis, a, sizeof f->axis);
     f->group = config->stages;
     f->tiles = (long long)d->batch * ((d->kv_heads + f->group - 1) / f->group);
     for (int i = 0; i < 3; i++) {
@@ -429,25 +462,55 @@ static void build_permute(const struct nbhd_problem *problem, const struct nbhd_
     f->at_lines = place(&f->scratch, (lines * f->line_size + (size_t)(3 * m->vf)) * sizeof(float));
 }
 
+/* The shorter groups of a folded problem, cut by themselves. */
+static nbhd_status build_rest(const struct nbhd_problem *problem, const struct nbhd_config *config, struct nbhd_fwd *f,
+                              const struct nbhd_fwd_machine *machine)
+{
+    struct nbhd_problem folded;
+    struct nbhd_fold fold;
+    if (!f->fold.dilation || !fold_problem(problem, machine, 1, &folded, &fold))
+        return NBHD_OK;
+    struct nbhd_fwd *rest = calloc(1, sizeof *rest);
+    if (!rest)
+        return nbhd_fail(NBHD_ERROR_MEMORY, "a plan's tiling of %zu bytes could not be allocated", sizeof *rest);
+    const struct permute_choice choice = choose_permute(&folded, machine, config->threads);
+    struct nbhd_config c = config_of(&folded, NBHD_FWD_PERMUTE, choice.extent, choice.group, choice.chunk, choice.cycles);
+    c.threads = config->threads;
+    *rest = (struct nbhd_fwd){.variant = f->variant, .dtype = f->dtype, .fold = fold};
+    build_permute(&folded, &c, rest, machine);
+    f->rest = rest;
+    f->scratch = rest->scratch > f->scratch ? rest->scratch : f->scratch;
+    rest->scratch = f->scratch;
+    return NBHD_OK;
+}
+
 nbhd_status nbhd_fwd_build(struct nbhd_plan *plan, const struct nbhd_fwd_machine *machine)
 {
     struct nbhd_config *c = &plan->config;
+    struct nbhd_problem folded;
     struct nbhd_fwd *f = calloc(1, sizeof *f);
     if (!f)
         return nbhd_fail(NBHD_ERROR_MEMORY, "a plan's tiling of %zu bytes could not be allocated", sizeof *f);
     plan->state = f;
     f->variant = c->variant;
     f->dtype = plan->problem.desc.dtype;
-    if (f->variant == NBHD_FWD_PERMUTE)
-        build_permute(&plan->problem, c, f, machine);
-    else
+    if (f->variant == NBHD_FWD_PERMUTE) {
+        fold_problem(&plan->problem, machine, 0, &folded, &f->fold);
+        build_permute(&folded, c, f, machine);
+        const nbhd_status status = build_rest(&plan->problem, c, f, machine);
+        if (status != NBHD_OK)
+            return status;
+    } else {
         build_broadcast(&plan->problem, c, f, machine);
+    }
     f->threads = c->threads = nbhd_plan_threads(&plan->problem, f->tasks);
+    if (f->rest)
+        f->rest->threads = f->threads;
     c->predicted_ms /= f->threads;
     plan->workspace = f->scratch * (size_t)f->threads;
     if (f->variant == NBHD_FWD_PERMUTE)
-        snprintf(plan->describe, sizeof plan->describe, "permute, parts %dx%dx%d by %d rows and %d heads, %lld tasks, %d threads",
-                 c->q_tile[0], c->q_tile[1], c->q_tile[2], f->chunk, f->group, f->tasks, f->threads);
+        snprintf(plan->describe, sizeof plan->describe, "permute%s, parts %dx%dx%d by %d rows and %d heads, %lld tasks, %d threads",
+                 f->fold.dilation ? " folded" : "", c->q_tile[0], c->q_tile[1], c->q_tile[2], f->chunk, f->group, f->tasks, f->threads);
     else
         snprintf(plan->describe, sizeof plan->describe, "%s, tiles %dx%dx%d of %d heads, %lld tasks, %d threads",
                  machine->price.product > 0 ? "pairs" : "broadcast", c->q_tile[0], c->q_tile[1], c->q_tile[2], f->head_tile, f->tasks, f->threads);
@@ -456,6 +519,9 @@ nbhd_status nbhd_fwd_build(struct nbhd_plan *plan, const struct nbhd_fwd_machine
 
 void nbhd_fwd_drop(struct nbhd_plan *plan)
 {
-    free(plan->state);
+    struct nbhd_fwd *f = plan->state;
+    if (f)
+        free(f->rest);
+    free(f);
     plan->state = NULL;
 }

@@ -34,8 +34,19 @@ struct key_run {
 
 enum { NBHD_FWD_BROADCAST = 0, NBHD_FWD_PERMUTE = 1 };
 
+/* Neighbouring tokens of a much dilated axis belong to different groups, and see neighbouring keys. Where axis 0 is idle such
+ * a problem is permuted as one of two axes, [elements of a group][groups], the second with windows of 1: vectors are of
+ * neighbours. Groups come in two lengths, so these are two problems. */
+struct nbhd_fold {
+    int dilation; /* 0: not folded */
+    int first, groups, members; /* groups [first, first + groups) of so many elements */
+};
+
 struct nbhd_fwd {
     int variant, threads, dtype;
+    struct nbhd_fold fold;
+    struct nbhd_axis axis[3]; /* as folded */
+    struct nbhd_fwd *rest;    /* the shorter groups, or NULL */
     struct nbhd_grid grid[3];
     int head_tile, head_tiles; /* query heads of one kv head that share a tile; such tiles per kv head */
     long long tiles, tasks;    /* broadcast: tiles, permute: cells of the grid; tasks are runs of them */
@@ -68,6 +79,7 @@ struct nbhd_fwd_machine {
     int vf, columns;   /* VF, V_COLUMNS */
     size_t lane_block; /* sizeof(struct lane_block) */
     struct nbhd_fwd_price price; /* of fwd_pairs.inc.h, bfloat16 only; product 0: of fwd_broadcast.inc.h, in float32 */
+    bool unfolded; /* run knows no struct nbhd_fold */
 };
 
 /* Of the forward and of the backward rows: what their vectors cannot take is the same. */
