@@ -2,14 +2,14 @@
  * captured into a graph, from several threads and contexts at once. Skipped without a GPU, unless NBHD_REQUIRE=cuda.
  * gpu_large.c has what takes a large GPU.
  *
- *     test_cuda [part]...   parts: rows random planned nan graph threads contexts sentences
- *     NBHD_TEST_SHARD=i/n   of rows, random and planned, the i-th n-th part, so that n processes share the work
+ *     test_cuda [part]...   parts: rows random ragged planned nan graph threads contexts sentences
+ *     NBHD_TEST_SHARD=i/n   of rows, random, ragged and planned, the i-th n-th part, so that n processes share the work
  *     NBHD_TEST_RANDOM=n    random problems per row (150; 2500 with NBHD_FULL=1)
  *     NBHD_TEST_KERNEL=text rows, random and nan: only rows whose name has text in it */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <pthread.h>
-#include "case.h"
+#include "batches.h"
 #include "gpu.h"
 
 static int shard, shards = 1;
@@ -103,6 +103,55 @@ static void check_random(void)
         }
         printf("random %s: %d of %u problems, %.1f s\n", k->name, taken, count / (unsigned)shards, now_s() - start);
     }
+}
+
+/* ---- ragged: every row, one by one and many to a launch, and the planner's choice ---- */
+static bool check_batch(const char *kernel, const struct batch *b, const nbhd_desc *desc, unsigned seed)
+{
+    const bool odd = seed % 2 && !(kernel && strstr(kernel, "_sm90"));
+    const struct case_options options = {.kernel = kernel, .device = NBHD_DEVICE_CUDA, .seed = seed, .repeats = 1, .memory = gpu,
+                                         .layout = (enum case_layout)(seed % 3), .granularity = odd ? 1 : 8,
+                                         .placement = (enum case_sequences)(seed / 3 % 3), .dlse = seed % 2 == 0,
+                                         .no_lse = seed % 5 == 0};
+    struct case_result result;
+    char text[NBHD_TEXT];
+    if (batch_run(b, desc, &options, &result, text) == NBHD_ERROR_UNSUPPORTED && kernel)
+        return false;
+    CHECK(result.ok, "%s on %s (seed %u): %s", kernel ? kernel : result.kernel, text, seed, result.why);
+    return true;
+}
+
+static void check_ragged_of(const char *kernel, int pass)
+{
+    const double start = now_s();
+    const unsigned count = test_random(320, 2400) / 32; /* each other head_dim is another kernel to compile */
+    int taken = 0;
+    for (int i = 0; batches[i].sequences; i++)
+        for (int j = 0; j < 3; j++) {
+            nbhd_desc desc;
+            if ((3 * i + j) % shards != shard || nbhd_desc_parse(&desc, batches[i].line))
+                continue;
+            desc.pass = pass;
+            set_type(&desc, (unsigned)(i + j) % 4);
+            if (pass < NBHD_QK || batch_unfused(&batches[i], &desc))
+                taken += check_batch(kernel, &batches[i], &desc, (unsigned)(3 * i + j));
+        }
+    for (unsigned i = (unsigned)shard; i < count; i += (unsigned)shards) {
+        nbhd_desc desc = {.pass = pass, .dtype = types[i % 9 < 8 ? i % 3 : 4].dtype};
+        const struct batch b = batch_random(i, &desc);
+        if (desc.pass == pass)
+            taken += check_batch(kernel, &b, &desc, i);
+    }
+    printf("ragged %s: %d problems, %.1f s\n", kernel ? kernel : "any", taken, now_s() - start);
+}
+
+static void check_ragged(void)
+{
+    for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
+        if (is_wanted(k))
+            check_ragged_of(k->name, k->pass);
+    check_ragged_of(NULL, NBHD_FORWARD);
+    check_ragged_of(NULL, NBHD_BACKWARD);
 }
 
 /* ---- nan: a key and value of NaN reach those who see them, and at most who shares a tile with one who does ---- */
@@ -309,6 +358,7 @@ static void check_sentences(void)
 
 static const struct gpu_part parts[] = {
     {"rows", check_rows},   {"random", check_random},   {"planned", check_planned},   {"nan", check_nan},
+    {"ragged", check_ragged},
     {"graph", check_graph}, {"threads", check_threads}, {"contexts", check_contexts}, {"sentences", check_sentences},
     {NULL, NULL},
 };

@@ -122,6 +122,33 @@ static void check_instructions(const struct nbhd_kernel *kernel, const struct se
     }
 }
 
+/* A row that takes many sequences in one launch is compiled for that too. */
+static void check_many(const struct nbhd_kernel *kernel, int chip)
+{
+    static const char *const many[] = {"bf16 h4/2 d64 9x9 w7x7", "f32 d32 9x9 w7x7 r1x1 ect extra=5", "f16 d128/96 5x6x7 w3x3x3",
+                                       "bf16 d256 9x9 w5x5"};
+    static const int lengths[] = {9, 9, 12, 30, 7, 8, 12, 9, 10};
+    for (size_t i = 0; i < sizeof many / sizeof *many; i++) {
+        nbhd_desc desc;
+        nbhd_plan *plan;
+        nbhd_ragged ragged = NBHD_RAGGED_INIT;
+        struct seen seen = {.kernel = kernel->name, .line = many[i], .chip = chip};
+        if (!CHECK(!nbhd_desc_parse(&desc, many[i]), "%s: %s", many[i], nbhd_last_error()) || (test_few() && i))
+            continue;
+        desc.pass = kernel->pass;
+        for (int a = 0; a < 3; a++)
+            desc.length[a] = 0;
+        ragged.sequences = 3;
+        ragged.lengths = lengths;
+        nbhd_jit_observe(judge, &seen);
+        const nbhd_status status = nbhd_plan_create_ragged(&plan, &desc, &ragged, NBHD_DEVICE_CUDA, 0, kernel->name);
+        nbhd_jit_observe(NULL, NULL);
+        CHECK(status == NBHD_ERROR_UNSUPPORTED || (!status && seen.count > 0), "%s '%s' ragged, sm_%d: %s", kernel->name, many[i],
+              chip, status ? nbhd_last_error() : "no code");
+        nbhd_plan_destroy(&plan);
+    }
+}
+
 /* True if the row takes the problem. */
 static bool check_build(const struct nbhd_kernel *kernel, const char *line, int chip, unsigned *looked)
 {
@@ -161,6 +188,8 @@ static int check_row(const struct nbhd_kernel *kernel, size_t worker, size_t wor
             continue;
         }
         CHECK(!nbhd_cuda_set_target(chips[c]), "%s", nbhd_last_error());
+        if (kernel->pass <= NBHD_BACKWARD)
+            check_many(kernel, chips[c]);
         unsigned looked = 0; /* one problem of each type per chip */
         for (size_t i = 0; i < sizeof lines / sizeof *lines; i++)
             if (test_full() || (i + c) % (few ? 14 : chips[c] == 90 ? 3 : 7) == 0)

@@ -2,79 +2,30 @@
  * sequence; refusals one by one; threads. */
 #include <pthread.h>
 #include <stdint.h>
-#include "case.h"
+#include "batches.h"
 #include "core/kernel.h"
 #include "cpu/isa.h"
 #include "test.h"
 
-/* The lengths in line are not used but must be legal. */
-static const struct batch {
-    const char *line;
-    int sequences;
-    int lengths[9][3], kv_lengths[9][3]; /* kv: used where the first is not 0 */
-} batches[] = {
-    {"h2 d16 9x33 w7x7", 3, {{13, 24}, {16, 16}, {9, 33}}, {{0}}},
-    {"h2 d16 7x11 w3x5 s2x3", 1, {{7, 11}}, {{0}}},
-    {"h4/2 d24/40 5 w4 ec", 6, {{17}, {4}, {61}, {4}, {5}, {128}}, {{0}}},
-    {"d8 1", 5, {{1}, {37}, {1}, {2}, {64}}, {{0}}}, /* whole axes */
-    {"h3/1 d20 6x7x5 w3x3x2 r1x2x1 entc", 4, {{6, 7, 5}, {3, 6, 9}, {4, 13, 2}, {6, 7, 5}}, {{0}}},
-    {"h2 d12 9x10 w5x3 r1x3 extra=3", 4, {{9, 10}, {5, 9}, {12, 21}, {6, 11}}, {{0}}},
-    {"h4/2 d16/8 9 kv=20", 5, {{9}, {1}, {33}, {7}, {12}}, {{20}, {5}, {33}, {1}, {70}}}, /* cross attention */
-    {"h2 d16 4x6 kv=8x9 extra=2", 3, {{4, 6}, {10, 3}, {7, 7}}, {{8, 9}, {2, 5}, {7, 7}}},
-    {"h2 d16 9x9 w9x3 ett", 2, {{9, 9}, {25, 14}}, {{0}}},
-    {"h2 d16 8x9 w5x4 s2x1 bias", 4, {{8, 9}, {13, 4}, {5, 20}, {8, 9}}, {{0}}},
-    {"h4/2 d32 8 w7", 9, {{8}, {8}, {8}, {7}, {9}, {8}, {100}, {50}, {8}}, {{0}}},
-};
-
-static const char *grids(const struct batch *b, int rank)
+static void run_batch(const struct batch *b, const nbhd_desc *desc, const struct case_options *options)
 {
-    static char text[256];
-    size_t n = 0;
-    for (int s = 0; s < b->sequences; s++)
-        for (int i = 0; i < rank && n < sizeof text; i++)
-            n += (size_t)snprintf(text + n, sizeof text - n, "%s%d", i ? "x" : s ? "+" : "", b->lengths[s][i]);
-    return text;
-}
-
-static void flatten(const int (*from)[3], int sequences, int rank, int *to)
-{
-    for (int i = 0; i < sequences * rank; i++)
-        to[i] = from[i / rank][i % rank];
-}
-
-static void run_batch(const struct batch *b, const nbhd_desc *desc, struct case_options options)
-{
-    int lengths[27], kv_lengths[27];
     struct case_result result;
-    flatten(b->lengths, b->sequences, desc->rank, lengths);
-    flatten(b->kv_lengths, b->sequences, desc->rank, kv_lengths);
-    options.sequences = b->sequences;
-    options.lengths = lengths;
-    options.kv_lengths = b->kv_lengths[0][0] ? kv_lengths : NULL;
-    if (case_run(desc, &options, &result) == NBHD_ERROR_UNSUPPORTED && options.kernel)
-        return;
-    CHECK(result.ok, "%s on '%s' %s (pass %s, %s, placement %d, layout %d): %s", options.kernel ? options.kernel : result.kernel,
-          b->line, grids(b, desc->rank), nbhd_pass_name(desc->pass), nbhd_dtype_name(desc->dtype), options.placement,
-          options.layout, result.why);
-}
-
-static bool unfused_takes(const nbhd_desc *desc, const struct batch *b)
-{
-    return !desc->extra && desc->window[0] && !b->kv_lengths[0][0];
+    char text[NBHD_TEXT];
+    if (batch_run(b, desc, options, &result, text) != NBHD_ERROR_UNSUPPORTED || !options->kernel)
+        CHECK(result.ok, "%s on %s: %s", result.kernel, text, result.why);
 }
 
 static void check_rows(void)
 {
-    const int most = sizeof batches / sizeof *batches;
     for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++) {
         char why[NBHD_TEXT];
         if (k->device != NBHD_DEVICE_CPU || nbhd_isa_refuses(k->needs, why))
             continue;
-        for (int i = 0; i < most; i++) {
+        for (int i = 0; batches[i].sequences; i++) {
             nbhd_desc desc;
             CHECK(!nbhd_desc_parse(&desc, batches[i].line), "%s: %s", batches[i].line, nbhd_last_error());
             desc.pass = k->pass;
-            if (k->pass > NBHD_BACKWARD && !unfused_takes(&desc, &batches[i]))
+            if (k->pass > NBHD_BACKWARD && !batch_unfused(&batches[i], &desc))
                 continue;
             for (int j = 0; j < 4; j++) {
                 desc.dtype = j == 3 ? (int)(k->needs == NBHD_ISA_SCALAR ? NBHD_F64 : NBHD_F16) : i % 2 ? NBHD_BF16 : NBHD_F32;
@@ -82,7 +33,7 @@ static void check_rows(void)
                                                      .layout = (enum case_layout)(j == 3 ? CASE_STRIDED : (i + j) % 3),
                                                      .placement = (enum case_sequences)(j % 3), .repeats = j == 1,
                                                      .dlse = j == 2, .poison_key = j == 1};
-                run_batch(&batches[i], &desc, options);
+                run_batch(&batches[i], &desc, &options);
             }
         }
     }
@@ -93,34 +44,12 @@ static void check_random(void)
 {
     const int problems = test_full() ? 2000 : 60;
     for (int i = 0; i < problems; i++) {
+        nbhd_desc desc = {.pass = i % 6, .dtype = i / 6 % 3};
         const unsigned seed = 7000u + (unsigned)i;
-        nbhd_desc desc = case_random(seed, 2e4);
-        struct batch b = {.line = "random", .sequences = 1 + (int)(seed * 2654435761u >> 13) % 9};
-        char line[NBHD_TEXT];
-        bool cross = false;
-        for (int a = 0; a < desc.rank; a++)
-            cross |= desc.kv_length[a] && desc.kv_length[a] != desc.length[a];
-        for (int s = 0; s < b.sequences; s++)
-            for (int a = 0; a < desc.rank; a++) {
-                const unsigned r = (seed + 31u * (unsigned)s + 7u * (unsigned)a) * 2654435761u >> 20;
-                const int least = cross ? 1 : (desc.window[a] ? desc.window[a] : 1) * (desc.dilation[a] ? desc.dilation[a] : 1);
-                b.lengths[s][a] = least + (int)(r % 7);
-                b.kv_lengths[s][a] = cross ? 1 + (int)(r / 7 % 9) : 0;
-            }
-        for (int a = 0; a < desc.rank && cross; a++) { /* axes of cross attention are seen whole */
-            desc.window[a] = desc.stride[a] = desc.dilation[a] = desc.edge[a] = 0;
-            desc.bias = 0;
-        }
-        if (cross && desc.pass > NBHD_BACKWARD)
-            desc.pass = NBHD_FORWARD;
-        for (int a = 0; a < desc.rank; a++)
-            if (!desc.window[a])
-                desc.bias = 0;
-        if (nbhd_desc_format(&desc, line, sizeof line) == NBHD_OK)
-            b.line = line;
+        const struct batch b = batch_random(seed, &desc);
         const struct case_options options = {.seed = seed, .threads = 1 + i % 3, .layout = (enum case_layout)(i % 3),
                                              .placement = (enum case_sequences)(i / 3 % 3), .dlse = i % 2};
-        run_batch(&b, &desc, options);
+        run_batch(&b, &desc, &options);
     }
 }
 

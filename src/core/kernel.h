@@ -21,7 +21,12 @@ struct nbhd_config {
     int q_tile[3], k_tile[3];
     int stages, threads;
     double predicted_ms; /* by the kernel's cost model; 0: none */
+    bool many;           /* of a problem with NBHD_PROBLEM_MANY: build sets plan->run_many */
 };
+
+/* A bit of nbhd_problem.flags: the problem stands for many sequences of different lengths, about as many as its batch says,
+ * that a kernel may compute in one launch. Kernels that cannot take no notice. */
+#define NBHD_PROBLEM_MANY 0x10000
 
 /* refuse: false if the kernel takes the problem; else true, and one sentence with field and value in why.
  * configs: fills up to room configurations, best guess first; returns their number (at least 1).
@@ -53,6 +58,10 @@ struct nbhd_plan {
     char describe[160];
     bool picky;                  /* set by build: run may answer NBHD_ERROR_UNSUPPORTED, before it has done anything, for
                                     tensors whose addresses or strides it cannot read */
+    /* With config.many: run for these sequences; parts->part[].block is for it to set. The workspace has plan->workspace bytes
+     * for as many tokens as problem has, and the more for more. */
+    nbhd_status (*run_many)(const struct nbhd_plan *plan, const struct nbhd_params *params, struct nbhd_parts *parts,
+                            void *workspace, void *stream);
     struct nbhd_plan *reference; /* runs those, where the planner chose a picky kernel; else NULL */
     struct nbhd_ragged_plan *ragged; /* ragged.c: a plan of many sequences, whose problem is the tensors' shape; else NULL */
 };

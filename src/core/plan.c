@@ -6,8 +6,7 @@
 #include "core/plan.h"
 #include "core/wisdom.h"
 
-/* The row that NBHD_KERNEL names, if it is one for this device and pass: a user's override, for experiments. */
-static const char *forced_by_environment(const struct nbhd_problem *problem)
+const char *nbhd_kernel_forced(const struct nbhd_problem *problem)
 {
     const char *name = nbhd_env("NBHD_KERNEL");
     const struct nbhd_kernel *kernel = name ? nbhd_kernel_named(name) : NULL;
@@ -122,7 +121,7 @@ nbhd_status nbhd_plan_create_with(nbhd_plan **plan, const nbhd_desc *desc, nbhd_
     problem.device = device;
     problem.flags = flags;
     if (!kernel)
-        kernel = forced_by_environment(&problem);
+        kernel = nbhd_kernel_forced(&problem);
     if (kernel) {
         const struct nbhd_kernel *named = NULL;
         status = choose_named(&problem, kernel, &named);

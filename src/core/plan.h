@@ -31,6 +31,8 @@ size_t nbhd_args_place(const struct nbhd_problem *problem, char *memory, nbhd_ar
 /* plan.c: a plan of the kernel; config NULL: its first. */
 nbhd_status nbhd_plan_build(nbhd_plan **plan, const struct nbhd_problem *problem, const struct nbhd_kernel *kernel,
                             const struct nbhd_config *config);
+/* plan.c: the row that NBHD_KERNEL names, if it is one for this device and pass: a user's override, for experiments. */
+const char *nbhd_kernel_forced(const struct nbhd_problem *problem);
 /* plan.c: computes, by the reference where the kernel cannot read the tensors. */
 nbhd_status nbhd_plan_run(const nbhd_plan *plan, const struct nbhd_params *params, void *workspace, void *stream);
 /* ragged.c: execution and destruction of a plan of many sequences. */

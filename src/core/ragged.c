@@ -19,6 +19,7 @@ struct sequence {
     int plan;       /* of the distinct grids */
     long long token, kv_token;
     double flops;
+    struct nbhd_part part; /* what kernels need of this */
 };
 
 /* parts: most work first; each of the first `wide` has all threads, the others have one each. */
@@ -26,6 +27,7 @@ struct nbhd_ragged_plan {
     nbhd_plan **plans;
     struct sequence *parts;
     int distinct, count, wide, threads;
+    nbhd_plan *joint; /* computes them all, many to a launch; then there are no plans */
     bool padded;
     size_t lane; /* bytes of a thread's workspace, where there are threads side by side */
 };
@@ -198,6 +200,7 @@ static nbhd_status sort_grids(const struct request *r, struct sequence *list, st
         if (i && !memcmp(s->lengths, s[-1].lengths, sizeof s->lengths)) {
             s->plan = s[-1].plan;
             s->flops = s[-1].flops;
+            s->part = s[-1].part;
             continue;
         }
         const nbhd_desc d = desc_of(r, s);
@@ -213,19 +216,43 @@ static nbhd_status sort_grids(const struct request *r, struct sequence *list, st
                                  d.bias ? "a bias" : "a tensor of scores");
         s->plan = g->distinct++;
         s->flops = nbhd_desc_flops(&d);
+        for (int a = 0; a < 3; a++) {
+            s->part.length[a] = problem.axis[a].length;
+            s->part.keys[a] = problem.axis[a].keys;
+            s->part.window[a] = problem.axis[a].window;
+        }
     }
     return NBHD_OK;
 }
 
-/* A sequence is computed side by side with others if it is so little of the whole that the threads end at about one time.
- * Gradients of a bias are summed over the sequences, one after the other. */
+/* Where each lies, in the order of the parts; before: in a workspace of all. */
+static void number_parts(struct nbhd_ragged_plan *g)
+{
+    long long before = 0;
+    for (int i = 0; i < g->count; i++) {
+        struct nbhd_part *part = &g->parts[i].part;
+        part->index = g->parts[i].index;
+        part->token = (int)g->parts[i].token;
+        part->kv_token = (int)g->parts[i].kv_token;
+        part->before = (int)before;
+        before += (long long)part->length[0] * part->length[1] * part->length[2];
+        before = before < INT_MAX ? before : INT_MAX;
+    }
+}
+
+/* Gradients of a bias are summed over the sequences, one after the other. */
+static bool sums_bias(const struct request *r)
+{
+    return r->desc.bias && (r->desc.pass == NBHD_BACKWARD || r->desc.pass == NBHD_QK_BACKWARD);
+}
+
+/* A sequence is computed side by side with others if it is so little of the whole that the threads end at about one time. */
 static void choose_lanes(const struct request *r, struct nbhd_ragged_plan *g)
 {
-    const bool sums_bias = r->desc.bias && (r->desc.pass == NBHD_BACKWARD || r->desc.pass == NBHD_QK_BACKWARD);
     double all = 0;
     g->wide = g->count;
     g->threads = 1;
-    if (r->device != NBHD_DEVICE_CPU || sums_bias)
+    if (r->device != NBHD_DEVICE_CPU || sums_bias(r))
         return;
     const int threads = r->desc.threads > 0 ? r->desc.threads : nbhd_threads_available();
     for (int i = 0; i < g->count; i++)
@@ -237,6 +264,90 @@ static void choose_lanes(const struct request *r, struct nbhd_ragged_plan *g)
     else
         g->threads = nbhd_threads_prepare(threads);
 }
+
+/* ---- one launch for many ---- */
+
+/* Where the sequences take less than this together, each on average, a launch for each on a faster row takes longer: that is
+ * 9 us at least, 22 backward, on an H200 (docs/notes/ragged.md). In ms, by the model, which is low for small ones; by pass. */
+static const double small_ms[] = {0.006, 0.010};
+
+/* A problem of as much work as all sequences: as many as that takes of the one in the middle of the work. */
+static nbhd_status joint_problem(const struct request *r, const struct nbhd_ragged_plan *g, struct nbhd_problem *problem)
+{
+    double all = 0, sum = 0;
+    int middle = 0;
+    for (int i = 0; i < g->count; i++)
+        all += g->parts[i].flops;
+    while ((sum += g->parts[middle].flops) < all / 2)
+        middle++;
+    nbhd_desc d = desc_of(r, &g->parts[middle]);
+    const double batch = all / g->parts[middle].flops;
+    d.batch = batch < INT_MAX ? (int)(batch + 0.5) : INT_MAX;
+    const nbhd_status status = nbhd_problem_init(problem, &d);
+    problem->device = r->device;
+    problem->flags = r->flags | NBHD_PROBLEM_MANY;
+    return status;
+}
+
+/* The row that computes all sequences in few launches, if there is one and it pays: where it is the best row of those that
+ * take the problem, or the sequences are small. */
+static const struct nbhd_kernel *find_joint(const struct request *r, const struct nbhd_ragged_plan *g,
+                                            const struct nbhd_problem *problem, struct nbhd_config *config)
+{
+    char why[NBHD_TEXT];
+    const char *only = r->kernel ? r->kernel : nbhd_kernel_forced(problem);
+    bool best = true;
+    for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++) {
+        if ((only && strcmp(k->name, only)) || nbhd_kernel_refuses(k, problem, why))
+            continue;
+        k->ops->configs(problem, config, 1);
+        if (config->many)
+            return best || config->predicted_ms < small_ms[problem->desc.pass] * g->count ? k : NULL;
+        best = false;
+    }
+    return NULL;
+}
+
+static bool refused(const struct request *r, const struct nbhd_ragged_plan *g, const struct nbhd_kernel *kernel)
+{
+    char why[NBHD_TEXT];
+    struct nbhd_problem problem;
+    for (int i = 0; i < g->count; i++) {
+        const nbhd_desc d = desc_of(r, &g->parts[i]);
+        if (i && g->parts[i].plan == g->parts[i - 1].plan)
+            continue;
+        nbhd_problem_init(&problem, &d);
+        problem.device = r->device;
+        problem.flags = r->flags;
+        if (nbhd_kernel_refuses(kernel, &problem, why))
+            return true;
+    }
+    return false;
+}
+
+/* Sets g->joint if there is to be one. */
+static nbhd_status plan_jointly(const struct request *r, struct nbhd_ragged_plan *g, nbhd_plan *plan)
+{
+    struct nbhd_problem problem;
+    struct nbhd_config config = {.variant = 0};
+    const struct nbhd_part *last = &g->parts[g->count - 1].part;
+    const double tokens = last->before + (double)last->length[0] * last->length[1] * last->length[2];
+    if (r->device == NBHD_DEVICE_CPU || r->desc.pass > NBHD_BACKWARD || sums_bias(r) || g->count < 2 || tokens > INT_MAX ||
+        joint_problem(r, g, &problem))
+        return NBHD_OK;
+    const struct nbhd_kernel *kernel = find_joint(r, g, &problem, &config);
+    if (!kernel || refused(r, g, kernel))
+        return NBHD_OK;
+    const nbhd_status status = nbhd_plan_build(&g->joint, &problem, kernel, &config);
+    if (status)
+        return status;
+    const double planned = (double)problem.desc.batch * problem.axis[0].length * problem.axis[1].length * problem.axis[2].length;
+    plan->workspace = (size_t)((double)g->joint->workspace / planned * tokens) + 64;
+    plan->config.predicted_ms = config.predicted_ms;
+    return NBHD_OK;
+}
+
+/* ---- or a plan for each grid ---- */
 
 /* Largest first; each distinct grid where it comes first. */
 static nbhd_status plan_grids(const struct request *r, struct nbhd_ragged_plan *g, nbhd_plan *plan)
@@ -269,20 +380,26 @@ static nbhd_status plan_grids(const struct request *r, struct nbhd_ragged_plan *
 static void describe(nbhd_plan *plan)
 {
     const struct nbhd_ragged_plan *g = plan->ragged;
-    const nbhd_plan *largest = g->plans[g->parts[0].plan];
+    const nbhd_plan *largest = g->joint ? g->joint : g->plans[g->parts[0].plan];
+    plan->kernel = largest->kernel;
     int used = snprintf(plan->describe, sizeof plan->describe, "%d sequences of %d grids", g->count, g->distinct);
     if (g->wide < g->count)
         used += snprintf(plan->describe + used, sizeof plan->describe - (size_t)used, ", %d of them side by side on %d threads",
                          g->count - g->wide, g->threads);
-    snprintf(plan->describe + used, sizeof plan->describe - (size_t)used, "; the largest: %.80s", largest->describe);
+    snprintf(plan->describe + used, sizeof plan->describe - (size_t)used, "%s: %.80s", g->joint ? ", together" : "; the largest",
+             largest->describe);
 }
 
 /* The shape of the caller's tensors, as a problem. Packed: of one axis, the tokens. */
-static void shape_tensors(const struct request *r, nbhd_plan *plan)
+static nbhd_status shape_tensors(const struct request *r, nbhd_plan *plan)
 {
-    const struct nbhd_problem *one = &plan->ragged->plans[plan->ragged->parts[0].plan]->problem;
     struct nbhd_problem *p = &plan->problem;
-    *p = *one;
+    const nbhd_desc d = desc_of(r, &plan->ragged->parts[0]);
+    const nbhd_status status = nbhd_problem_init(p, &d);
+    if (status)
+        return status;
+    p->device = r->device;
+    p->flags = r->flags;
     p->desc.batch = plan->ragged->count;
     for (int i = 0; i < 3; i++) {
         const int from = i - (3 - p->desc.rank);
@@ -293,11 +410,12 @@ static void shape_tensors(const struct request *r, nbhd_plan *plan)
         }
     }
     if (plan->ragged->padded)
-        return;
-    const int window = one->axis[0].window * one->axis[1].window * one->axis[2].window;
+        return NBHD_OK;
+    const int window = p->axis[0].window * p->axis[1].window * p->axis[2].window;
     p->desc.rank = 1;
     p->axis[0] = p->axis[1] = (struct nbhd_axis){1, 1, 1, 1, 1, NBHD_EDGE_NEAREST};
     p->axis[2] = (struct nbhd_axis){(int)r->tokens, (int)r->kv_tokens, window, 1, 1, NBHD_EDGE_NEAREST};
+    return NBHD_OK;
 }
 
 static nbhd_status build(struct request *r, nbhd_plan *plan)
@@ -320,11 +438,11 @@ static nbhd_status build(struct request *r, nbhd_plan *plan)
     if (!g->plans)
         return nbhd_fail(NBHD_ERROR_MEMORY, "a list of %d plans could not be allocated", g->distinct);
     qsort(g->parts, count, sizeof *g->parts, by_work);
+    number_parts(g);
     choose_lanes(r, g);
-    if ((status = plan_grids(r, g, plan)))
+    if ((status = plan_jointly(r, g, plan)) || (!g->joint && (status = plan_grids(r, g, plan))) ||
+        (status = shape_tensors(r, plan)))
         return status;
-    plan->kernel = g->plans[g->parts[0].plan]->kernel;
-    shape_tensors(r, plan);
     describe(plan);
     nbhd_log(1, "plan: %s %s", plan->kernel->name, plan->describe);
     return NBHD_OK;
@@ -359,6 +477,7 @@ void nbhd_ragged_drop(struct nbhd_ragged_plan *g)
 {
     for (int i = 0; i < g->distinct && g->plans; i++)
         nbhd_plan_destroy(&g->plans[i]);
+    nbhd_plan_destroy(&g->joint);
     free(g->plans);
     free(g->parts);
     free(g);
@@ -371,7 +490,7 @@ static bool of_extra(const struct nbhd_tensor_row *row)
     return row->form == NBHD_FORM_EXTRA_K || row->form == NBHD_FORM_EXTRA_V;
 }
 
-/* Packed tensors have no batch axis, but shapes of problems do: one of any stride, as it is not used. */
+/* Packed tensors have no batch axis, but shapes of problems do: one whose stride is not used, and is as aligned as the others. */
 static void insert_batch(nbhd_args *args)
 {
     for (int i = 0; i < NBHD_TENSOR_ROWS; i++) {
@@ -380,32 +499,18 @@ static void insert_batch(nbhd_args *args)
             continue;
         stride[2] = stride[1];
         stride[1] = stride[0];
-        stride[0] = 1;
     }
 }
 
 /* The block of all tensors becomes that of one sequence. */
 static void select_sequence(struct nbhd_params *params, const struct nbhd_ragged_plan *g, const struct sequence *s)
 {
-    const struct nbhd_problem *problem = &g->plans[s->plan]->problem;
-    for (int i = 0; i < NBHD_TENSOR_ROWS; i++) {
-        const struct nbhd_tensor_row *row = &nbhd_tensor_rows[i];
-        struct nbhd_view *view = (struct nbhd_view *)(void *)((char *)params + row->view);
-        if (!view->data)
-            continue;
-        if (g->padded || of_extra(row)) {
-            view->data += s->index * view->batch;
-            continue;
-        }
-        const bool keys = row->form == NBHD_FORM_K || row->form == NBHD_FORM_V;
-        const struct nbhd_axis *a = problem->axis;
-        view->data += (keys ? s->kv_token : s->token) * view->axis[2];
-        view->axis[1] = view->axis[2] * (keys ? a[2].keys : a[2].length);
-        view->axis[0] = view->axis[1] * (keys ? a[1].keys : a[1].length);
-        view->batch = view->axis[0] * (keys ? a[0].keys : a[0].length);
-    }
+    struct nbhd_view *views = &params->q; /* the block begins with all of them */
+    for (int i = 0; i < NBHD_TENSOR_ROWS; i++)
+        if (views[i].data)
+            nbhd_part_view(&s->part, g->padded, i, &views[i]);
     params->batch = 1;
-    memcpy(params->axis, problem->axis, sizeof params->axis);
+    memcpy(params->axis, g->plans[s->plan]->problem.axis, sizeof params->axis);
 }
 
 static nbhd_status run_sequence(const struct nbhd_ragged_plan *g, const struct nbhd_params *all, int part, void *workspace,
@@ -416,6 +521,21 @@ static nbhd_status run_sequence(const struct nbhd_ragged_plan *g, const struct n
     if (part)
         params.flags |= NBHD_PARAMS_ADD;
     return nbhd_plan_run(g->plans[g->parts[part].plan], &params, workspace, stream);
+}
+
+/* So many to a launch as its parameters have room for. */
+static nbhd_status run_jointly(const struct nbhd_ragged_plan *g, const struct nbhd_params *all, void *workspace, void *stream)
+{
+    struct nbhd_params params = *all;
+    nbhd_status status = NBHD_OK;
+    memcpy(params.axis, g->joint->problem.axis, sizeof params.axis); /* stride, dilation, edge */
+    for (int first = 0; first < g->count && !status; first += NBHD_PARTS) {
+        struct nbhd_parts parts = {.count = nbhd_min(g->count - first, NBHD_PARTS), .padded = g->padded};
+        for (int i = 0; i < parts.count; i++)
+            parts.part[i] = g->parts[first + i].part;
+        status = g->joint->run_many(g->joint, &params, &parts, workspace, stream);
+    }
+    return status;
 }
 
 struct lanes {
@@ -445,6 +565,8 @@ nbhd_status nbhd_ragged_execute(const nbhd_plan *plan, const nbhd_args *given, v
     if (!g->padded)
         insert_batch(&args);
     status = nbhd_params_bind(&plan->problem, &args, &params);
+    if (g->joint && !status)
+        return run_jointly(g, &params, workspace, stream);
     for (int i = 0; i < g->wide && !status; i++)
         status = run_sequence(g, &params, i, workspace, stream);
     if (status || g->wide == g->count)

@@ -8,6 +8,7 @@ struct state {
     struct CUfunc_st *dq, *dkv, *dbias;
     struct nbhd_cuda_grid dq_grid, dkv_grid, dbias_grid;
     struct nbhd_simt_box dq_box, dkv_box;
+    int rows; /* of a tile */
 };
 
 static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
@@ -17,9 +18,8 @@ static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
 
 static int configs(const struct nbhd_problem *problem, struct nbhd_config *config, int room)
 {
-    (void)problem;
     (void)room;
-    *config = (struct nbhd_config){.variant = 0};
+    *config = (struct nbhd_config){.many = problem->flags & NBHD_PROBLEM_MANY && !problem->desc.bias};
     return 1;
 }
 
@@ -46,6 +46,18 @@ static void lay_out(struct state *state, const struct nbhd_problem *p, struct nb
     state->dbias_grid.blocks[0] = entries < 0x7fffffff ? (unsigned)entries : 0x7fffffff;
 }
 
+static nbhd_status run_many(const struct nbhd_plan *plan, const struct nbhd_params *params, struct nbhd_parts *parts,
+                            void *workspace, void *stream)
+{
+    const struct state *s = plan->state;
+    void *dq[] = {(void *)params, parts, (void *)&s->dq_box, &workspace};
+    void *dkv[] = {(void *)params, parts, (void *)&s->dkv_box, &workspace};
+    struct nbhd_cuda_grid grid = nbhd_simt_many(&plan->problem, &s->dq_box, false, 0, parts);
+    nbhd_status status = nbhd_cuda_launch(s->module, s->dq, &grid, stream, dq);
+    grid = nbhd_simt_many(&plan->problem, &s->dkv_box, true, s->rows, parts);
+    return status ? status : nbhd_cuda_launch(s->module, s->dkv, &grid, stream, dkv);
+}
+
 static nbhd_status build(struct nbhd_plan *plan)
 {
     const struct nbhd_problem *p = &plan->problem;
@@ -57,6 +69,8 @@ static nbhd_status build(struct nbhd_plan *plan)
     const struct nbhd_simt_registers r = nbhd_simt_registers(p, 2, d > dv ? d : dv);
     nbhd_simt_options(&options, p, r);
     lay_out(state, p, r);
+    state->rows = 16 * r.rows;
+    plan->run_many = plan->config.many ? run_many : NULL;
     plan->workspace = stats_bytes(p);
     const int *e = state->dq_box.extent;
     snprintf(plan->describe, sizeof plan->describe, "tile %dx%dx%d", e[0], e[1], e[2]);

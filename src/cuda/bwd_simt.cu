@@ -171,12 +171,13 @@ NBHD_FN void dq_tile(struct simt_shared &s, const struct nbhd_params &p, const s
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    nbhd_bwd_simt_dq(const __grid_constant__ struct nbhd_params p, const __grid_constant__ struct nbhd_simt_box box,
-                     struct simt_stats *stats)
+    nbhd_bwd_simt_dq(NBHD_LAUNCH, const __grid_constant__ struct nbhd_simt_box box, struct simt_stats *stats)
 {
+    NBHD_ENTER
     __shared__ struct simt_shared s;
     const long long count = simt_tile_count(p, box, 0) * p.heads * p.batch;
-    for (long long i = blockIdx.x; i < count; i += gridDim.x) {
+    stats += turn.before * p.heads;
+    for (long long i = turn.block; i < count; i += turn.blocks) {
         struct simt_tile t = simt_tile_at(p, box, i, p.heads, 0);
         if (!t.empty)
             dq_tile(s, p, t, stats);
@@ -318,13 +319,14 @@ NBHD_FN void dkv_tile(struct simt_shared &s, const struct nbhd_params &p, const 
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    nbhd_bwd_simt_dkv(const __grid_constant__ struct nbhd_params p, const __grid_constant__ struct nbhd_simt_box box,
-                      const struct simt_stats *stats)
+    nbhd_bwd_simt_dkv(NBHD_LAUNCH, const __grid_constant__ struct nbhd_simt_box box, const struct simt_stats *stats)
 {
+    NBHD_ENTER
     __shared__ struct simt_shared s;
+    stats += turn.before * p.heads;
     const long long extra_tiles = (long long)((p.extra + M - 1) / M) * p.kv_heads * p.batch; /* the longest ones: first */
     const long long count = extra_tiles + simt_tile_count(p, box, 1) * p.kv_heads * p.batch;
-    for (long long i = blockIdx.x; i < count; i += gridDim.x) {
+    for (long long i = turn.block; i < count; i += turn.blocks) {
         struct nbhd_range extra = nbhd_range_of(0, 0);
         struct simt_tile t = i < extra_tiles ? dkv_extra_tile(p, i, extra)
                                              : simt_tile_at(p, box, i - extra_tiles, p.kv_heads, 1);
@@ -334,7 +336,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     }
 }
 
-#if NBHD_BIAS
+#if NBHD_BIAS && !NBHD_MANY
 /* ---- dbias ---- */
 /* dS of one pair, by a warp. */
 NBHD_FN real dbias_pair(const struct nbhd_params &p, const struct simt_tile &t, const int query[3], const int key[3],

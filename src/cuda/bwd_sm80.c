@@ -35,6 +35,7 @@ struct state {
     struct launch keys[2], extra[2], queries, bias;
     struct nbhd_axis extra_axis[3];
     int parts;      /* launches for dK and dV */
+    int delta_rows; /* of a block */
     int bias_parts; /* tables of biases of a head */
     size_t tables;  /* where they begin in the workspace */
 };
@@ -136,6 +137,7 @@ static bool choose(const struct nbhd_problem *problem, const struct nbhd_cuda_ma
                                     .width = 2 * (k + v),
                                     .most_accumulators = most,
                                     .others = 76,
+                                    .fixed = nbhd_sm80_fixed(problem),
                                     .accumulators = both_accumulators,
                                     .shared = key_shared};
     const struct nbhd_sm80_kernel queries = {.variants = query_variants,
@@ -144,6 +146,7 @@ static bool choose(const struct nbhd_problem *problem, const struct nbhd_cuda_ma
                                              .width = 2 * k + v,
                                              .most_accumulators = most,
                                              .others = 76,
+                                             .fixed = nbhd_sm80_fixed(problem),
                                              .accumulators = query_accumulators,
                                              .shared = query_shared};
     c->split = !nbhd_sm80_choose(&c->keys, 1, problem, &keys, machine);
@@ -180,7 +183,8 @@ static int configs(const struct nbhd_problem *problem, struct nbhd_config *confi
                                    .stages = 2,
                                    .threads = 32 * c.keys.variant->warps,
                                    .predicted_ms = c.keys.ms + c.queries.ms + (problem->desc.extra ? c.extra.ms : 0) +
-                                                   (problem->desc.bias ? c.bias.ms : 0)};
+                                                   (problem->desc.bias ? c.bias.ms : 0),
+                                   .many = problem->flags & NBHD_PROBLEM_MANY && !problem->desc.extra && !problem->desc.bias};
     for (int i = 0; i < 3; i++) {
         config->q_tile[i] = c.queries.boxes.row_box[i];
         config->k_tile[i] = c.keys.boxes.row_box[i];
@@ -196,6 +200,8 @@ static nbhd_status compile(struct nbhd_cuda_module **module, struct CUfunc_st **
     struct nbhd_options options = {.used = 0};
     nbhd_sm80_options(&options, &p->desc, c);
     nbhd_option(&options, "-DNBHD_PART=%d%s", part(c->variant), parts);
+    if (p->flags & NBHD_PROBLEM_MANY)
+        nbhd_option(&options, "-DNBHD_MANY=1");
     const nbhd_status status = nbhd_cuda_acquire(module, file, &options, p->flags);
     return status ? status : nbhd_cuda_function(function, *module, name);
 }
@@ -254,6 +260,7 @@ static nbhd_status build_delta(struct state *state, const struct nbhd_problem *p
                          "the problem has %.0f queries x heads; cuda.bwd_sm80 takes %.0f at most", rows,
                          256.0 * INT_MAX / lanes);
     *workspace = (size_t)rows * 8;
+    state->delta_rows = 256 / lanes;
     state->delta_grid = (struct nbhd_cuda_grid){.blocks = {(unsigned)blocks, 1, 1}, .threads = {256, 1, 1}};
     return nbhd_cuda_function(&state->delta, state->key_module[0], "nbhd_bwd_sm80_delta");
 }
@@ -285,6 +292,9 @@ static nbhd_status build_bias(struct state *state, const struct nbhd_problem *p,
     return NBHD_OK;
 }
 
+static nbhd_status run_many(const struct nbhd_plan *plan, const struct nbhd_params *params, struct nbhd_parts *parts,
+                            void *workspace, void *stream);
+
 static nbhd_status build(struct nbhd_plan *plan)
 {
     const struct nbhd_problem *p = &plan->problem;
@@ -299,6 +309,7 @@ static nbhd_status build(struct nbhd_plan *plan)
     if (!choose(p, &machine, &c))
         return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "no tile of cuda.bwd_sm80 fits the GPU's %d bytes of shared memory",
                          machine.shared_max);
+    plan->run_many = plan->config.many ? run_many : NULL;
     const int *k = c.keys.boxes.row_box, *kq = c.keys.boxes.column_box;
     const int *q = c.queries.boxes.row_box, *qk = c.queries.boxes.column_box;
     snprintf(plan->describe, sizeof plan->describe,
@@ -372,6 +383,53 @@ static nbhd_status run(const struct nbhd_plan *plan, const struct nbhd_params *p
     if (params->dbias && !status)
         status = start_bias(state, params, wide, workspace, stream);
     return status ? status : start(state->query_module, &state->queries, params, wide, workspace, stream);
+}
+
+/* ---- running many sequences ---- */
+
+static nbhd_status start_many(const struct nbhd_plan *plan, const struct nbhd_cuda_module *module, const struct launch *launch,
+                              bool inverse, const struct nbhd_params *params, struct nbhd_parts *parts, void *stats, void *stream)
+{
+    struct nbhd_boxes_sm80 boxes = launch->boxes;
+    struct nbhd_cuda_grid grid = launch->grid;
+    const double blocks = nbhd_sm80_many(&plan->problem, &boxes, inverse, inverse ? params->kv_heads : params->heads, parts);
+    if (blocks > INT_MAX)
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "the sequences have %.0f tiles; cuda.bwd_sm80 launches %d at most", blocks,
+                         INT_MAX);
+    boxes.wide = all_wide(&plan->problem.desc, params);
+    grid.blocks[0] = (unsigned)blocks;
+    return nbhd_cuda_launch(module, launch->function, &grid, stream, (void *[]){(void *)params, parts, &boxes, &stats});
+}
+
+static nbhd_status delta_many(const struct nbhd_plan *plan, const struct nbhd_params *params, struct nbhd_parts *parts,
+                              void *stats, void *stream)
+{
+    const struct state *state = plan->state;
+    struct nbhd_cuda_grid grid = state->delta_grid;
+    int wide = all_wide(&plan->problem.desc, params);
+    long long blocks = 0;
+    for (int s = 0; s < parts->count; s++) {
+        struct nbhd_part *one = &parts->part[s];
+        const long long rows = (long long)params->heads * one->length[0] * one->length[1] * one->length[2];
+        one->block = (int)(blocks < INT_MAX ? blocks : INT_MAX);
+        blocks += (rows + state->delta_rows - 1) / state->delta_rows;
+    }
+    if (blocks > INT_MAX)
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "the sequences have %lld blocks of queries; cuda.bwd_sm80 launches %d at most",
+                         blocks, INT_MAX);
+    grid.blocks[0] = (unsigned)blocks;
+    return nbhd_cuda_launch(state->key_module[0], state->delta, &grid, stream,
+                            (void *[]){(void *)params, parts, &wide, &stats});
+}
+
+static nbhd_status run_many(const struct nbhd_plan *plan, const struct nbhd_params *params, struct nbhd_parts *parts,
+                            void *workspace, void *stream)
+{
+    const struct state *s = plan->state;
+    nbhd_status status = delta_many(plan, params, parts, workspace, stream);
+    for (int i = 0; i < s->parts && !status; i++)
+        status = start_many(plan, s->key_module[i], &s->keys[i], true, params, parts, workspace, stream);
+    return status ? status : start_many(plan, s->query_module, &s->queries, false, params, parts, workspace, stream);
 }
 
 static void drop(struct nbhd_plan *plan)

@@ -58,9 +58,10 @@ NBHD_FN const char *query_address(const struct nbhd_view *view, int batch, const
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-    nbhd_bwd_sm80_delta(const __grid_constant__ struct nbhd_params p, int wide, char *stats)
+    nbhd_bwd_sm80_delta(NBHD_LAUNCH, int wide, char *stats)
 {
-    long long row = ((long long)blockIdx.x * 256 + threadIdx.x) / LANES, rest = row / p.heads;
+    NBHD_ENTER
+    long long row = ((long long)turn.block * 256 + threadIdx.x) / LANES, rest = row / p.heads;
     int head = (int)(row % p.heads), piece = (int)threadIdx.x % LANES, x[3];
     float sum = 0;
 #pragma unroll
@@ -85,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(256)
     float lse = *(const float *)query_address(&p.lse, (int)rest, x, head);
     if (p.dlse.data)
         sum -= *(const float *)query_address(&p.dlse, (int)rest, x, head);
-    *(float2 *)(stats + stats_offset(&p, (int)rest, head, x)) = make_float2(lse * 1.44269504f, sum);
+    *(float2 *)(stats + 8 * turn.before * p.heads + stats_offset(&p, (int)rest, head, x)) = make_float2(lse * 1.44269504f, sum);
 }
 
 /* ---- the grid of queries that see the CTA's keys ---- */
@@ -164,12 +165,12 @@ NBHD_FN void step(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, 
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
-    nbhd_bwd_sm80_dkdv(const __grid_constant__ struct nbhd_params p, const __grid_constant__ struct nbhd_boxes_sm80 b,
-                       const char *stats)
+    nbhd_bwd_sm80_dkdv(NBHD_LAUNCH, const __grid_constant__ struct nbhd_boxes_sm80 b, const char *stats)
 {
+    NBHD_ENTER
     extern __shared__ __align__(16) char shared[];
     const struct memory mem = lay_out(shared);
-    struct place t = row_place(&p, &b, p.kv_heads);
+    struct place t = row_place(&p, &b, turn, p.kv_heads);
     if (t.origin[0] >= t.size[0] || t.origin[1] >= t.size[1] || t.origin[2] >= t.size[2])
         return; /* a dilation group with fewer elements than the first */
     fill_rows(&b, &t, mem.tab);
@@ -192,7 +193,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
 #endif
 #pragma unroll 1
     for (int head = 0; head < b.group; head++) {
-        enter_grid(&p, &b, &mem, stats, mem.tab->place.head * b.group + head);
+        enter_grid(&p, &b, &mem, stats + 8 * turn.before * p.heads, mem.tab->place.head * b.group + head);
         walk(&p, &b, &mem, &sums);
     }
 #if NBHD_DK

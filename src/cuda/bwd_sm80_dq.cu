@@ -30,15 +30,15 @@ NBHD_FN void step(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, 
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
-    nbhd_bwd_sm80_dq(const __grid_constant__ struct nbhd_params p, const __grid_constant__ struct nbhd_boxes_sm80 b,
-                     const char *stats)
+    nbhd_bwd_sm80_dq(NBHD_LAUNCH, const __grid_constant__ struct nbhd_boxes_sm80 b, const char *stats)
 {
+    NBHD_ENTER
     extern __shared__ __align__(16) char shared[];
     const struct memory mem = lay_out(shared);
-    struct place t = row_place(&p, &b, p.heads);
+    struct place t = row_place(&p, &b, turn, p.heads);
     if (t.origin[0] >= t.size[0] || t.origin[1] >= t.size[1] || t.origin[2] >= t.size[2])
         return; /* a dilation group with fewer elements than the first */
-    load_queries(&p, &b, &t, &mem, stats);
+    load_queries(&p, &b, &t, &mem, stats + 8 * turn.before * p.heads);
 
     struct sums sums;
 #pragma unroll

@@ -310,6 +310,8 @@ nbhd_status nbhd_cuda_tensor_map(struct nbhd_tensor_map *map, const struct nbhd_
     uint32_t step[5];
     for (int i = 0; i < 5; i++)
         step[i] = box->step[i] ? box->step[i] : 1;
+    if (!nbhd_cu.cuTensorMapEncodeTiled)
+        return nbhd_fail(NBHD_ERROR_DEVICE, "this plan was only compiled and cannot be executed: there is no CUDA driver here");
     const unsigned result = nbhd_cu.cuTensorMapEncodeTiled(
         map, types[box->dtype], (uint32_t)box->rank, box->data, box->size, box->stride + 1, box->box, step,
         NBHD_CU_TENSOR_INTERLEAVE_NONE, swizzle, NBHD_CU_TENSOR_L2_256B, NBHD_CU_TENSOR_FILL_ZERO);

@@ -17,10 +17,19 @@ static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
 
 static int configs(const struct nbhd_problem *problem, struct nbhd_config *config, int room)
 {
-    (void)problem;
     (void)room;
-    *config = (struct nbhd_config){.variant = 0};
+    *config = (struct nbhd_config){.many = problem->flags & NBHD_PROBLEM_MANY};
     return 1;
+}
+
+static nbhd_status run_many(const struct nbhd_plan *plan, const struct nbhd_params *params, struct nbhd_parts *parts,
+                            void *workspace, void *stream)
+{
+    const struct state *state = plan->state;
+    const struct nbhd_cuda_grid grid = nbhd_simt_many(&plan->problem, &state->box, false, 0, parts);
+    (void)workspace;
+    return nbhd_cuda_launch(state->module, state->function, &grid, stream,
+                            (void *[]){(void *)params, parts, (void *)&state->box});
 }
 
 static nbhd_status build(struct nbhd_plan *plan)
@@ -34,6 +43,7 @@ static nbhd_status build(struct nbhd_plan *plan)
     nbhd_simt_options(&options, p, r);
     state->box = nbhd_simt_box(p, 16 * r.rows);
     state->grid = nbhd_simt_grid(p, &state->box, false);
+    plan->run_many = plan->config.many ? run_many : NULL;
     const int *e = state->box.extent;
     snprintf(plan->describe, sizeof plan->describe, "tile %dx%dx%d", e[0], e[1], e[2]);
     nbhd_status status = nbhd_cuda_acquire(&state->module, "fwd_simt.cu", &options, p->flags);

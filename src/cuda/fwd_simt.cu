@@ -97,11 +97,12 @@ NBHD_FN void attend(struct simt_shared &s, const struct nbhd_params &p, const st
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    nbhd_fwd_simt(const __grid_constant__ struct nbhd_params p, const __grid_constant__ struct nbhd_simt_box box)
+    nbhd_fwd_simt(NBHD_LAUNCH, const __grid_constant__ struct nbhd_simt_box box)
 {
+    NBHD_ENTER
     __shared__ struct simt_shared s;
     const long long count = simt_tile_count(p, box, 0) * p.heads * p.batch;
-    for (long long i = blockIdx.x; i < count; i += gridDim.x) {
+    for (long long i = turn.block; i < count; i += turn.blocks) {
         struct simt_tile t = simt_tile_at(p, box, i, p.heads, 0);
         if (!t.empty)
             attend(s, p, t);

@@ -48,6 +48,7 @@ static int choose(const struct nbhd_problem *problem, const struct nbhd_cuda_mac
                                             .width = nbhd_sm80_padded(d->head_dim) + nbhd_sm80_padded(d->head_dim_v),
                                             .most_accumulators = scaled(d) ? 160 : d->dtype == NBHD_F32 ? 176 : 192,
                                             .others = scaled(d) ? 80 : 64,
+                                            .fixed = nbhd_sm80_fixed(problem),
                                             .accumulators = accumulators,
                                             .shared = shared};
     return nbhd_sm80_choose(choices, room, problem, &kernel, machine);
@@ -66,7 +67,8 @@ static int configs(const struct nbhd_problem *problem, struct nbhd_config *confi
         config[i] = (struct nbhd_config){.variant = (int)(c->variant - variants),
                                          .stages = c->variant->stages,
                                          .threads = 32 * c->variant->warps,
-                                         .predicted_ms = c->ms};
+                                         .predicted_ms = c->ms,
+                                         .many = problem->flags & NBHD_PROBLEM_MANY};
         memcpy(config[i].q_tile, c->boxes.row_box, sizeof config[i].q_tile);
         memcpy(config[i].k_tile, c->boxes.column_box, sizeof config[i].k_tile);
     }
@@ -79,8 +81,32 @@ static nbhd_status compile(struct nbhd_plan *plan, struct state *state, const st
     struct nbhd_options options = {.used = 0};
     nbhd_sm80_options(&options, d, c);
     nbhd_option(&options, "-DNBHD_STAGES=%d -DNBHD_SCALED=%d", c->variant->stages, scaled(d));
+    if (plan->problem.flags & NBHD_PROBLEM_MANY)
+        nbhd_option(&options, "-DNBHD_MANY=1");
     const nbhd_status status = nbhd_cuda_acquire(&state->module, "fwd_sm80.cu", &options, plan->problem.flags);
     return status ? status : nbhd_cuda_function(&state->function, state->module, "nbhd_fwd_sm80");
+}
+
+static bool all_wide(const nbhd_desc *desc, const struct nbhd_params *p)
+{
+    const struct nbhd_view *views[] = {&p->q, &p->k, &p->v, &p->o, &p->extra_k, &p->extra_v};
+    return nbhd_sm80_wide(desc, views, 6);
+}
+
+static nbhd_status run_many(const struct nbhd_plan *plan, const struct nbhd_params *params, struct nbhd_parts *parts,
+                            void *workspace, void *stream)
+{
+    const struct state *state = plan->state;
+    struct nbhd_boxes_sm80 boxes = state->boxes;
+    struct nbhd_cuda_grid grid = state->grid;
+    (void)workspace;
+    const double blocks = nbhd_sm80_many(&plan->problem, &boxes, false, params->heads, parts);
+    if (blocks > INT_MAX)
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "the sequences have %.0f tiles; cuda.fwd_sm80 launches %d at most", blocks,
+                         INT_MAX);
+    grid.blocks[0] = (unsigned)blocks;
+    boxes.wide = all_wide(&plan->problem.desc, params);
+    return nbhd_cuda_launch(state->module, state->function, &grid, stream, (void *[]){(void *)params, parts, &boxes});
 }
 
 static nbhd_status build(struct nbhd_plan *plan)
@@ -106,6 +132,7 @@ static nbhd_status build(struct nbhd_plan *plan)
         return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "the problem has %.0f tiles; cuda.fwd_sm80 launches %d at most",
                          blocks, INT_MAX);
     state->boxes = *b;
+    plan->run_many = plan->config.many ? run_many : NULL;
     state->boxes.scale_log2 = 1.44269504f * (scaled(d) ? 1 : d->scale);
     state->grid = (struct nbhd_cuda_grid){.blocks = {(unsigned)blocks, 1, 1},
                                           .threads = {32 * (unsigned)choice.variant->warps, 1, 1},
@@ -120,10 +147,8 @@ static nbhd_status run(const struct nbhd_plan *plan, const struct nbhd_params *p
 {
     const struct state *state = plan->state;
     struct nbhd_boxes_sm80 boxes = state->boxes;
-    const struct nbhd_view *views[] = {&params->q, &params->k,       &params->v,
-                                       &params->o, &params->extra_k, &params->extra_v};
     (void)workspace;
-    boxes.wide = nbhd_sm80_wide(&plan->problem.desc, views, 6);
+    boxes.wide = all_wide(&plan->problem.desc, params);
     return nbhd_cuda_launch(state->module, state->function, &state->grid, stream, (void *[]){(void *)params, &boxes});
 }
 

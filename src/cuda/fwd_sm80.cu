@@ -217,8 +217,9 @@ NBHD_FN void walk(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, 
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
-    nbhd_fwd_sm80(const __grid_constant__ struct nbhd_params p, const __grid_constant__ struct nbhd_boxes_sm80 b)
+    nbhd_fwd_sm80(NBHD_LAUNCH, const __grid_constant__ struct nbhd_boxes_sm80 b)
 {
+    NBHD_ENTER
     extern __shared__ __align__(16) char shared[];
     struct memory mem;
     mem.q = shared;
@@ -226,7 +227,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
     mem.v = mem.k + NBHD_STAGES * K_BYTES;
     mem.tab = (struct tables *)(mem.v + NBHD_STAGES * V_BYTES);
     mem.biases = (struct biases *)(mem.tab + 1);
-    struct place t = row_place(&p, &b, p.heads);
+    struct place t = row_place(&p, &b, turn, p.heads);
     if (t.origin[0] >= t.size[0] || t.origin[1] >= t.size[1] || t.origin[2] >= t.size[2])
         return; /* a dilation group with fewer elements than the first */
     fill_rows(&b, &t, mem.tab);

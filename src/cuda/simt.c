@@ -58,6 +58,8 @@ void nbhd_simt_options(struct nbhd_options *options, const struct nbhd_problem *
 {
     nbhd_option(options, "-DNBHD_DTYPE=%d -DNBHD_BIAS=%d -DNBHD_ROWS=%d -DNBHD_SLICES=%d", problem->desc.dtype,
                 problem->desc.bias != 0, r.rows, r.slices);
+    if (problem->flags & NBHD_PROBLEM_MANY)
+        nbhd_option(options, "-DNBHD_MANY=1");
 }
 
 struct nbhd_cuda_grid nbhd_simt_grid(const struct nbhd_problem *problem, const struct nbhd_simt_box *box, bool of_keys)
@@ -70,4 +72,23 @@ struct nbhd_cuda_grid nbhd_simt_grid(const struct nbhd_problem *problem, const s
     }
     const unsigned blocks = tiles < INT_MAX ? (unsigned)tiles : INT_MAX;
     return (struct nbhd_cuda_grid){.blocks = {blocks, 1, 1}, .threads = {THREADS, 1, 1}};
+}
+
+struct nbhd_cuda_grid nbhd_simt_many(const struct nbhd_problem *problem, const struct nbhd_simt_box *box, bool of_keys, int rows,
+                                     struct nbhd_parts *parts)
+{
+    const int heads = of_keys ? problem->desc.kv_heads : problem->desc.heads;
+    double blocks = 0;
+    for (int s = 0; s < parts->count; s++) {
+        struct nbhd_part *part = &parts->part[s];
+        double tiles = 1;
+        for (int i = 0; i < 3; i++) {
+            const int dilation = problem->axis[i].dilation;
+            const int largest = ((of_keys ? part->keys[i] : part->length[i]) + dilation - 1) / dilation;
+            tiles *= (double)((largest + box->extent[i] - 1) / box->extent[i]) * dilation;
+        }
+        part->block = (int)blocks;
+        blocks = fmin(blocks + heads * (tiles + (rows ? (problem->desc.extra + rows - 1) / rows : 0)), INT_MAX);
+    }
+    return (struct nbhd_cuda_grid){.blocks = {(unsigned)blocks, 1, 1}, .threads = {THREADS, 1, 1}};
 }

@@ -249,6 +249,24 @@ double nbhd_sm80_blocks(const struct nbhd_problem *problem, const struct nbhd_bo
     return blocks;
 }
 
+double nbhd_sm80_many(const struct nbhd_problem *problem, const struct nbhd_boxes_sm80 *boxes, bool inverse, int heads,
+                      struct nbhd_parts *parts)
+{
+    double blocks = 0;
+    for (int s = 0; s < parts->count; s++) {
+        struct nbhd_part *part = &parts->part[s];
+        double here = heads / boxes->pack;
+        for (int i = 0; i < 3; i++) {
+            const int dilation = problem->axis[i].dilation, keys = part->keys[i], length = part->length[i];
+            const int group = inverse && keys != length ? keys : (length + dilation - 1) / dilation;
+            here *= (double)((group + boxes->row_box[i] - 1) / boxes->row_box[i]) * dilation;
+        }
+        part->block = (int)fmin(blocks, INT_MAX);
+        blocks += here;
+    }
+    return blocks;
+}
+
 /* CTAs that fit a multiprocessor; 0 if the kernel would spill or does not fit. */
 static int resident(const struct nbhd_sm80_kernel *k, const struct nbhd_sm80_variant *v, const nbhd_desc *d,
                     const struct nbhd_cuda_machine *machine)
@@ -257,7 +275,7 @@ static int resident(const struct nbhd_sm80_kernel *k, const struct nbhd_sm80_var
     if (accumulators > k->most_accumulators)
         return 0;
     const int by_registers = 65536 / (32 * v->warps * nbhd_min(255, accumulators + k->others));
-    const int by_memory = (machine->shared_max + 1024) / (k->shared(v, d) + 1024);
+    const int by_memory = (machine->shared_max + 1024) / (k->shared(v, d) + k->fixed + 1024);
     return nbhd_min(nbhd_min(by_registers, by_memory), 6);
 }
 

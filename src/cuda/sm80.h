@@ -40,6 +40,7 @@ struct nbhd_sm80_kernel {
     int width;             /* multiply-adds for a row and a column */
     int most_accumulators; /* with more the kernel spills */
     int others;            /* registers of a thread besides */
+    int fixed;             /* bytes of shared memory besides */
     int (*accumulators)(const struct nbhd_sm80_variant *v, const nbhd_desc *desc);
     int (*shared)(const struct nbhd_sm80_variant *v, const nbhd_desc *desc);
 };
@@ -53,6 +54,15 @@ int nbhd_sm80_choose(struct nbhd_sm80_choice *choices, int room, const struct nb
 /* CTAs of a launch: row boxes x heads x batch x dilation groups, as row_place counts them. INT_MAX + 1.0 or more:
  * too many. */
 double nbhd_sm80_blocks(const struct nbhd_problem *problem, const struct nbhd_boxes_sm80 *boxes, int heads);
+
+/* The same for many sequences, whose first blocks it sets. inverse: of boxes of keys. */
+double nbhd_sm80_many(const struct nbhd_problem *problem, const struct nbhd_boxes_sm80 *boxes, bool inverse, int heads,
+                      struct nbhd_parts *parts);
+/* What a kernel for many sequences has of shared memory besides: their parameters. */
+static inline int nbhd_sm80_fixed(const struct nbhd_problem *problem)
+{
+    return problem->flags & NBHD_PROBLEM_MANY ? (int)sizeof(struct nbhd_params) : 0;
+}
 
 /* Bytes of struct tables (device/stream_sm80.cuh), or a little more. */
 int nbhd_sm80_tables(const struct nbhd_sm80_variant *v, int streams);

@@ -11,6 +11,7 @@
 #ifndef NBHD_DEVICE_SIMT_CUH
 #define NBHD_DEVICE_SIMT_CUH
 
+#include "device/many.cuh"
 #include "device/real.cuh"
 
 #if !defined(NBHD_DTYPE) || !defined(NBHD_BIAS) || !defined(NBHD_ROWS) || !defined(NBHD_SLICES)

@@ -18,6 +18,7 @@
 #define NBHD_DEVICE_STREAM_SM80_CUH
 
 #include "device/boxes_sm80.cuh"
+#include "device/many.cuh"
 #include "device/problem.cuh"
 #include "device/mma_sm80.cuh"
 
@@ -59,13 +60,24 @@ NBHD_FN int place_size(struct nbhd_axis a, int group)
     return nbhd_group_size(a, group);
 }
 
+/* Row boxes of an axis, in its largest dilation group. */
+NBHD_FN int row_tiles(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, int axis)
+{
+#if NBHD_MANY
+    return (place_size(p->axis[axis], 0) + b->row_box[axis] - 1) / b->row_box[axis];
+#else
+    return b->tiles[axis];
+#endif
+}
+
 /* Tile x: the first axis runs fastest (one head's keys stay in L2), then the last; heads and groups outside. */
 NBHD_FN struct place place_at(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, int heads, int x)
 {
     struct place t;
-    t.origin[0] = x % b->tiles[0] * b->row_box[0], x /= b->tiles[0];
-    t.origin[2] = x % b->tiles[2] * b->row_box[2], x /= b->tiles[2];
-    t.origin[1] = x % b->tiles[1] * b->row_box[1], x /= b->tiles[1];
+    int tiles0 = row_tiles(p, b, 0), tiles1 = row_tiles(p, b, 1), tiles2 = row_tiles(p, b, 2);
+    t.origin[0] = x % tiles0 * b->row_box[0], x /= tiles0;
+    t.origin[2] = x % tiles2 * b->row_box[2], x /= tiles2;
+    t.origin[1] = x % tiles1 * b->row_box[1], x /= tiles1;
     heads /= b->pack;
     t.head = x % heads * b->pack, x /= heads;
 #pragma unroll
@@ -77,9 +89,10 @@ NBHD_FN struct place place_at(const struct nbhd_params *p, const struct nbhd_box
     return t;
 }
 
-NBHD_FN struct place row_place(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, int heads)
+NBHD_FN struct place row_place(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, struct nbhd_turn turn,
+                               int heads)
 {
-    return place_at(p, b, heads, (int)(b->reverse ? gridDim.x - 1 - blockIdx.x : blockIdx.x));
+    return place_at(p, b, heads, b->reverse ? turn.blocks - 1 - turn.block : turn.block);
 }
 
 NBHD_FN int byte_of(unsigned packed, int axis) { return (int)(packed >> 8 * axis & 0x7f); }
