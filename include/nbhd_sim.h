@@ -40,8 +40,12 @@ typedef struct nbhd_sim_tiles {
     int q_tile[3], kv_tile[3];
     int warpgroups; /* parts of a query tile, along its slowest axis that they divide, each of which skips the key tiles
                        that it does not see itself; default 1 */
+    /* How a kernel computes them: for the model of time alone. */
+    int q_rows, kv_rows; /* rows that a tile is padded to; default: none, as many as its tokens */
+    int resident;        /* query tiles that a worker computes at once; default 1 */
+    int mask_steps;      /* how many times the device's price a mask costs; default 1 */
 } nbhd_sim_tiles;
-#define NBHD_SIM_TILES_INIT {sizeof(nbhd_sim_tiles), 0, {0, 0, 0}, {0, 0, 0}, 0}
+#define NBHD_SIM_TILES_INIT {sizeof(nbhd_sim_tiles), 0, {0, 0, 0}, {0, 0, 0}, 0, 0, 0, 0, 0}
 
 /* Per (batch, head); multiply by both for the whole problem. On a backward line the roles change, as in the kernels:
  * a key tile stays and visits the query tiles that see it. */
@@ -105,8 +109,9 @@ typedef struct nbhd_sim_device {
     double launch;      /* us a call */
     double l2, memory;  /* bytes */
     int element;        /* bytes of an element in the kernels that this prices: others are UNSUPPORTED; 0: any */
+    double peak;        /* as matrix, where softmax is wholly hidden: the ceiling of large head_dim; 0: none */
 } nbhd_sim_device;
-#define NBHD_SIM_DEVICE_INIT {sizeof(nbhd_sim_device), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define NBHD_SIM_DEVICE_INIT {sizeof(nbhd_sim_device), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 /* Known devices, each a chip with a kind of kernel: "h200" (forward, wgmma), "h200-sm80" (forward, mma.sync), "h200-bwd"
  * (backward, wgmma). INVALID names those there are. */
 NBHD_API nbhd_status nbhd_sim_device_get(nbhd_sim_device *device, const char *name);
@@ -123,8 +128,8 @@ typedef struct nbhd_sim_sample {
 } nbhd_sim_sample;
 
 /* Reads measurements from the text of a CSV table. The first row names the columns, in any order: line (a problem line),
- * ms (or ms_median, ms_min), and optionally q_tile, kv_tile (2x8x8), tiling (default dynamic), warpgroups; others are
- * ignored. Where there are no tiles, their extents are 0. INVALID names the row. */
+ * ms (or ms_median, ms_min), and optionally q_tile, kv_tile (2x8x8), tiling (default dynamic), warpgroups, q_rows, kv_rows,
+ * resident, mask_steps; others are ignored. Where there are no tiles, their extents are 0. INVALID names the row. */
 NBHD_API nbhd_status nbhd_sim_samples_parse(const char *text, nbhd_sim_sample *samples, int room, int *count);
 
 /* Fits matrix, softmax, mask, step and tile to measurements, starting from (and, where the measurements say little,

@@ -393,7 +393,7 @@ static void check_counts(void)
 static void check_extra(void)
 {
     const nbhd_desc plain = parse("d8 64x64 w16x16 s16x16"), extra = parse("d8 b3 h5 64x64 w16x16 s16x16 extra=100");
-    nbhd_sim_tiles t = {sizeof t, NBHD_SIM_STATIC, {8, 16, 0}, {8, 8, 0}, 1};
+    nbhd_sim_tiles t = {sizeof t, NBHD_SIM_STATIC, {8, 16, 0}, {8, 8, 0}, 1, 0, 0, 0, 0};
     nbhd_sim_counts a = NBHD_SIM_COUNTS_INIT, b = NBHD_SIM_COUNTS_INIT;
     CHECK(!nbhd_sim_count(&plain, &t, &a) && !nbhd_sim_count(&extra, &t, &b), "%s", nbhd_last_error());
     CHECK(a.block_sparse && a.visited_mean == 4 && a.bound_tile == 16 && a.work_ratio == 1, "%g", a.visited_mean);
@@ -410,7 +410,7 @@ static void check_tile_of(void)
     const nbhd_desc desc = parse("d8 20x31 w5x4 s1x2 r2x3");
     for (int tiling = 0; tiling < 2; tiling++)
         for (int query = 0; query < 31; query++) {
-            nbhd_sim_tiles t = {sizeof t, tiling, {2, 4, 0}, {2, 3, 0}, 1};
+            nbhd_sim_tiles t = {sizeof t, tiling, {2, 4, 0}, {2, 3, 0}, 1, 0, 0, 0, 0};
             nbhd_sim_tile tile = NBHD_SIM_TILE_INIT;
             int first, count;
             CHECK(!nbhd_sim_tile_of(&desc, &t, 1, query, &tile), "%s", nbhd_last_error());

@@ -58,7 +58,7 @@ static bool holds(int count, const char *line, int *index)
 static void check_find(void)
 {
     const nbhd_desc desc = parse("bf16 h24 d128 30x48x80");
-    nbhd_sim_tiles tiles = {sizeof tiles, 0, {4, 8, 8}, {2, 8, 8}, 1};
+    nbhd_sim_tiles tiles = {sizeof tiles, 0, {4, 8, 8}, {2, 8, 8}, 1, 0, 0, 0, 0};
     nbhd_sim_search search = NBHD_SIM_SEARCH_INIT;
     int count = 0, at;
     double considered = 0;
@@ -89,7 +89,7 @@ static void check_find(void)
 static void check_find_exhaustively(void)
 {
     const nbhd_desc desc = parse("d64 24x32");
-    const nbhd_sim_tiles tiles = {sizeof tiles, 1, {4, 4, 0}, {4, 8, 0}, 1};
+    const nbhd_sim_tiles tiles = {sizeof tiles, 1, {4, 4, 0}, {4, 8, 0}, 1, 0, 0, 0, 0};
     nbhd_sim_search search = NBHD_SIM_SEARCH_INIT;
     int count = 0;
     search.window_min[0] = search.window_max[0] = 12;
@@ -161,19 +161,20 @@ static void check_model(const char *file, const char *name)
     CHECK(worst < 0.03, "%s: made times are missed by %g", file, worst);
 }
 
-/* A kernel whose times went into no fit: written later, on the design of the prototype that was measured. */
+/* A kernel whose times went into no fit: the prototype of the one that was measured, its last rows
+ * not at burst clocks. */
 static void check_prediction(const char *file, const char *name)
 {
-    nbhd_sim_sample samples[8];
+    static nbhd_sim_sample samples[MOST_SAMPLES];
     int count = 0;
     char *text = read_text(file);
     nbhd_sim_device device = NBHD_SIM_DEVICE_INIT;
-    CHECK(!nbhd_sim_samples_parse(text, samples, 8, &count) && !nbhd_sim_device_get(&device, name) && count > 2, "%s: %s", file,
+    CHECK(!nbhd_sim_samples_parse(text, samples, MOST_SAMPLES, &count) && !nbhd_sim_device_get(&device, name) && count > 2, "%s: %s", file,
           nbhd_last_error());
     free(text);
     for (int i = 0; i < count; i++) {
         double ms = 0;
-        CHECK(!nbhd_sim_predict(&device, &samples[i].desc, &samples[i].tiles, &ms) && fabs(ms / samples[i].ms - 1) < 0.08,
+        CHECK(!nbhd_sim_predict(&device, &samples[i].desc, &samples[i].tiles, &ms) && fabs(ms / samples[i].ms - 1) < 0.2,
               "%s, sample %d: predicted %g ms, measured %g", file, i, ms, samples[i].ms);
     }
 }
@@ -182,7 +183,7 @@ static void check_prediction(const char *file, const char *name)
 static void check_model_order(void)
 {
     nbhd_sim_device device = NBHD_SIM_DEVICE_INIT;
-    const nbhd_sim_tiles t = {sizeof t, NBHD_SIM_DYNAMIC, {16, 8, 0}, {16, 8, 0}, 1};
+    const nbhd_sim_tiles t = {sizeof t, NBHD_SIM_DYNAMIC, {16, 8, 0}, {16, 8, 0}, 1, 0, 0, 0, 0};
     nbhd_sim_tiles permuted = t, fixed = t;
     permuted.tiling = NBHD_SIM_PERMUTED;
     fixed.tiling = NBHD_SIM_STATIC;
@@ -216,7 +217,7 @@ static void refused(nbhd_status status, nbhd_status wanted, const char *mentions
 static void check_bad_tiles(void)
 {
     const nbhd_desc desc = parse("d64 30x48x80 w18x24x24"), back = parse("bwd d64 48x80 w24x24");
-    const nbhd_sim_tiles good = {sizeof good, 0, {4, 8, 8}, {2, 8, 8}, 1};
+    const nbhd_sim_tiles good = {sizeof good, 0, {4, 8, 8}, {2, 8, 8}, 1, 0, 0, 0, 0};
     nbhd_sim_counts c = NBHD_SIM_COUNTS_INIT;
     nbhd_sim_tiles t = good;
     t.q_tile[1] = 0;
@@ -302,10 +303,10 @@ int main(void)
     check_rank();
     check_find();
     check_find_exhaustively();
-    check_model("h200-forward-prototype.csv", "h200");
+    check_model("h200-forward-sm90.csv", "h200");
     check_model("h200-backward-prototype.csv", "h200-bwd");
     check_model("h200-forward-sm80.csv", "h200-sm80");
-    check_prediction("h200-forward-sm90.csv", "h200");
+    check_prediction("h200-forward-prototype.csv", "h200");
     check_model_order();
     check_bad_tiles();
     check_bad_requests();

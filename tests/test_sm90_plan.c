@@ -1,6 +1,7 @@
 /* Plans of fwd_sm90 and bwd_sm90_dq without a GPU: the counts that they are ranked by against a walk over all tiles, and the mask
  * columns that the kernels are told of against the windows, key by key. */
 #include <math.h>
+#include <stdlib.h>
 #include "cuda/sm90_plan.h"
 #include "test.h"
 
@@ -66,7 +67,7 @@ static const struct nbhd_key_box *shape_of(const struct tile *t, const struct nb
 
 static int full_boxes(const struct tile *t, const struct nbhd_key_box *k, int n)
 {
-    int count = k->tokens == n;
+    int count = k->tokens >= n;
     for (int a = 0; a < 3; a++) {
         int inside = 0;
         for (int x = t->any[a].begin; x < t->any[a].end; x += k->extent[a])
@@ -93,7 +94,35 @@ static int check_axis(const struct nbhd_problem *p, const struct nbhd_boxes *b, 
     return wrong;
 }
 
-static void check_boxes(const char *line, const struct nbhd_problem *p, const struct nbhd_sm90_plan *plan)
+/* Each tile is somebody's, once: as the kernel walks them (device/tiles_sm90.cuh). */
+static void check_share(const char *line, struct nbhd_boxes *b, const struct nbhd_sm90_plan *plan, int slices, int resident,
+                        int most)
+{
+    const int work = b->tiles[0] * b->tiles[1] * b->tiles[2] * b->head_blocks * slices;
+    const int ctas = nbhd_sm90_share(b, plan, most, 0, slices, resident);
+    unsigned char *seen = calloc((size_t)work, 1);
+    int wrong = seen == NULL;
+    for (int cta = 0; cta < ctas && seen; cta++) {
+        int row = 0, block = cta, kind = 0, left = 1;
+        for (; kind < NBHD_SM90_RUNS - 1 && block >= b->rounds[kind] * resident; kind++) {
+            block -= b->rounds[kind] * resident;
+            row += b->rounds[kind] * resident * (NBHD_SM90_MOST >> kind);
+        }
+        left = NBHD_SM90_MOST >> kind;
+        wrong += left > most && left > 1;
+        row += block / resident * resident * left;
+        for (int place = block % resident; left-- > 0; row += resident, place = (place + NBHD_SM90_STEP) % resident)
+            wrong += row + place >= work || seen[row + place]++;
+    }
+    for (int i = 0; i < work && seen; i++)
+        wrong += !seen[i];
+    CHECK(NBHD_SM90_MOST >> (NBHD_SM90_RUNS - 1) == 1, "the last kind of round takes single tiles");
+    CHECK(wrong == 0, "%s: %d of %d tiles are not computed once, with %d CTAs", line, wrong, work, resident);
+    free(seen);
+}
+
+static void check_boxes(const char *line, const struct nbhd_problem *p, const struct nbhd_sm90_kernel *kernel,
+                        const struct nbhd_sm90_plan *plan)
 {
     static struct nbhd_boxes b;
     nbhd_sm90_boxes(&b, p, plan);
@@ -109,6 +138,9 @@ static void check_boxes(const char *line, const struct nbhd_problem *p, const st
             wrong += at[a] < (int)(b.low[r / 64] >> 8 * a & 255) || at[a] > (int)(b.high[r / 64] >> 8 * a & 255);
     }
     CHECK(wrong == 0, "%s: %d rows are not where they should be", line, wrong);
+    static const int resident[] = {1, 7, 132, 264};
+    for (int i = 0; i < 4; i++)
+        check_share(line, &b, plan, 1 + i, resident[i], i == 2 ? 2 : NBHD_SM90_MOST);
     int step = tiles > MOST_TILES ? (int)(tiles / MOST_TILES) | 1 : 1;
     int one_axis = p->axis[0].length * p->axis[1].length == 1; /* masked by bits */
     for (int x = 0; x < (int)tiles; x += step) {
@@ -116,7 +148,7 @@ static void check_boxes(const char *line, const struct nbhd_problem *p, const st
         place(&t, p, &b, x);
         const struct nbhd_key_box *k = shape_of(&t, &b);
         boxes += boxes_in(&t, k->extent);
-        full += full_boxes(&t, k, plan->variant.n);
+        full += full_boxes(&t, k, kernel->pad_columns ? plan->variant.n : 0);
         for (int a = 0; a < 3 && !one_axis; a++)
             wrong += check_axis(p, &b, &t, k, a);
     }
@@ -130,7 +162,7 @@ static void check_boxes(const char *line, const struct nbhd_problem *p, const st
           plan->full_boxes, full);
 }
 
-static void check_columns(const char *line, const struct nbhd_sm90_plan *plan)
+static void check_columns(const char *line, const struct nbhd_sm90_kernel *kernel, const struct nbhd_sm90_plan *plan)
 {
     for (int i = 0; i < plan->shapes; i++) {
         const int *k = plan->k_box[i];
@@ -140,7 +172,8 @@ static void check_columns(const char *line, const struct nbhd_sm90_plan *plan)
             for (int x = 0; plan->mask_at[i][a] >= 0 && x < (a < 3 ? k[a] : 1); x++)
                 if (CHECK(plan->mask_at[i][a] + x < 16 * plan->mask_steps, "%s: column past the steps", line))
                     CHECK(used[plan->mask_at[i][a] + x]++ == 0, "%s: column used twice", line);
-        CHECK(plan->mask_bits || tokens == plan->variant.n || plan->mask_at[i][3] >= 0,
+        CHECK(kernel->pad_columns ? plan->mask_bits || tokens == plan->variant.n || plan->mask_at[i][3] >= 0
+                                  : tokens >= plan->variant.n - 8 * plan->pad,
               "%s: keys past a box of %d are not masked", line, tokens);
     }
 }
@@ -154,8 +187,8 @@ static void check_plans(const char *line, const struct nbhd_problem *problem, co
         CHECK(k == 0 || plans[k].ms >= plans[k - 1].ms, "%s: plan %d is faster than the one before", line, k);
         CHECK(kernel->shared(problem, &plans[k]) <= SHARED, "%s: %d bytes of shared memory", line,
               kernel->shared(problem, &plans[k]));
-        check_boxes(line, problem, &plans[k]);
-        check_columns(line, &plans[k]);
+        check_boxes(line, problem, kernel, &plans[k]);
+        check_columns(line, kernel, &plans[k]);
     }
 }
 

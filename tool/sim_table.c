@@ -52,12 +52,13 @@ int sim_table_read(const char *path, nbhd_sim_sample **samples, int *count)
 
 /* ---- prices ---- */
 
-enum { PRICES = 8 };
-static const char *const price_names[PRICES] = {"matrix", "softmax", "mask", "step", "tile", "launch", "l2", "memory"};
+enum { PRICES = 9 };
+static const char *const price_names[PRICES] = {"matrix", "softmax", "mask", "step",  "tile",
+                                                "launch", "l2",      "memory", "peak"};
 
 static double *price(nbhd_sim_device *d, int i)
 {
-    double *const prices[PRICES] = {&d->matrix, &d->softmax, &d->mask, &d->step, &d->tile, &d->launch, &d->l2, &d->memory};
+    double *const prices[PRICES] = {&d->matrix, &d->softmax, &d->mask, &d->step, &d->tile, &d->launch, &d->l2, &d->memory, &d->peak};
     return prices[i];
 }
 
@@ -82,7 +83,7 @@ static int read_price(const char *word, nbhd_sim_device *device)
             return TOOL_DONE;
         }
     return tool_fail(TOOL_USAGE,
-                     "--model: '%s' is none of processors, element, matrix, softmax, mask, step, tile, launch, l2, memory", word);
+                     "--model: '%s' is none of processors, element, matrix, softmax, mask, step, tile, launch, l2, memory, peak", word);
 }
 
 int sim_model_read(const char *text, nbhd_sim_device *device)

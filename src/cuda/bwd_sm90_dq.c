@@ -65,10 +65,19 @@ static double mask_clocks(const struct nbhd_sm90_plan *p)
     return p->mask_steps ? p->mask_steps * (0.5 * v->groups * v->n + 60) : 1.6 * v->groups * v->n;
 }
 
-static double tile_clocks(const struct nbhd_sm90_variant *v) { return 7500.0 / v->ctas; }
+static double plan_ms(const struct nbhd_problem *problem, const struct nbhd_sm90_plan *p, int multiprocessors)
+{
+    const nbhd_desc *d = &problem->desc;
+    const double slices = nbhd_sm90_slices(problem, p), extra = (d->extra + p->variant.n - 1) / p->variant.n * p->tiles;
+    const double clocks = (p->boxes + extra) * box_clocks(d, &p->variant) + (p->boxes - p->full_boxes) * mask_clocks(p) +
+                          p->tiles * 7500 / p->variant.ctas;
+    const double waves = p->tiles * slices / (multiprocessors * p->variant.ctas);
+    const double uneven = waves > 8 ? 1 + 0.5 / waves : ceil(waves) / waves;
+    return clocks * slices / multiprocessors * uneven / 1.755e6;
+}
 
-const struct nbhd_sm90_kernel nbhd_sm90_dq = {variants_of, shared_bytes, has_registers,
-                                              box_clocks,  mask_clocks,  tile_clocks};
+const struct nbhd_sm90_kernel nbhd_sm90_dq = {
+    .variants = variants_of, .shared = shared_bytes, .has_registers = has_registers, .ms = plan_ms, .pad_columns = 1};
 
 /* The best plan for this thread's machine. It is asked for three times and takes milliseconds, so the thread keeps its last. */
 static bool plan_here(const struct nbhd_problem *problem, struct nbhd_sm90_plan *plan)

@@ -1,24 +1,27 @@
 /* Forward neighborhood attention on Hopper: wgmma and TMA. Host half: fwd_sm90.c; box shapes: sm90_plan.c.
  *
- * One CTA computes one query tile: a box of tokens x the packed heads of one key/value head = 64 rows per consumer
- * warpgroup. It visits the union of its queries' windows in boxes of N keys, starting at the union's own corner.
- * TMA reads all boxes straight from [batch, axes, heads, head_dim]; tokens outside the tensor arrive as zeros, and the
- * window masks them. A row of shared memory is one token of a 64-column chunk (128 bytes, 128-byte swizzle), the row's
- * number its row-major place in the box: the layout wgmma reads, K k-major and V mn-major.
+ * A query tile is a box of tokens x the packed heads of one key/value head = 64 rows per consumer warpgroup. It visits
+ * the union of its queries' windows in boxes of N keys, starting at the union's own corner. TMA reads all boxes straight
+ * from [batch, axes, heads, head_dim]; tokens outside the tensor arrive as zeros, and the window masks them. A row of
+ * shared memory is one token of a 64-column chunk (128 bytes, 128-byte swizzle), the row's number its row-major place in
+ * the box: the layout wgmma reads, K k-major and V mn-major.
  *
- *     warpgroup 0      warp 0, one thread: Q, then K boxes, and what each box needs of a mask    NBHD_REGISTERS_LOAD
- *                      warp 1, one thread: V boxes
- *     warpgroups 1..   64 rows each: S = Q K^T, softmax, O += P V                                NBHD_REGISTERS_MATH
+ * A CTA computes several tiles (struct nbhd_boxes), and all its roles run through them without a pause:
+ *
+ *     warpgroup 0      warp 0: K boxes, and what each box needs of a mask            NBHD_REGISTERS_LOAD
+ *                      warp 1: V boxes
+ *                      warp 2: the tables of the next tile, and its Q
+ *     warpgroups 1..   64 rows each: S = Q K^T, softmax, O += P V                    NBHD_REGISTERS_MATH
  *
  *     shared memory, from a multiple of 1024:
- *     | Q, later O: chunks x 64 G rows x 128 | K: stages x chunks x N x 128 | V: the same | mask keys | struct tables |
+ *     | Q: stages x chunks x 64 G rows x 128 | K: stages x chunks x N x 128 | V: the same | mask keys | struct tables |
  *
  * A consumer's step j, with two products in flight while the softmax runs:
  *     issue S(j) = Q K(j)^T + mask | issue O += P(j-1) V(j-1) | wait S | max, exp, sum | wait O | scale O, pack P(j)
+ * If j is the first box of a tile, O is then complete for the tile before: scaling it is normalising it, and it is stored
+ * from registers.
  *
- * A mask is one or two more k-steps of Q K^T (struct nbhd_key_box): it adds -2^100 per axis on which a query does not
- * see a key (-2^30 in float16: there scores must stay below 2^29). Problems of one axis and the tail of extra keys are
- * masked bit by bit instead. Only boxes that reach past what all rows of a warpgroup see are masked at all. The running
+ * Masks: device/mask_sm90.cuh. Only boxes that reach past what all rows of a warpgroup see are masked at all. The running
  * maximum starts at -1e30: what a row sums over boxes that are all masked, its first seen key scales by 0.
  * NaN or infinite keys reach all queries of the tiles that load them, not only those that see them.
  *
@@ -50,8 +53,8 @@
 #ifndef NBHD_STAGES
 #error "NBHD_STAGES: boxes of K, and of V, in flight"
 #endif
-#ifndef NBHD_TAKE_TURNS
-#error "NBHD_TAKE_TURNS: 1 lets two consumer warpgroups issue their products in turns"
+#ifndef NBHD_Q_STAGES
+#error "NBHD_Q_STAGES: 2 loads a tile's Q while the tile before still needs its own, else 1"
 #endif
 #ifndef NBHD_MASK_STEPS
 #error "NBHD_MASK_STEPS: masks of boxes as more columns of the product: their number / 16, 0 to 2"
@@ -60,13 +63,13 @@
 #error "NBHD_MASK: the instruction of those columns, wgmma_rs_n<N>"
 #endif
 #ifndef NBHD_MASK_BITS
-#error "NBHD_MASK_BITS: 1 where keys are masked by their number: boxes of 1 x 1 x N, extra keys"
+#error "NBHD_MASK_BITS: 1 where keys are masked by their number: boxes of 1 x 1 x N, the tail of extra keys"
+#endif
+#ifndef NBHD_PAD
+#error "NBHD_PAD: the last blocks of 8 of a box's N keys that may hold none"
 #endif
 #ifndef NBHD_MAPS
 #error "NBHD_MAPS: room for maps in the arguments: slices x shapes of key boxes"
-#endif
-#if NBHD_TAKE_TURNS && NBHD_GROUPS != 2
-#error "NBHD_TAKE_TURNS is for two groups: with another number they would wait forever"
 #endif
 #if !defined(NBHD_REGISTERS_LOAD) || !defined(NBHD_REGISTERS_MATH)
 #error "NBHD_REGISTERS_LOAD, NBHD_REGISTERS_MATH: per thread of the loading and of the consumer warpgroups"
@@ -82,294 +85,247 @@
 #define QK_CHUNKS ((NBHD_HEAD_DIM + 63) / 64)
 #define PV_CHUNKS ((NBHD_HEAD_DIM_V + 63) / 64)
 #define Q_ROWS (64 * NBHD_GROUPS)
-#define Q_CHUNKS (QK_CHUNKS > PV_CHUNKS ? QK_CHUNKS : PV_CHUNKS) /* O is staged in the same place */
-#define Q_BYTES (Q_CHUNKS * Q_ROWS * 128)
+#define Q_BYTES (QK_CHUNKS * Q_ROWS * 128)
 #define K_BYTES (QK_CHUNKS * NBHD_N * 128)
 #define V_BYTES (PV_CHUNKS * NBHD_N * 128)
-/* Origins of boxes and bounds of windows, where masks compare them, count from the begin of the tile's union, plus
- * this: a window may begin a box's extent before it. */
-#define MASK_BIAS 256
-#define MASK_BYTES (NBHD_MASK_STEPS * NBHD_N * 32)
 #define THREADS (128 * (NBHD_GROUPS + 1))
 
-/* A bit for each column of a row that a lane holds: bit 2j + c is column 8j + 2q + c. */
-#if NBHD_N <= 128
-typedef unsigned word;
-#else
-typedef unsigned long long word;
-#endif
+#include "device/tiles_sm90.cuh"
+#include "device/mask_sm90.cuh"
 
 struct maps {
     struct nbhd_tensor_map q[NBHD_MAPS], kv[2][NBHD_MAPS], extra[2]; /* kv, extra: of K, of V; kv[slice][shape] */
 };
 
-/* Where this CTA's tile lies: origin in elements of its dilation group, and the group. */
-struct place {
-    int origin[3], group[3], size[3];
-    int batch, head, kv_head;
-};
+/* ---- the preparing warp ---- */
 
-/* Beside the tiles in shared memory. [2]: of K, of V. */
-struct tables {
-    unsigned long long q_full, full[2][NBHD_STAGES], empty[2][NBHD_STAGES];
-    int4 box[NBHD_STAGES];       /* of each K stage: origin on the three axes, flags */
-    unsigned row[Q_ROWS];        /* as in struct nbhd_boxes */
-    unsigned origin[NBHD_STAGES][4]; /* of each K stage: as find_mask takes it, in both halves */
-    int2 window[Q_ROWS + 2];     /* keys seen from each coordinate of the query box, axis after axis */
-    int2 any[3], all[NBHD_GROUPS][3]; /* keys that some row of the tile, that all rows of a warpgroup see, per axis */
-    struct place place;          /* here, since no role has the registers for it */
-    int shift[3];                /* what selects the dilation group and the batch in the maps' coordinates */
-    int shape;                   /* of this tile's key boxes */
-    unsigned scratch;
-};
-
-NBHD_STATIC_ASSERT(sizeof(struct tables) <= NBHD_SM90_TABLES(NBHD_GROUPS, NBHD_STAGES), "the host counts on it");
-
-NBHD_FN struct place tile_place(const struct nbhd_params *p, const struct nbhd_boxes *b)
+/* The shape of key boxes that covers the tile's union with the fewest; a lane tries one shape. */
+NBHD_FN int best_shape(const struct nbhd_boxes *b, const struct tile *t)
 {
-    struct place t;
-    int x = b->reverse ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
-    int slice = b->slice_begin + blockIdx.z;
-    t.origin[0] = x % b->tiles[0], x /= b->tiles[0];
-    t.origin[2] = x % b->tiles[2];
-    t.origin[1] = x / b->tiles[2];
-    for (int a = 2; a >= 0; a--) {
-        t.origin[a] *= b->q_box[a];
-        t.group[a] = 0;
-        t.size[a] = p->axis[a].length;
-        if (p->axis[a].dilation > 1) {
-            t.group[a] = slice % p->axis[a].dilation;
-            slice /= p->axis[a].dilation;
-            t.size[a] = nbhd_group_size(p->axis[a], t.group[a]);
+    int lane = threadIdx.x & 31, count = 1;
+    const struct nbhd_key_box *k = &b->shape[nbhd_min(lane, b->shapes - 1)];
+    for (int a = 0; a < 3; a++)
+        count *= (t->any[a].y - t->any[a].x + k->extent[a] - 1) / k->extent[a];
+    int key = lane < b->shapes ? count * 32 + lane : 0x7fffffff;
+    for (int step = 16; step > 0; step /= 2)
+        key = nbhd_min(key, __shfl_xor_sync(~0u, key, step));
+    return key & 31;
+}
+
+/* What follows from where a tile lies, but for what is read off the windows. By `threads` threads. */
+NBHD_FN void write_place(const struct nbhd_params *p, const struct nbhd_boxes *b, struct tables *tab, int slot,
+                         const struct place *at, int thread, int threads)
+{
+    struct tile *t = &tab->tile[slot];
+    int2 *window = windows_of(b, tab, slot);
+    for (int a = 0; a < 3; window += b->q_box[a++])
+        for (int i = thread; i < b->q_box[a]; i += threads) {
+            struct nbhd_range keys = nbhd_keys(p->axis[a], at->size[a], nbhd_min(at->origin[a] + i, at->size[a] - 1));
+            window[i] = make_int2(keys.begin, keys.end);
         }
-    }
-    t.batch = slice;
-    t.head = blockIdx.y * b->pack;
-    t.kv_head = p->heads == p->kv_heads ? t.head : t.head / (p->heads / p->kv_heads);
-    return t;
+    if (thread != 0)
+        return;
+    t->place = *at;
+    for (int a = 0; a < 3; a++)
+        t->shift[a] = shift_of(b, at, a);
 }
 
-NBHD_FN int coordinate(unsigned row, int axis) { return row >> 8 * axis & 0xff; }
-
-NBHD_FN int map_coordinate(const struct nbhd_boxes *b, const struct tables *tab, const int *origin, int axis)
+/* The tile's union and the warpgroups' intersections, read off the windows by one lane per axis. */
+NBHD_FN void write_bounds(const struct nbhd_boxes *b, struct tile *t, const int2 *window)
 {
-    return origin[axis] * b->step[axis] + tab->shift[axis];
+    int a = threadIdx.x & 31;
+    if (a >= 3)
+        return;
+    window += (a > 0) * b->q_box[0] + (a > 1) * b->q_box[1];
+    t->any[a] = make_int2(window[0].x, window[b->q_box[a] - 1].y);
+    for (int g = 0; g < NBHD_GROUPS; g++)
+        t->all[g][a] = make_int2(window[coordinate(b->high[g], a)].x, window[coordinate(b->low[g], a)].y);
 }
 
-NBHD_FN void load_q_box(const struct nbhd_boxes *b, const struct place *t, const struct tables *tab,
-                        const struct nbhd_tensor_map *map, unsigned tile)
+NBHD_FN void load_q_box(const struct nbhd_boxes *b, struct tables *tab, const struct place *at,
+                        const struct nbhd_tensor_map *maps, unsigned q_tiles, int stage)
 {
-    unsigned full = smem_address(&tab->q_full);
+    unsigned full = smem_address(&tab->q_full[stage]), tile = q_tiles + stage * Q_BYTES;
+    int x[3];
+    for (int a = 0; a < 3; a++)
+        x[a] = at->origin[a] * b->step[a] + shift_of(b, at, a);
     mbar_arrive_expect(full, QK_CHUNKS * b->rows * 128);
     for (int c = 0; c < QK_CHUNKS; c++)
-        tma_load_5d(tile + c * (Q_ROWS * 128), map, full, 64 * c, t->head, map_coordinate(b, tab, t->origin, 2),
-                    map_coordinate(b, tab, t->origin, 1), map_coordinate(b, tab, t->origin, 0));
+        tma_load_5d(tile + c * (Q_ROWS * 128), maps + (b->sliced ? at->slice : 0), full, 64 * c, at->head, x[2], x[1],
+                    x[0]);
 }
 
-/* Axes, as bits 4g + a, on which warpgroup g needs a mask for the box at origin. */
-NBHD_FN int mask_flags(const struct nbhd_key_box *k, const struct tables *tab, const int *origin)
+/* For each tile of the CTA its tables, then its Q, which may have to wait for the tile before. Of the first tile, which
+ * nothing overlaps, all threads have written the place, and Q is on its way: begin_cta. */
+NBHD_FN void prepare_tiles(const struct nbhd_params *p, const struct nbhd_boxes *b, struct tables *tab,
+                           const struct nbhd_tensor_map *q_maps, unsigned q_tiles, unsigned mask_keys,
+                           struct share share)
 {
-    int flags = k->tokens < NBHD_N ? 4 * NBHD_SM90_ALL_GROUPS : 0; /* columns past the box */
-#pragma unroll 1
-    for (int g = NBHD_GROUPS - 1; g >= 0; g--)
-#pragma unroll
-        for (int a = 0; a < 3; a++) {
-            int2 all = tab->all[g][a];
-            flags |= (origin[a] < all.x || origin[a] + k->extent[a] > all.y) << (4 * g + a);
+    int lane = threadIdx.x & 31, last_shape = -1, shape = -1; /* of the two tiles before */
+    for (int n = 0, more = 1; more; n++) {
+        struct tile *t = &tab->tile[n & 1];
+        int next = next_work(p, b, &share);
+        more = next >= 0;
+        if (lane == 0)
+            t->more = more;
+        write_bounds(b, t, windows_of(b, tab, n & 1));
+        __syncwarp();
+        int here = last_shape; /* whose mask keys this slot holds */
+        last_shape = shape;
+        shape = b->shapes > 1 ? best_shape(b, t) : 0;
+        if (lane == 0)
+            t->shape = shape;
+        if (b->shapes > 1 && shape != here)
+            write_mask_keys(&b->shape[shape], mask_keys + (n & 1) * MASK_BYTES, lane, 32);
+        __syncwarp();
+        write_columns(b, t, windows_of(b, tab, n & 1));
+        __syncwarp();
+        if (lane == 0)
+            mbar_arrive(smem_address(&tab->tile_full[n & 1]));
+        if (n > 0) {
+            mbar_wait(smem_address(&tab->q_empty[n % NBHD_Q_STAGES]), ~(n / NBHD_Q_STAGES) & 1);
+            if (lane == 0)
+                load_q_box(b, tab, &t->place, q_maps, q_tiles, n % NBHD_Q_STAGES);
         }
-    return flags;
+        if (!more)
+            return;
+        struct place at = place_of(p, b, next);
+        mbar_wait(smem_address(&tab->tile_empty[~n & 1]), ~((n + 1) >> 1) & 1);
+        write_place(p, b, tab, ~n & 1, &at, lane, 32);
+        __syncwarp();
+    }
 }
+
+/* ---- the loading warps ---- */
 
 /* Moves origin to the next box of the union. */
-NBHD_FN void next_box(const struct nbhd_key_box *k, const struct tables *tab, int *origin)
+NBHD_FN void next_box(const struct nbhd_key_box *k, const struct tile *t, int *origin)
 {
 #pragma unroll
     for (int a = 2; a >= 0; a--) {
         origin[a] += k->extent[a];
-        if (origin[a] < tab->any[a].y)
+        if (origin[a] < t->any[a].y)
             return;
-        origin[a] = tab->any[a].x;
+        origin[a] = t->any[a].x;
     }
 }
 
-NBHD_FN int is_last_box(const struct nbhd_key_box *k, const struct tables *tab, const int *origin)
+NBHD_FN int is_last_box(const struct nbhd_key_box *k, const struct tile *t, const int *origin)
 {
-    return origin[0] + k->extent[0] >= tab->any[0].y && origin[1] + k->extent[1] >= tab->any[1].y &&
-           origin[2] + k->extent[2] >= tab->any[2].y;
+    return origin[0] + k->extent[0] >= t->any[0].y && origin[1] + k->extent[1] >= t->any[1].y &&
+           origin[2] + k->extent[2] >= t->any[2].y;
 }
 
-NBHD_FN int extra_flags(int left) { return NBHD_SM90_EXTRA | (left < NBHD_N) * NBHD_SM90_ALL_GROUPS; }
-
-/* One loading thread: all boxes of K (v = 0) or V (v = 1) that the tile needs, extra keys first. K's also tells the
- * consumers where each box lies and what mask it needs. tiles: the first stage; map, extra: K's or V's.
- * All that a box needs is worked out before its stage is free: the consumers wait for what comes after. */
-NBHD_FN void load_boxes(const struct nbhd_boxes *b, struct tables *tab, int v, unsigned tiles, int extra_keys,
-                        const struct nbhd_tensor_map *map, const struct nbhd_tensor_map *extra)
-{
-    const struct nbhd_key_box *k = &b->shape[tab->shape];
-    int origin[3], stage = 0, phase = 1, flags;
-    int chunks = v ? PV_CHUNKS : QK_CHUNKS, kv_head = tab->place.kv_head;
-    for (int at = 0; at < extra_keys; at += NBHD_N) {
-        unsigned full = smem_address(&tab->full[v][stage]), dst = tiles + stage * chunks * (NBHD_N * 128);
-        mbar_wait(smem_address(&tab->empty[v][stage]), phase);
-        if (!v)
-            tab->box[stage] = make_int4(0, 0, at, extra_flags(extra_keys - at));
-        mbar_arrive_expect(full, chunks * NBHD_N * 128);
-        for (int c = 0; c < chunks; c++)
-            tma_load_5d(dst + c * NBHD_N * 128, extra, full, 64 * c, kv_head, at, tab->place.batch, 0);
-        if (++stage == NBHD_STAGES)
-            stage = 0, phase ^= 1;
-    }
-    for (int a = 0; a < 3; a++)
-        origin[a] = tab->any[a].x;
-    do {
-        unsigned full = smem_address(&tab->full[v][stage]), dst = tiles + stage * chunks * (NBHD_N * 128);
-        int4 box = make_int4(origin[0], origin[1], origin[2], 0);
-        unsigned from_union[3];
-        for (int a = 0; a < 3; a++)
-            from_union[a] = (unsigned)(origin[a] - tab->any[a].x + MASK_BIAS) * 0x10001;
-        int x0 = map_coordinate(b, tab, origin, 0), x1 = map_coordinate(b, tab, origin, 1),
-            x2 = map_coordinate(b, tab, origin, 2);
-        flags = is_last_box(k, tab, origin) ? NBHD_SM90_LAST : 0;
-        box.w = v ? 0 : flags | mask_flags(k, tab, origin);
-        next_box(k, tab, origin);
-        mbar_wait(smem_address(&tab->empty[v][stage]), phase);
-        if (!v) {
-            tab->box[stage] = box;
-            for (int a = 0; a < 3; a++)
-                tab->origin[stage][a] = from_union[a];
-        }
-        mbar_arrive_expect(full, chunks * k->tokens * 128);
-        for (int c = 0; c < chunks; c++)
-            tma_load_5d(dst + c * NBHD_N * 128, map, full, 64 * c, kv_head, x2, x1, x0);
-        if (++stage == NBHD_STAGES)
-            stage = 0, phase ^= 1;
-    } while (!flags);
-}
-
-/* Bits of the columns below x where columns are consecutive tokens. */
-NBHD_FN word bits_below(int x, int q)
-{
-    x = nbhd_max(0, nbhd_min(x, NBHD_N));
-    int bits = 2 * (x >> 3) + nbhd_max(0, nbhd_min((x & 7) - 2 * q, 2));
-    return sizeof(word) == 4 ? ~(word)shl_b32(~0u, bits) : ~(word)shl_b64(~0ull, bits);
-}
-
-/* The bits of a box of consecutive keys that one row sees; q: the lane's quarter. */
-NBHD_FN word row_bits(const struct nbhd_boxes *b, const struct tables *tab, int4 box, int extra_keys, unsigned row,
-                      int q)
-{
-    if (box.w & NBHD_SM90_EXTRA)
-        return bits_below(extra_keys - box.z, q);
-    int2 window = tab->window[b->q_box[0] + b->q_box[1] + coordinate(row, 2)];
-    int end = nbhd_min(window.y - box.z, b->shape[0].tokens);
-    return bits_below(end, q) & ~bits_below(window.x - box.z, q);
-}
-
-/* Scores outside the mask become -inf. Row by row: ptxas then moves a byte of the word to predicates at a time. */
-NBHD_FN void apply_bits(float *s, word row0, word row1)
-{
-    const float masked = -__int_as_float(0x7f800000);
-#pragma unroll
-    for (int e = 0; e < NBHD_N / 4; e++)
-        s[4 * (e / 2) + e % 2] = row0 >> e & 1 ? s[4 * (e / 2) + e % 2] : masked;
-#pragma unroll
-    for (int e = 0; e < NBHD_N / 4; e++)
-        s[4 * (e / 2) + 2 + e % 2] = row1 >> e & 1 ? s[4 * (e / 2) + 2 + e % 2] : masked;
-}
-
-/* What a thread knows of its part of the queries' mask columns. An A operand of a step has four columns of it: 2q,
- * 2q + 1, 2q + 8, 2q + 9. For each: the column's axis, and the bounds between which a box's origin on that axis must
- * lie for the column's key to be seen by the thread's rows, as 0x8000 - bound, row 1's in the upper half. A sum
- * with an origin then has the sign bit of a half set where the origin has reached the bound. */
-#define MASK_PROBES (4 * NBHD_MASK_STEPS + !NBHD_MASK_STEPS)
-struct probes {
-    unsigned begin[MASK_PROBES], end[MASK_PROBES], axis[MASK_PROBES];
+/* Where a loading warp stands in its ring of stages. v: 0 for K, 1 for V; tiles: the first stage. */
+struct ring {
+    unsigned tiles;
+    int v, stage, phase;
 };
 
-NBHD_FN void find_probes(struct probes *p, const struct nbhd_boxes *b, const struct tables *tab, unsigned row0,
-                         unsigned row1, int q)
+/* Waits until the ring's stage is free for a box of `keys`. Rows past the box meet zero probabilities, so they must not be
+ * NaN: they are zeroed, where a larger box was here before. */
+NBHD_FN void open_stage(const struct ring *r, struct tables *tab, int keys)
 {
-    const struct nbhd_key_box *k = &b->shape[tab->shape];
-#pragma unroll
-    for (int i = 0; i < 4 * NBHD_MASK_STEPS; i++) {
-        int column = i / 4 * 16 + 2 * q + i % 2 + (i & 2) * 4;
-        p->axis[i] = 0;
-        p->begin[i] = 0x80008000; /* seen from anywhere */
-        p->end[i] = column == k->mask_at[3] ? 0x80008000 : 0; /* or from nowhere: keys past the box */
-        for (int a = 0, first = 0; a < 3; first += b->q_box[a++]) {
-            int x = column - k->mask_at[a];
-            if (k->mask_at[a] < 0 || x < 0 || x >= k->extent[a])
-                continue;
-            int shift = tab->any[a].x + x - MASK_BIAS;
-            int2 w0 = tab->window[first + coordinate(row0, a)], w1 = tab->window[first + coordinate(row1, a)];
-            p->axis[i] = a;
-            p->begin[i] = 0x80008000 - (w0.x - shift) - ((unsigned)(w1.x - shift) << 16);
-            p->end[i] = 0x80008000 - (w0.y - shift) - ((unsigned)(w1.y - shift) << 16);
+    int chunks = r->v ? PV_CHUNKS : QK_CHUNKS, lane = threadIdx.x & 31;
+    mbar_wait(smem_address(&tab->empty[r->v][r->stage]), r->phase);
+    if (!NBHD_PAD)
+        return;
+    int stale = (tab->filled[r->v][r->stage] - keys) * 8; /* 16-byte pieces per chunk */
+    __syncwarp();
+    if (stale == 0)
+        return;
+    unsigned stage = r->tiles + r->stage * chunks * (NBHD_N * 128) + keys * 128;
+    for (int c = 0; c < chunks; c++)
+        for (int i = lane; i < stale; i += 32)
+            st_shared_v4(stage + c * (NBHD_N * 128) + 16 * i, make_uint4(0, 0, 0, 0));
+    fence_proxy_async();
+    if (lane == 0)
+        tab->filled[r->v][r->stage] = keys;
+    __syncwarp();
+}
+
+NBHD_FN void next_stage(struct ring *r)
+{
+    if (++r->stage == NBHD_STAGES)
+        r->stage = 0, r->phase ^= 1;
+}
+
+/* By one lane: the box of `keys` at coordinates x0..x3 of the map. */
+NBHD_FN void load_box(const struct ring *r, struct tables *tab, const struct nbhd_tensor_map *map, int keys, int head,
+                      int x0, int x1, int x2)
+{
+    int chunks = r->v ? PV_CHUNKS : QK_CHUNKS;
+    unsigned full = smem_address(&tab->full[r->v][r->stage]), to = r->tiles + r->stage * chunks * (NBHD_N * 128);
+    mbar_arrive_expect(full, chunks * keys * 128);
+    for (int c = 0; c < chunks; c++)
+        tma_load_5d(to + c * NBHD_N * 128, map, full, 64 * c, head, x0, x1, x2);
+}
+
+/* A tile's extra keys. */
+NBHD_FN void load_extra(struct ring *r, const struct tile *t, struct tables *tab, const struct nbhd_tensor_map *map,
+                        int extra)
+{
+    for (int at = 0; at < extra; at += NBHD_N) {
+        open_stage(r, tab, NBHD_N);
+        if ((threadIdx.x & 31) == 0) {
+            struct box box = {at, NBHD_N, extra_flags(extra - at)};
+            if (!r->v)
+                tab->box[r->stage] = box;
+            load_box(r, tab, map, NBHD_N, t->place.kv_head, at, t->place.batch, 0);
         }
+        next_stage(r);
     }
 }
 
-/* Times MASK_ONE, what a key that is not seen adds to its score: -2^100, or -2^30 where float16 allows no more. */
-#define MASK_FAR (NBHD_DTYPE == 2 ? 0xf180f180u : 0xf800f800u)
-#define MASK_ONE (NBHD_DTYPE == 2 ? 0x3f80u : 0x7800u)
-
-/* The A operands of the mask columns for the box in this stage. */
-NBHD_FN void find_mask(unsigned *a, const struct probes *p, const struct tables *tab, int stage)
+/* A tile's boxes of keys on the grid; last: flags of the last. All that a box needs is worked out before its stage is free: the consumers wait for
+ * what comes after. */
+NBHD_FN void load_grid(struct ring *r, const struct nbhd_boxes *b, const struct tile *t, struct tables *tab,
+                       const struct nbhd_tensor_map *map, int last)
 {
-#pragma unroll
-    for (int i = 0; i < 2 * NBHD_MASK_STEPS; i++) { /* a pair of columns, for both rows */
-        unsigned unseen[2];
-#pragma unroll
-        for (int c = 0; c < 2; c++) {
-            unsigned origin = tab->origin[stage][p->axis[2 * i + c]];
-            unseen[c] = ~(origin + p->begin[2 * i + c]) | (origin + p->end[2 * i + c]);
+    const struct nbhd_key_box *k = &b->shape[t->shape];
+    int origin[3] = {t->any[0].x, t->any[1].x, t->any[2].x}, kv_head = t->place.kv_head, is_last, axis, from;
+    int lane = threadIdx.x & 31;
+    find_column(t, &axis, &from);
+    do {
+        unsigned column = column_origin(origin, axis, from);
+        int x0 = map_coordinate(b, t, origin, 0), x1 = map_coordinate(b, t, origin, 1),
+            x2 = map_coordinate(b, t, origin, 2);
+        is_last = is_last_box(k, t, origin);
+        struct box box = {origin[2], k->tokens, 0};
+        if (!r->v)
+            box.flags = (is_last ? last : 0) | mask_flags(k, t, origin);
+        next_box(k, t, origin);
+        open_stage(r, tab, k->tokens);
+        if (!r->v && lane < MASK_COLUMNS)
+            tab->origin[r->stage][lane] = column;
+        __syncwarp();
+        if (lane == 0) {
+            if (!r->v)
+                tab->box[r->stage] = box;
+            load_box(r, tab, map, k->tokens, kv_head, x2, x1, x0);
         }
-        a[2 * i] = prmt_b32(unseen[0], unseen[1], 0xdd99) & MASK_FAR; /* the sign of each lower half, 16 times */
-        a[2 * i + 1] = prmt_b32(unseen[0], unseen[1], 0xffbb) & MASK_FAR;
+        next_stage(r);
+    } while (!is_last);
+}
+
+/* One loading warp: all boxes of K (v = 0) or V (v = 1) that the CTA's tiles need, extra keys first. K's also tells the
+ * consumers where each box lies and what mask it needs. */
+NBHD_FN void load_boxes(const struct nbhd_params *p, const struct nbhd_boxes *b, const struct maps *maps,
+                        struct tables *tab, int v, unsigned tiles)
+{
+    struct ring r = {tiles, v, 0, 1};
+    for (int n = 0, more = 1; more; n++) {
+        const struct tile *t = &tab->tile[n & 1];
+        mbar_wait(smem_address(&tab->tile_full[n & 1]), n >> 1 & 1);
+        more = t->more;
+        if (p->extra)
+            load_extra(&r, t, tab, &maps->extra[v], p->extra);
+        load_grid(&r, b, t, tab, &maps->kv[v][(b->sliced ? t->place.slice * b->shapes : 0) + t->shape],
+                  NBHD_SM90_LAST | (more ? 0 : NBHD_SM90_FINAL));
     }
 }
 
-/* Issues the mask's part of S for the box in `stage`. keys: the keys' columns, see write_mask_keys. */
-NBHD_FN void issue_mask(float *s, const struct probes *p, const struct tables *tab, int stage, unsigned keys)
-{
-    unsigned a[MASK_PROBES];
-    find_mask(a, p, tab, stage);
-    wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < NBHD_MASK_STEPS; i++)
-        NBHD_MASK(s, a + 4 * i, wgmma_k_major_32(keys + i * NBHD_N * 32), 1);
-    wgmma_commit();
-}
-
-/* The keys' mask columns: tiles of 16 columns, a key's 32 bytes a row, 32-byte swizzle (address bit 4 ^= bit 7). */
-NBHD_FN void write_mask_keys(const struct nbhd_key_box *k, unsigned keys)
-{
-    for (int i = threadIdx.x; i < 2 * NBHD_MASK_STEPS * NBHD_N; i += THREADS) {
-        int piece = i / NBHD_N, key = i % NBHD_N; /* 8 columns of a key */
-        int one[3] = {key / (k->extent[1] * k->extent[2]), key / k->extent[2] % k->extent[1], key % k->extent[2]};
-        unsigned words[4] = {0, 0, 0, 0};
-        for (int a = 0; a < 4; a++) {
-            int column = k->mask_at[a] + (a < 3 ? one[a] : 0) - 8 * piece;
-            int is_set = k->mask_at[a] >= 0 && (a == 3) == (key >= k->tokens);
-            for (int w = 0; w < 4; w++)
-                if (is_set && column >> 1 == w)
-                    words[w] |= MASK_ONE << 16 * (column & 1);
-        }
-        st_shared_v4(keys + piece / 2 * (NBHD_N * 32) + key * 32 + ((piece & 1) << 4 ^ (key & 4) << 2),
-                     make_uint4(words[0], words[1], words[2], words[3]));
-    }
-}
-
-/* How this warpgroup masks a box: not at all, by more columns of the product, or bit by bit. */
-#define BY_COLUMNS 1
-#define BY_BITS 2
-
-NBHD_FN int box_flags(int4 box, int group)
-{
-    int how = NBHD_MASK_STEPS && !(box.w & NBHD_SM90_EXTRA) ? BY_COLUMNS : NBHD_MASK_BITS ? BY_BITS : 0;
-    return __shfl_sync(~0u, box.w >> 4 * group & 7 ? how : 0, 0); /* uniform */
-}
+/* ---- the consumer warpgroups ---- */
 
 /* State of a thread's two rows: running maximum of raw scores, its part of the running sum, and the factor by which the
  * step scales what was summed before. */
@@ -446,222 +402,224 @@ NBHD_FN void issue_pv(float *o, const unsigned *packed, unsigned tile)
     wgmma_commit();
 }
 
-/* Token of a row, in the tensor; 0 if the row has none. */
-NBHD_FN int row_token(const struct nbhd_params *p, const struct nbhd_boxes *b, const struct place *t, unsigned row,
-                      int number, long long *x)
+/* Ends a tile's sums: what normalises O, and the logsumexp, for the warp's rows from `number` on. To shared memory: there
+ * are no registers to keep them in until O is complete. */
+NBHD_FN void finish_rows(struct tables *tab, const struct rows *r, float scale, int number)
 {
-    int inside = number < b->rows;
-#pragma unroll
-    for (int a = 0; a < 3; a++) {
-        int at = t->origin[a] + coordinate(row, a);
-        inside &= at < t->size[a];
-        x[a] = (long long)at * p->axis[a].dilation + t->group[a];
-    }
-    return inside;
-}
-
-NBHD_FN char *row_address(const struct nbhd_view *view, const struct place *t, unsigned row, const long long *x)
-{
-    return view->data + t->batch * view->batch + x[0] * view->axis[0] + x[1] * view->axis[1] + x[2] * view->axis[2] +
-           (long long)(t->head + (int)(row >> 24)) * view->head;
-}
-
-/* Writes a warp's 16 rows of O, and their logsumexp. number: of the warp's first row; stage: its place in shared
- * memory. */
-NBHD_FN void store_rows(const struct nbhd_params *p, const struct nbhd_boxes *b, const struct tables *tab,
-                        const float *o, const struct rows *r, unsigned stage, int number)
-{
-    const struct place *t = &tab->place;
-    int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
-    long long x[3];
+    int lane = threadIdx.x & 31;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         float sum = r->sum[i];
         sum += __shfl_xor_sync(~0u, sum, 1);
         sum += __shfl_xor_sync(~0u, sum, 2);
-        float scale = 1 / sum;
-#pragma unroll
-        for (int j = 0; j < NBHD_HEAD_DIM_V / 8; j++) {
-            float low = o[4 * j + 2 * i] * scale, high = o[4 * j + 2 * i + 1] * scale;
-            st_shared_b32(stage + j / 8 * (Q_ROWS * 128) + (g + 8 * i) * 128 + ((j % 8 ^ g) << 4) + q * 4,
-                             pack(low, high));
-        }
-        unsigned row = tab->row[number + g + 8 * i];
-        if (p->lse.data && q == 0 && row_token(p, b, t, row, number + g + 8 * i, x))
-            *(float *)row_address(&p->lse, t, row, x) = r->max[i] * p->scale + logf(sum);
+        if ((lane & 3) == 0)
+            tab->finished[number + (lane >> 2) + 8 * i] = make_float2(1 / sum, r->max[i] * scale + logf(sum));
     }
     __syncwarp();
-    /* Eight lanes a row, 16 bytes each. */
+}
+
+NBHD_FN void read_scale(struct rows *r, const struct tables *tab, int number)
+{
+    int lane = threadIdx.x & 31;
+    r->scale[0] = tab->finished[number + (lane >> 2)].x;
+    r->scale[1] = tab->finished[number + (lane >> 2) + 8].x;
+}
+
+/* Transposes the 4 x 4 words of four neighbouring lanes: word j of lane q goes to word q of lane j. */
+NBHD_FN void transpose_quad(unsigned *w)
+{
+    int lane = threadIdx.x;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        int at = 4 * i + (lane >> 3), piece = lane & 7;
-        unsigned row = tab->row[number + at];
-        if (!row_token(p, b, t, row, number + at, x))
-            continue;
-        char *dst = row_address(&p->o, t, row, x) + 16 * piece;
+    for (int step = 1; step <= 2; step *= 2)
 #pragma unroll
-        for (int c = 0; c < PV_CHUNKS; c++)
-            if (64 * c + 8 * piece < NBHD_HEAD_DIM_V)
-                *(uint4 *)(dst + 128 * c) =
-                    ld_shared_v4(stage + c * (Q_ROWS * 128) + at * 128 + ((piece ^ at & 7) << 4));
+        for (int j = 0; j < 4; j++)
+            if (!(j & step)) {
+                unsigned got = __shfl_xor_sync(~0u, lane & step ? w[j] : w[j + step], step);
+                w[j + step] = lane & step ? w[j + step] : got;
+                w[j] = lane & step ? got : w[j];
+            }
+}
+
+/* Writes a warp's 16 rows of O, 64 bytes of eight rows at a time, and their logsumexp. number: of the first row. */
+NBHD_FN void store_rows(const struct nbhd_params *p, const struct nbhd_boxes *b, const struct tables *tab,
+                        const struct tile *t, const float *o, int number)
+{
+    int lane = threadIdx.x & 31;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        long long x[3];
+        int at = number + (lane >> 2) + 8 * i;
+        unsigned row = tab->row[at];
+        int inside = row_token(p, b, &t->place, row, at, x);
+        char *to = row_address(&p->o, &t->place, row, x) + 16 * (lane & 3);
+        if (p->lse.data && inside && (lane & 3) == 0)
+            *(float *)row_address(&p->lse, &t->place, row, x) = tab->finished[at].y;
+#pragma unroll
+        for (int m = 0; m < (NBHD_HEAD_DIM_V + 31) / 32; m++) {
+            unsigned w[4];
+#pragma unroll
+            for (int j = 0; j < 4; j++) /* columns 8 (4m + j) + 2q and the next */
+                w[j] = 4 * m + j < NBHD_HEAD_DIM_V / 8
+                           ? pack(o[16 * m + 4 * j + 2 * i], o[16 * m + 4 * j + 2 * i + 1])
+                           : 0;
+            transpose_quad(w);
+            if (inside && 32 * m + 8 * (lane & 3) < NBHD_HEAD_DIM_V)
+                *(uint4 *)(to + 64 * m) = make_uint4(w[0], w[1], w[2], w[3]);
+        }
     }
 }
 
-/* One consumer warpgroup: all boxes, then the output. */
-NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_boxes *b, struct tables *tab, unsigned q_tile,
-                     unsigned k_tiles, unsigned v_tiles, unsigned mask_keys)
+NBHD_FN void clear(float *o)
 {
-    int group = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1; /* uniform: else descriptors live in vector registers */
-    int lane = threadIdx.x & 31, quarter = lane & 3;
-    int number = group * 64 + (threadIdx.x / 32 & 3) * 16; /* the warp's first row */
-    unsigned row0 = tab->row[number + (lane >> 2)], row1 = tab->row[number + (lane >> 2) + 8];
-    unsigned k_full = smem_address(tab->full[0]), k_empty = smem_address(tab->empty[0]);
-    unsigned v_full = smem_address(tab->full[1]), v_empty = smem_address(tab->empty[1]);
-    float scale_log2 = p->scale * 1.44269504f;
-    float s[NBHD_N / 2], o[NBHD_HEAD_DIM_V / 2];
-    unsigned packed[NBHD_N / 4];
-    struct rows r = {{-1e30f, -1e30f}, {0, 0}, {1, 1}};
 #pragma unroll
     for (int i = 0; i < NBHD_HEAD_DIM_V / 2; i++)
         o[i] = 0;
+}
 
-    mbar_wait(smem_address(&tab->q_full), 0);
-    unsigned long long q = wgmma_k_major(q_tile + group * 64 * 128);
+/* S becomes probabilities relative to the new maximum. */
+NBHD_FN void finish_scores(float *s, struct rows *r, const struct nbhd_params *p, const struct nbhd_boxes *b,
+                           struct tables *tab, struct box box, int how, int slot, int number)
+{
+    int lane = threadIdx.x & 31;
+    if (NBHD_MASK_BITS && how & BY_BITS) {
+        const int2 *window = windows_of(b, tab, slot);
+        apply_bits(s, row_bits(b, window, box, p->extra, tab->row[number + (lane >> 2)], lane & 3),
+                   row_bits(b, window, box, p->extra, tab->row[number + (lane >> 2) + 8], lane & 3));
+    }
+    if (NBHD_PAD)
+        mask_padding(s, box.keys, lane & 3);
+    softmax_step(s, r, p->scale * 1.44269504f);
+}
 
+/* One consumer warpgroup: all boxes of all tiles. */
+NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_boxes *b, struct tables *tab, unsigned q_tiles,
+                     unsigned k_tiles, unsigned v_tiles, unsigned mask_keys)
+{
+    int group = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1; /* uniform: else descriptors live in vector registers */
+    int lane = threadIdx.x & 31;
+    int number = group * 64 + (threadIdx.x / 32 & 3) * 16; /* the warp's first row */
+    int mask_slot = b->shapes > 1 ? MASK_BYTES : 0;
+    unsigned k_full = smem_address(tab->full[0]), k_empty = smem_address(tab->empty[0]);
+    unsigned v_full = smem_address(tab->full[1]), v_empty = smem_address(tab->empty[1]);
+    unsigned q_full = smem_address(tab->q_full), q_empty = smem_address(tab->q_empty);
+    unsigned tile_empty = smem_address(tab->tile_empty);
+    unsigned long long q_first = wgmma_k_major(q_tiles + group * 64 * 128);
+    float s[NBHD_N / 2], o[NBHD_HEAD_DIM_V / 2];
+    unsigned packed[NBHD_N / 4];
+    struct rows r = {{-1e30f, -1e30f}, {0, 0}, {1, 1}};
     struct probes probes;
-    find_probes(&probes, b, tab, row0, row1, quarter);
+    clear(o);
 
+    mbar_wait(smem_address(&tab->tile_full[0]), 0);
+    find_probes(&probes, &tab->tile[0], windows_of(b, tab, 0), tab->row[number + (lane >> 2)],
+                tab->row[number + (lane >> 2) + 8], lane & 3);
+    mbar_wait(q_full, 0);
     mbar_wait(k_full, 0);
-    int4 box = tab->box[0];
-    issue_qk(s, q, k_tiles);
-    int flags = box_flags(box, group);
-    if (NBHD_MASK_STEPS && flags & BY_COLUMNS)
-        issue_mask(s, &probes, tab, 0, mask_keys);
+    issue_qk(s, q_first, k_tiles);
+    struct box box = tab->box[0];
+    int flags = __shfl_sync(~0u, box.flags, 0), how = how_masked(flags, group); /* uniform */
+    if (NBHD_MASK_STEPS && how & BY_COLUMNS)
+        issue_mask(s, &probes, tab->origin[0], mask_keys);
     wgmma_wait_0();
     NBHD_PIN_F(s, NBHD_N / 2);
-    if (lane == 0)
+    if (lane == 0) {
         mbar_arrive(k_empty);
-    if (NBHD_MASK_BITS && flags & BY_BITS)
-        apply_bits(s, row_bits(b, tab, box, p->extra, row0, quarter),
-                   row_bits(b, tab, box, p->extra, row1, quarter));
-    softmax_step(s, &r, scale_log2);
+        if (flags & NBHD_SM90_LAST)
+            mbar_arrive(q_empty);
+    }
+    finish_scores(s, &r, p, b, tab, box, how, 0, number);
     pack_probabilities(packed, s);
 
-    if (NBHD_TAKE_TURNS && group == 1)
-        named_barrier_arrive(4, 256); /* group 0 begins */
     int stage = 0, phase = 0; /* of the box whose probabilities are packed */
-    while (!(box.w & NBHD_SM90_LAST)) {
+    int tile = 0;             /* of the box whose scores are computed */
+    while (!(flags & NBHD_SM90_FINAL)) {
         int next = stage + 1 == NBHD_STAGES ? 0 : stage + 1, next_phase = phase ^ (next == 0);
+        int is_first = flags & NBHD_SM90_LAST; /* a new tile begins */
+        tile += is_first != 0;
+        int slot = tile & 1, q_stage = tile % NBHD_Q_STAGES;
         mbar_wait(k_full + 8 * next, next_phase);
+        if (is_first)
+            mbar_wait(q_full + 8 * q_stage, tile / NBHD_Q_STAGES & 1);
+        issue_qk(s, wgmma_advance(q_first, q_stage * (Q_BYTES >> 4)), k_tiles + next * K_BYTES);
         box = tab->box[next];
-        if (NBHD_TAKE_TURNS)
-            named_barrier_sync(4 + group, 256);
-        issue_qk(s, q, k_tiles + next * K_BYTES);
-        flags = box_flags(box, group);
-        if (NBHD_MASK_STEPS && flags & BY_COLUMNS)
-            issue_mask(s, &probes, tab, next, mask_keys);
+        flags = __shfl_sync(~0u, box.flags, 0);
+        how = how_masked(flags, group);
+        if (NBHD_MASK_STEPS && is_first)
+            find_probes(&probes, &tab->tile[slot], windows_of(b, tab, slot), tab->row[number + (lane >> 2)],
+                        tab->row[number + (lane >> 2) + 8], lane & 3);
+        if (NBHD_MASK_STEPS && how & BY_COLUMNS)
+            issue_mask(s, &probes, tab->origin[next], mask_keys + slot * mask_slot);
         mbar_wait(v_full + 8 * stage, phase);
         issue_pv(o, packed, v_tiles + stage * V_BYTES);
-        if (NBHD_TAKE_TURNS)
-            named_barrier_arrive(5 - group, 256);
         wgmma_wait_1();
         NBHD_PIN_F(s, NBHD_N / 2);
-        if (lane == 0)
+        if (lane == 0) {
             mbar_arrive(k_empty + 8 * next);
-        if (NBHD_MASK_BITS && flags & BY_BITS)
-            apply_bits(s, row_bits(b, tab, box, p->extra, row0, quarter),
-                       row_bits(b, tab, box, p->extra, row1, quarter));
-        softmax_step(s, &r, scale_log2);
+            if (flags & NBHD_SM90_LAST)
+                mbar_arrive(q_empty + 8 * q_stage);
+        }
+        if (is_first) {
+            finish_rows(tab, &r, p->scale, number);
+            r.max[0] = r.max[1] = -1e30f;
+            r.sum[0] = r.sum[1] = 0;
+        }
+        finish_scores(s, &r, p, b, tab, box, how, slot, number);
         wgmma_wait_0_after(r.sum[0] + r.sum[1], smem_address(&tab->scratch));
         NBHD_PIN_F(o, NBHD_HEAD_DIM_V / 2);
         NBHD_PIN_R(packed, NBHD_N / 4);
         if (lane == 0)
             mbar_arrive(v_empty + 8 * stage);
+        if (is_first)
+            read_scale(&r, tab, number);
         scale_output(o, &r);
+        if (is_first) {
+            store_rows(p, b, tab, &tab->tile[slot ^ 1], o, number);
+            clear(o);
+            __syncwarp();
+            if (lane == 0)
+                mbar_arrive(tile_empty + 8 * (slot ^ 1));
+        }
         pack_probabilities(packed, s);
         stage = next, phase = next_phase;
     }
 
     mbar_wait(v_full + 8 * stage, phase);
     issue_pv(o, packed, v_tiles + stage * V_BYTES);
+    finish_rows(tab, &r, p->scale, number);
+    read_scale(&r, tab, number);
     wgmma_wait_0();
     NBHD_PIN_F(o, NBHD_HEAD_DIM_V / 2);
-    named_barrier_sync(1 + group, 128); /* all four warps have read Q, whose place O takes */
-    store_rows(p, b, tab, o, &r, q_tile + number * 128, number);
+    scale_output(o, &r);
+    store_rows(p, b, tab, &tab->tile[tile & 1], o, number);
 }
 
-/* The shape of key boxes that covers the tile's union with the fewest. Called by one warp; a lane tries one shape. */
-NBHD_FN int best_shape(const struct nbhd_params *p, const struct nbhd_boxes *b, const struct place *t)
-{
-    int lane = threadIdx.x & 31, count = 1;
-    const struct nbhd_key_box *k = &b->shape[nbhd_min(lane, b->shapes - 1)];
-    for (int a = 0; a < 3; a++) {
-        struct nbhd_range q = nbhd_range_of(t->origin[a], nbhd_min(t->origin[a] + b->q_box[a], t->size[a]));
-        struct nbhd_range keys = nbhd_tile_any(p->axis[a], t->size[a], q);
-        count *= (keys.end - keys.begin + k->extent[a] - 1) / k->extent[a];
-    }
-    int key = lane < b->shapes ? count * 32 + lane : 0x7fffffff;
-    for (int step = 16; step > 0; step /= 2)
-        key = nbhd_min(key, __shfl_xor_sync(~0u, key, step));
-    return key & 31;
-}
+/* ---- all ---- */
 
-/* Barriers, and the tables that all roles read. */
-NBHD_FN void prepare(const struct nbhd_params *p, const struct nbhd_boxes *b, const struct place *t, struct tables *tab,
-                     const struct nbhd_tensor_map *q_map, unsigned q_tile)
+/* Barriers, the first tile's Q and place, and what all tiles share. */
+NBHD_FN void begin_cta(const struct nbhd_params *p, const struct nbhd_boxes *b, const struct maps *maps,
+                       struct tables *tab, unsigned q_tiles, unsigned mask_keys, int work)
 {
-    int thread = threadIdx.x;
-    if (thread < 32) {
-        int shape = b->shapes > 1 ? best_shape(p, b, t) : 0;
-        if (thread == 0)
-            tab->shape = shape;
-    }
-    if (thread == 32) {
-        mbar_init(smem_address(&tab->q_full), 1);
-        for (int i = 0; i < NBHD_STAGES; i++)
-            for (int v = 0; v < 2; v++) {
-                mbar_init(smem_address(&tab->full[v][i]), 1);
-                mbar_init(smem_address(&tab->empty[v][i]), 4 * NBHD_GROUPS); /* one lane of each consumer warp */
+    struct place at = place_of(p, b, work);
+    if (threadIdx.x == 64) {
+        for (int i = 0; i < 2; i++) {
+            mbar_init(smem_address(&tab->q_full[i]), 1);
+            mbar_init(smem_address(&tab->q_empty[i]), 4 * NBHD_GROUPS); /* one lane of each consumer warp */
+            mbar_init(smem_address(&tab->tile_full[i]), 1);
+            mbar_init(smem_address(&tab->tile_empty[i]), 4 * NBHD_GROUPS);
+            for (int stage = 0; stage < NBHD_STAGES; stage++) {
+                mbar_init(smem_address(&tab->full[i][stage]), 1);
+                mbar_init(smem_address(&tab->empty[i][stage]), 4 * NBHD_GROUPS);
+                tab->filled[i][stage] = NBHD_N;
             }
-        mbar_fence_init();
-        for (int a = 0; a < 3; a++)
-            tab->shift[a] = b->sliced ? 0 : t->group[a];
-        if (!b->sliced)
-            tab->shift[0] += t->batch; /* rank 3 with a batch is sliced, so one of the two is 0 */
-        tab->place = *t;
-        load_q_box(b, t, tab, q_map, q_tile);
-    }
-    for (int i = thread; i < Q_ROWS; i += THREADS)
-        tab->row[i] = b->row[i];
-    for (int a = 0, first = 0; a < 3; first += b->q_box[a++])
-        for (int i = thread; i < b->q_box[a]; i += THREADS) {
-            struct nbhd_range keys = nbhd_keys(p->axis[a], t->size[a], nbhd_min(t->origin[a] + i, t->size[a] - 1));
-            tab->window[first + i] = make_int2(keys.begin, keys.end);
         }
-}
-
-/* The tile's union and the warpgroups' intersections, read off the windows by one thread per axis. */
-NBHD_FN void prepare_bounds(const struct nbhd_boxes *b, struct tables *tab)
-{
-    int a = threadIdx.x;
-    if (a >= 3)
-        return;
-    const int2 *window = tab->window + (a > 0) * b->q_box[0] + (a > 1) * b->q_box[1];
-    tab->any[a] = make_int2(window[0].x, window[b->q_box[a] - 1].y);
-    for (int g = 0; g < NBHD_GROUPS; g++)
-        tab->all[g][a] = make_int2(window[coordinate(b->high[g], a)].x, window[coordinate(b->low[g], a)].y);
-}
-
-/* What depends on the shape that prepare chose. Rows past the box meet zero probabilities, so they must not be NaN. */
-NBHD_FN void prepare_shape(const struct nbhd_boxes *b, struct tables *tab, unsigned k_tiles, unsigned mask_keys)
-{
-    const struct nbhd_key_box *k = &b->shape[tab->shape];
-    int unused = (NBHD_N - k->tokens) * 8; /* 16-byte pieces per chunk */
-    for (int i = threadIdx.x; i < unused * NBHD_STAGES * (QK_CHUNKS + PV_CHUNKS); i += THREADS)
-        st_shared_v4(k_tiles + i / unused * (NBHD_N * 128) + k->tokens * 128 + i % unused * 16,
-                     make_uint4(0, 0, 0, 0));
-    write_mask_keys(k, mask_keys);
-    fence_proxy_async();
+        mbar_fence_init();
+        load_q_box(b, tab, &at, maps->q, q_tiles, 0);
+    }
+    write_place(p, b, tab, 0, &at, threadIdx.x, THREADS);
+    for (int i = threadIdx.x; i < Q_ROWS; i += THREADS)
+        tab->row[i] = b->row[i];
+    if (b->shapes == 1)
+        write_mask_keys(&b->shape[0], mask_keys, threadIdx.x, THREADS);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
@@ -669,27 +627,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
                   const __grid_constant__ struct maps maps)
 {
     extern __shared__ __align__(1024) char shared[];
-    unsigned q_tile = smem_address(shared), k_tiles = q_tile + Q_BYTES, v_tiles = k_tiles + NBHD_STAGES * K_BYTES;
-    unsigned mask_keys = v_tiles + NBHD_STAGES * V_BYTES;
-    struct tables *tab = (struct tables *)(shared + Q_BYTES + NBHD_STAGES * (K_BYTES + V_BYTES) + MASK_BYTES);
-    struct place t = tile_place(&p, &b);
-    if (t.origin[0] >= t.size[0] || t.origin[1] >= t.size[1] || t.origin[2] >= t.size[2])
-        return; /* a dilation group with fewer elements than the first */
-    int slice = b.sliced ? blockIdx.z : 0;
-    prepare(&p, &b, &t, tab, &maps.q[slice], q_tile);
-    __syncthreads();
-    prepare_bounds(&b, tab);
-    prepare_shape(&b, tab, k_tiles, mask_keys);
+    unsigned q_tiles = smem_address(shared), k_tiles = q_tiles + NBHD_Q_STAGES * Q_BYTES;
+    unsigned v_tiles = k_tiles + NBHD_STAGES * K_BYTES, mask_keys = v_tiles + NBHD_STAGES * V_BYTES;
+    struct tables *tab = (struct tables *)(shared + (mask_keys - q_tiles) + (b.shapes > 1 ? 2 : 1) * MASK_BYTES);
+    struct share share = share_of_cta(&b);
+    int work = next_work(&p, &b, &share);
+    if (work < 0)
+        return;
+    begin_cta(&p, &b, &maps, tab, q_tiles, mask_keys, work);
     __syncthreads();
 
     if (threadIdx.x < 128) {
         NBHD_SET_REGISTERS_DOWN(NBHD_REGISTERS_LOAD);
-        int v = threadIdx.x / 32;
-        if (threadIdx.x == 0 || threadIdx.x == 32)
-            load_boxes(&b, tab, v, v ? v_tiles : k_tiles, p.extra, &maps.kv[v][slice * b.shapes + tab->shape],
-                       &maps.extra[v]);
+        int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
+        if (warp < 2)
+            load_boxes(&p, &b, &maps, tab, warp, warp ? v_tiles : k_tiles);
+        else if (warp == 2)
+            prepare_tiles(&p, &b, tab, maps.q, q_tiles, mask_keys, share);
     } else {
         NBHD_SET_REGISTERS_UP(NBHD_REGISTERS_MATH);
-        consume(&p, &b, tab, q_tile, k_tiles, v_tiles, mask_keys);
+        consume(&p, &b, tab, q_tiles, k_tiles, v_tiles, mask_keys);
     }
 }

@@ -113,6 +113,7 @@ void nbhd_sm90_set_launch(struct nbhd_sm90_launch *launch, const struct nbhd_sm9
     int needed = plan->sliced ? nbhd_min(launch->slices, NBHD_SM90_MAPS) : plan->shapes;
     for (launch->maps = 1; launch->maps < needed;) /* few numbers: few kernels to compile */
         launch->maps *= 2;
+    launch->most_slices = plan->sliced ? launch->maps : 65535;
     launch->grid = (struct nbhd_cuda_grid){
         .blocks = {(unsigned)(tiles[0] * tiles[1] * tiles[2]), (unsigned)(problem->desc.heads / plan->pack), 1},
         .threads = {128 * ((unsigned)plan->variant.groups + 1), 1, 1},
@@ -148,7 +149,7 @@ size_t nbhd_sm90_describe(char *text, size_t room, const struct nbhd_sm90_plan *
     return used < room ? used : room - 1;
 }
 
-/* maps: struct maps of device/queries_sm90.cuh: q[maps], k[maps], v[maps], extra k, extra v; then dout[maps]. */
+/* maps: struct maps of the kernels: q[maps], k[maps], v[maps], extra k, extra v; then dout[maps]. */
 static nbhd_status make_maps(struct nbhd_tensor_map *maps, const struct nbhd_sm90_launch *launch,
                              const struct nbhd_params *p, const struct nbhd_view *dout, int first_slice, int slices)
 {
@@ -187,11 +188,14 @@ nbhd_status nbhd_sm90_run(const struct nbhd_sm90_launch *launch, const struct nb
     nbhd_status status = NBHD_OK;
     for (int i = 0; i < count; i++)
         arguments[3 + i] = more[i];
-    int most = launch->plan.sliced ? launch->maps : 65535; /* slices of one launch */
-    for (int first = 0; first < launch->slices && !status; first += most) {
-        int slices = nbhd_min(most, launch->slices - first);
+    for (int first = 0; first < launch->slices && !status; first += launch->most_slices) {
+        int slices = nbhd_min(launch->most_slices, launch->slices - first);
         boxes.slice_begin = first;
-        grid.blocks[2] = (unsigned)slices;
+        if (launch->resident)
+            grid.blocks[0] = (unsigned)nbhd_sm90_share(&boxes, &launch->plan, launch->most_tiles, first, slices,
+                                                       launch->resident);
+        else
+            grid.blocks[2] = (unsigned)slices;
         if (launch->plan.sliced || first == 0)
             status = make_maps(maps, launch, params, dout, first, launch->plan.sliced ? slices : 1);
         if (!status)

@@ -26,7 +26,7 @@ nbhd_status nbhd_sm90_token_map(struct nbhd_tensor_map *map, const struct nbhd_p
 nbhd_status nbhd_sm90_extra_map(struct nbhd_tensor_map *map, const struct nbhd_params *p, int dtype,
                                 const struct nbhd_view *view, int dim, int n);
 
-/* ---- a launch over query tiles (device/queries_sm90.cuh) ---- */
+/* ---- a launch over query tiles ---- */
 
 enum { NBHD_SM90_MAPS = 32 }; /* most maps of a tensor in one launch: slices x shapes */
 
@@ -37,12 +37,15 @@ struct nbhd_sm90_launch {
     struct nbhd_boxes boxes;
     struct nbhd_cuda_grid grid;
     int dtype, slices, maps; /* slices: batch x dilation groups; maps: NBHD_MAPS */
+    int most_slices;         /* of one launch */
+    int resident, most_tiles; /* CTAs that the chip holds at once, which share the tiles out (nbhd_sm90_share); 0: a CTA for
+                                each tile */
 };
 
 /* Everything but module and function. */
 void nbhd_sm90_set_launch(struct nbhd_sm90_launch *launch, const struct nbhd_sm90_kernel *kernel,
                           const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan);
-/* The -D options that device/queries_sm90.cuh asks for. */
+/* The -D options that all kernels over query tiles ask for. */
 void nbhd_sm90_options(struct nbhd_options *options, const struct nbhd_problem *problem,
                        const struct nbhd_sm90_launch *launch);
 /* "queries 2x8x8, keys 6x6x4 of 144, 30% masked, 2 warpgroups"; returns its length, less than room. */

@@ -1,9 +1,11 @@
-/* Box planning for fwd_sm90 and, with the costs of bwd_sm90_dq.c, for that. The search: all query boxes that nearly fill a tile's rows, ranked by the keys that their
- * unions hold; for the best of them all key boxes of each N; for the best of those a second to fourth shape of key box,
- * for tiles whose union the first fits badly (at clamped borders). Counts are exact; time is a model (box_clocks). */
+/* Box planning for fwd_sm90 and, with the costs of bwd_sm90_dq.c, for that. The search: all query boxes that nearly fill a
+ * tile's rows, ranked by the keys that their unions hold; for the best of them all key boxes of each N; for the best of
+ * those a second to fourth shape of key box, for tiles whose union the first fits badly (at clamped borders). Counts are
+ * exact; time is a model. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include "core/model.h"
 #include "cuda/sm90_plan.h"
 
 enum {
@@ -11,7 +13,7 @@ enum {
     MOST_EXTENT = 192,  /* of a query box */
     MOST_KEYS = 256,    /* of a key box */
     Q_BOXES = 16,       /* query boxes that are looked at closely */
-    FINALISTS = 6,      /* (query box, variant) pairs that get more shapes */
+    FINALISTS = 16,     /* (query box, variant) pairs that get more shapes */
     MOST_COMBINATIONS = 1024,
     MOST_MASKED = 32000 /* keys of an axis that mask columns can tell apart: 15 bits */
 };
@@ -107,42 +109,42 @@ static int full(const struct tile_class *c, int k)
     return last > first ? last - first : 0;
 }
 
-/* ---- the model, in clocks of one multiprocessor; fitted to docs/notes/hopper-forward.md ---- */
+/* ---- time ---- */
 
-/* One key box for the CTAs' share of a multiprocessor: matrix and softmax work overlap in part, and keys must come from
- * the L2. */
-static double box_clocks(const nbhd_desc *d, const struct nbhd_sm90_variant *v)
+double nbhd_sm90_slices(const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan)
 {
-    double dims = (d->head_dim + 15) / 16 * 16 + d->head_dim_v;
-    double matrix = v->groups * v->n * dims / 32, softmax = 4.9 * v->groups * v->n;
-    double load = v->n * dims * 2 / 40;
-    /* What a box costs whatever its size; little where CTAs overlap each other. */
-    double fixed = v->groups == 1 ? 80 : 100 + 50 * v->groups + 2.0 * v->groups * nbhd_max(0, 128 - v->n);
-    return fmax(fmax(0.65 * matrix + softmax, 1.2 * matrix), load) + fixed;
-}
-
-/* More for a box that needs a mask. */
-static double mask_clocks(const struct nbhd_sm90_plan *p)
-{
-    const struct nbhd_sm90_variant *v = &p->variant;
-    return p->mask_steps ? p->mask_steps * (0.5 * v->groups * v->n + 60) : 1.6 * v->groups * v->n;
-}
-
-static double tile_clocks(const struct nbhd_sm90_variant *v) { return 6500.0 / v->ctas; }
-
-static double plan_ms(const struct search *s, const struct nbhd_sm90_plan *p)
-{
-    const nbhd_desc *d = &s->problem->desc;
-    double slices = (double)d->batch * (d->heads / p->pack);
+    double slices = (double)problem->desc.batch * (problem->desc.heads / plan->pack);
     for (int a = 0; a < 3; a++)
-        slices *= s->problem->axis[a].dilation;
-    double extra = ceil_div(d->extra, p->variant.n) * p->tiles;
-    double clocks = (p->boxes + extra) * s->kernel->box_clocks(d, &p->variant) +
-                    (p->boxes - p->full_boxes) * s->kernel->mask_clocks(p) +
-                    p->tiles * s->kernel->tile_clocks(&p->variant);
-    double waves = p->tiles * slices / (s->multiprocessors * p->variant.ctas);
-    double uneven = waves > 8 ? 1 + 0.5 / waves : ceil(waves) / waves;
-    return clocks * slices / s->multiprocessors * uneven / 1.755e6;
+        slices *= problem->axis[a].dilation;
+    return slices;
+}
+
+/* Of fwd_sm90, by the simulator's model. Masks are counted in steps of columns: a mask by bits is dear, but few boxes of a
+ * problem with one axis need it; a block of padding is cheap, but all boxes have it. */
+static double plan_ms(const struct nbhd_problem *problem, const struct nbhd_sm90_plan *p, int multiprocessors)
+{
+    const nbhd_desc *d = &problem->desc;
+    const struct nbhd_sm90_variant *v = &p->variant;
+    const double extra = ceil_div(d->extra, v->n), dims = (d->head_dim + 15) / 16 * 16 + d->head_dim_v;
+    nbhd_sim_device device = *nbhd_model_device("h200");
+    device.processors = multiprocessors;
+    device.l2 *= multiprocessors / 132.0;
+    const struct nbhd_model_call call = {
+        .tiles = p->tiles * nbhd_sm90_slices(problem, p),
+        .visited = p->boxes / p->tiles + extra,
+        .longest = p->longest + extra,
+        .masked = 1,
+        .pairs = 64.0 * v->groups * v->n,
+        .flops = 2 * dims,
+        .mask = (p->boxes - p->full_boxes) / (p->boxes + extra * p->tiles) * (p->mask_steps ? p->mask_steps : 3) +
+                0.1 * p->pad,
+        .bytes = (double)v->n * dims * 2,
+        .tile = v->ctas == 1 && p->q_stages == 1 ? 1.5 : 1, /* waits for Q */
+        .resident = v->ctas,
+    };
+    /* Measured against the model: two warpgroups whose registers are full overlap less, and more columns cost a little. */
+    const double full = v->groups == 2 ? nbhd_max(0, v->n * 3 / 4 + d->head_dim_v / 2 - 160) : 0;
+    return (nbhd_model_us(&device, &call) + device.launch) * 1e-3 * (1 + full / 1200) * (1 + 0.004 * p->mask_steps);
 }
 
 /* ---- shared memory ---- */
@@ -151,8 +153,10 @@ int nbhd_sm90_shared(const struct nbhd_problem *problem, const struct nbhd_sm90_
 {
     const struct nbhd_sm90_variant *v = &plan->variant;
     int qk = ceil_div(problem->desc.head_dim, 64), pv = ceil_div(problem->desc.head_dim_v, 64), rows = 64 * v->groups;
-    return 128 * (nbhd_max(qk, pv) * rows + v->stages * (qk + pv) * v->n) + NBHD_SM90_TABLES(v->groups, v->stages) +
-           plan->mask_steps * v->n * 32;
+    int windows = plan->q_box[0] + plan->q_box[1] + plan->q_box[2];
+    return 128 * (plan->q_stages * qk * rows + v->stages * (qk + pv) * v->n) +
+           NBHD_FWD_SM90_TABLES(v->groups, v->stages, windows, plan->mask_steps) +
+           (plan->shapes > 1 ? 2 : 1) * plan->mask_steps * v->n * 32;
 }
 
 /* Whether any query tile's boxes need a mask on an axis. */
@@ -172,20 +176,20 @@ static int lay_out_masks(struct search *s, struct nbhd_sm90_plan *p)
     for (int a = 0; a < 2; a++)
         one_axis &= s->problem->axis[a].length == 1 && s->problem->axis[a].keys == 1;
     p->mask_bits = s->problem->desc.extra % p->variant.n != 0;
-    for (int i = 0; i < p->shapes && one_axis; i++)
-        p->mask_bits |= is_masked(tiles_of(&s->memo[2], p->q_box[2]), p->k_box[i][2]) || p->k_box[i][2] < p->variant.n;
-    p->mask_steps = 0;
+    p->mask_steps = p->pad = 0;
     for (int i = 0; i < p->shapes; i++) {
         const int *k = p->k_box[i];
-        int columns = 0;
+        int columns = 0, past = p->variant.n - k[0] * k[1] * k[2];
+        p->mask_bits |= one_axis && (is_masked(tiles_of(&s->memo[2], p->q_box[2]), k[2]) ||
+                                     (past && s->kernel->pad_columns));
+        p->pad = nbhd_max(p->pad, ceil_div(past, 8));
         for (int a = 0; a < 4; a++) {
-            int extent = a < 3 ? k[a] : 1;
-            int needed = a < 3 ? is_masked(tiles_of(&s->memo[a], p->q_box[a]), k[a])
-                               : k[0] * k[1] * k[2] < p->variant.n;
-            if (needed && !one_axis && a < 3 && s->problem->axis[a].keys > MOST_MASKED)
+            int needed = !one_axis && (a < 3 ? is_masked(tiles_of(&s->memo[a], p->q_box[a]), k[a])
+                                             : past && s->kernel->pad_columns);
+            if (needed && a < 3 && s->problem->axis[a].keys > MOST_MASKED)
                 return 0;
-            p->mask_at[i][a] = needed && !one_axis ? columns : -1;
-            columns += needed && !one_axis ? extent : 0;
+            p->mask_at[i][a] = needed ? columns : -1;
+            columns += needed ? a < 3 ? k[a] : 1 : 0;
         }
         if (columns > NBHD_SM90_MASK)
             return 0;
@@ -199,7 +203,7 @@ static int register_room(const struct nbhd_sm90_plan *p)
 {
     static const struct {
         int groups, ctas, room[3];
-    } kinds[] = {{2, 1, {196, 196, 184}}, {3, 1, {124, 116, 104}}, {1, 2, {176, 176, 164}}, {1, 3, {92, 80, 0}}};
+    } kinds[] = {{2, 1, {188, 188, 172}}, {3, 1, {124, 116, 104}}, {1, 2, {176, 176, 160}}, {1, 3, {92, 80, 0}}};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         if (kinds[i].groups == p->variant.groups && kinds[i].ctas == p->variant.ctas)
             return kinds[i].room[p->mask_steps];
@@ -208,25 +212,37 @@ static int register_room(const struct nbhd_sm90_plan *p)
 
 static int has_registers(const nbhd_desc *d, const struct nbhd_sm90_plan *p)
 {
+    if (p->variant.ctas == 3 && p->variant.n > 80)
+        return 0;
     return p->variant.n * 3 / 4 + (d->head_dim_v + 1) / 2 <= register_room(p);
 }
 
-/* Whether a plan fits the machine; sets its masks. */
+/* Whether a plan fits the machine; sets its masks, and Q's stages. */
 static int fits(struct search *s, struct nbhd_sm90_plan *p)
 {
     if (!lay_out_masks(s, p) || !s->kernel->has_registers(&s->problem->desc, p))
         return 0;
-    /* The system keeps 1 KB of each CTA's share. */
-    return s->kernel->shared(s->problem, p) <= (s->shared_max + 1024) / p->variant.ctas - 1024;
+    for (p->q_stages = 2; p->q_stages > 0; p->q_stages--) /* the system keeps 1 KB of each CTA's share */
+        if (s->kernel->shared(s->problem, p) <= (s->shared_max + 1024) / p->variant.ctas - 1024)
+            return 1;
+    return 0;
 }
 
 /* ---- the search ---- */
+
+/* Of equals the first stays ahead, but for one whose queries lie closer in memory. */
+static int is_better(const struct nbhd_sm90_plan *p, const struct nbhd_sm90_plan *than)
+{
+    if (fabs(than->ms - p->ms) > 1e-6 * p->ms)
+        return than->ms > p->ms;
+    return memcmp(&than->variant, &p->variant, sizeof p->variant) == 0 && than->q_box[2] < p->q_box[2];
+}
 
 /* Keeps the best `room` of a list sorted by ms; returns the new count. */
 static int keep(struct nbhd_sm90_plan *list, int count, int room, const struct nbhd_sm90_plan *p)
 {
     int at = count;
-    while (at > 0 && list[at - 1].ms > p->ms)
+    while (at > 0 && is_better(p, &list[at - 1]))
         at--;
     if (at == room)
         return count;
@@ -237,11 +253,17 @@ static int keep(struct nbhd_sm90_plan *list, int count, int room, const struct n
     return count;
 }
 
+/* Whether every box of the shape needs a mask, for the keys past it. */
+static int needs_pad(const struct search *s, const struct nbhd_sm90_plan *p, const int *k)
+{
+    return s->kernel->pad_columns && k[0] * k[1] * k[2] < p->variant.n;
+}
+
 /* Counts and time of a plan whose shapes are set: each combination of tile classes takes the shape of fewest boxes. */
 static void count_boxes(struct search *s, struct nbhd_sm90_plan *p)
 {
     const struct axis_tiles *t[3];
-    p->boxes = p->full_boxes = 0;
+    p->boxes = p->full_boxes = p->longest = 0;
     p->tiles = 1;
     for (int a = 0; a < 3; a++) {
         t[a] = tiles_of(&s->memo[a], p->q_box[a]);
@@ -249,19 +271,22 @@ static void count_boxes(struct search *s, struct nbhd_sm90_plan *p)
     }
     if (p->shapes == 1) { /* separable */
         double boxes = 1, unmasked = 1;
+        p->longest = 1;
         for (int a = 0; a < 3; a++) {
             double sum = 0, sum_full = 0;
+            int longest = 0;
             for (int i = 0; i < t[a]->classes; i++) {
+                longest = nbhd_max(longest, visited(&t[a]->class[i], p->k_box[0][a]));
                 sum += t[a]->class[i].count * visited(&t[a]->class[i], p->k_box[0][a]);
                 sum_full += t[a]->class[i].count * full(&t[a]->class[i], p->k_box[0][a]);
             }
             boxes *= sum;
             unmasked *= sum_full;
+            p->longest *= longest;
         }
-        int tokens = p->k_box[0][0] * p->k_box[0][1] * p->k_box[0][2];
         p->boxes = boxes;
-        p->full_boxes = tokens < p->variant.n ? 0 : unmasked;
-        p->ms = plan_ms(s, p);
+        p->full_boxes = needs_pad(s, p, p->k_box[0]) ? 0 : unmasked;
+        p->ms = s->kernel->ms(s->problem, p, s->multiprocessors);
         return;
     }
     for (int i = 0; i < t[0]->classes; i++)
@@ -275,14 +300,14 @@ static void count_boxes(struct search *s, struct nbhd_sm90_plan *p)
                     if (k && boxes >= best)
                         continue;
                     best = boxes;
-                    best_full = e[0] * e[1] * e[2] < p->variant.n
-                                    ? 0
-                                    : (double)full(c[0], e[0]) * full(c[1], e[1]) * full(c[2], e[2]);
+                    best_full =
+                        needs_pad(s, p, e) ? 0 : (double)full(c[0], e[0]) * full(c[1], e[1]) * full(c[2], e[2]);
                 }
+                p->longest = fmax(p->longest, best);
                 p->boxes += weight * best;
                 p->full_boxes += weight * best_full;
             }
-    p->ms = plan_ms(s, p);
+    p->ms = s->kernel->ms(s->problem, p, s->multiprocessors);
 }
 
 /* Calls visit for every key box of `least` to n tokens whose extents do not exceed the unions' (but for the last axis's
@@ -391,17 +416,17 @@ static void add_shapes(struct search *s, struct nbhd_sm90_plan *p, struct combin
 static int variants_of(const nbhd_desc *d, struct nbhd_sm90_variant list[NBHD_SM90_VARIANTS])
 {
     static const int sizes[] = {64, 80, 96, 112, 128, 144, 160, 176, 192};
-    static const int kinds[][2] = {{2, 1}, {3, 1}, {1, 2}, {1, 3}}; /* warpgroups, CTAs */
+    static const int kinds[][2] = {{1, 2}, {2, 1}, {3, 1}, {1, 3}}; /* warpgroups, CTAs; of equals the first is taken */
     int count = 0;
     for (size_t kind = 0; kind < sizeof kinds / sizeof *kinds; kind++)
         for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-            list[count++] = (struct nbhd_sm90_variant){kinds[kind][0], sizes[i], kinds[kind][1], 2,
-                                                            kind == 0 && d->head_dim <= 64 && d->head_dim_v <= 64, 2};
+            list[count++] = (struct nbhd_sm90_variant){kinds[kind][0], sizes[i], kinds[kind][1], 2, 2};
+    (void)d;
     return count;
 }
 
-const struct nbhd_sm90_kernel nbhd_sm90_forward = {variants_of, nbhd_sm90_shared, has_registers,
-                                                   box_clocks,  mask_clocks,      tile_clocks};
+const struct nbhd_sm90_kernel nbhd_sm90_forward = {
+    .variants = variants_of, .shared = nbhd_sm90_shared, .has_registers = has_registers, .ms = plan_ms};
 
 /* Query boxes of nearly `tokens` tokens, those with the smallest unions first. */
 static int query_boxes(struct search *s, int tokens, int boxes[Q_BOXES][3])
@@ -525,6 +550,7 @@ void nbhd_sm90_boxes(struct nbhd_boxes *boxes, const struct nbhd_problem *proble
         boxes->q_box[a] = q[a];
         boxes->tiles[a] = ceil_div(nbhd_group_size(problem->axis[a], 0), q[a]);
         boxes->step[a] = plan->sliced ? 1 : problem->axis[a].dilation;
+        boxes->uneven |= problem->axis[a].length % problem->axis[a].dilation != 0;
         boxes->reverse |= problem->axis[a].edge == NBHD_EDGE_CAUSAL;
     }
     for (int i = 0; i < plan->shapes; i++) {
@@ -533,4 +559,36 @@ void nbhd_sm90_boxes(struct nbhd_boxes *boxes, const struct nbhd_problem *proble
         k->tokens = k->extent[0] * k->extent[1] * k->extent[2];
         memcpy(k->mask_at, plan->mask_at[i], sizeof k->mask_at);
     }
+    boxes->head_blocks = problem->desc.heads / plan->pack;
+}
+
+/* ---- who computes which tile ---- */
+
+static int is_uneven(const struct nbhd_sm90_plan *p) { return p->longest * p->tiles > 1.15 * p->boxes; }
+
+/* CTAs that take several tiles drift apart where tiles differ in length. They then keep more keys in the L2, which costs
+ * more than their starts if it does not even hold one head's. */
+int nbhd_sm90_most_tiles(const struct nbhd_problem *problem, const struct nbhd_sm90_plan *p, int l2_bytes)
+{
+    double bytes = 2.0 * (problem->desc.head_dim + problem->desc.head_dim_v);
+    for (int a = 0; a < 3; a++)
+        bytes *= problem->axis[a].keys;
+    return is_uneven(p) && bytes > 0.75 * l2_bytes ? 2 : NBHD_SM90_MOST;
+}
+
+int nbhd_sm90_share(struct nbhd_boxes *boxes, const struct nbhd_sm90_plan *plan, int most_tiles, int begin, int count,
+                    int resident)
+{
+    const int work = boxes->tiles[0] * boxes->tiles[1] * boxes->tiles[2] * boxes->head_blocks * count;
+    int left = work, blocks = 0;
+    boxes->slice_begin = begin;
+    boxes->resident = resident;
+    for (int kind = 0; kind < NBHD_SM90_RUNS - 1; kind++) {
+        const int most = NBHD_SM90_MOST >> kind, rest = is_uneven(plan) ? most : 2; /* what later rounds need to even out */
+        boxes->rounds[kind] = most > most_tiles ? 0 : nbhd_max(0, (left / resident - rest) / most);
+        blocks += boxes->rounds[kind] * resident;
+        left -= boxes->rounds[kind] * resident * most;
+    }
+    boxes->rounds[NBHD_SM90_RUNS - 1] = ceil_div(left, resident);
+    return blocks + left;
 }

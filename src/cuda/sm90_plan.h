@@ -8,7 +8,7 @@
 
 /* A compiled variant: consumer warpgroups of 64 rows each, keys per box, CTAs per multiprocessor. */
 struct nbhd_sm90_variant {
-    int groups, n, ctas, stages, take_turns;
+    int groups, n, ctas, stages;
     int v_stages; /* of bwd_sm90_dq, where V's are not as many as K's */
 };
 
@@ -18,13 +18,15 @@ struct nbhd_sm90_plan {
     int q_box[3];
     int shapes, k_box[NBHD_SM90_SHAPES][3];
     int mask_at[NBHD_SM90_SHAPES][4]; /* as in struct nbhd_key_box */
-    int mask_steps, mask_bits;        /* NBHD_MASK_STEPS, NBHD_MASK_BITS of the kernel */
+    int mask_steps, mask_bits, pad;   /* NBHD_MASK_STEPS, NBHD_MASK_BITS, NBHD_PAD of the kernel */
+    int q_stages;                     /* NBHD_Q_STAGES */
     int sliced;                     /* as in struct nbhd_boxes */
     double tiles, boxes, full_boxes; /* of one head block: query tiles; key boxes visited; of these without a mask */
+    double longest;                  /* boxes of the tile that has most */
     double ms;                      /* predicted */
 };
 
-/* A kernel as the search sees it. Clocks are those of one multiprocessor. */
+/* A kernel as the search sees it. */
 enum { NBHD_SM90_VARIANTS = 48 };
 struct nbhd_sm90_kernel {
     int (*variants)(const nbhd_desc *desc, struct nbhd_sm90_variant list[NBHD_SM90_VARIANTS]);
@@ -32,17 +34,25 @@ struct nbhd_sm90_kernel {
     int (*shared)(const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan);
     /* Whether a consumer thread's registers suffice: what compiles without spills. */
     int (*has_registers)(const nbhd_desc *desc, const struct nbhd_sm90_plan *plan);
-    double (*box_clocks)(const nbhd_desc *desc, const struct nbhd_sm90_variant *variant);
-    double (*mask_clocks)(const struct nbhd_sm90_plan *plan);          /* more for a box that needs a mask */
-    double (*tile_clocks)(const struct nbhd_sm90_variant *variant);    /* a query tile, besides its boxes */
+    /* Predicted time of a plan whose boxes are counted. */
+    double (*ms)(const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan, int multiprocessors);
+    int pad_columns; /* 1: keys past a box have a column of the mask; 0: the kernel sees to them (plan->pad) */
 };
 extern const struct nbhd_sm90_kernel nbhd_sm90_forward, nbhd_sm90_dq;
 
 /* Fills up to room plans, best first by the model; returns their number. 0: nothing fits. */
 int nbhd_sm90_plans(const struct nbhd_sm90_kernel *kernel, const struct nbhd_problem *problem, int multiprocessors,
                     int shared_max, struct nbhd_sm90_plan *plans, int room);
-/* What the kernel is told of a plan. */
+/* Batch elements x dilation groups x blocks of heads: how often the plan's tiles are computed. */
+double nbhd_sm90_slices(const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan);
+/* What the kernel is told of a plan, but for the slices of a launch. */
 void nbhd_sm90_boxes(struct nbhd_boxes *boxes, const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan);
+/* fwd_sm90: how many tiles a CTA should take, at most, for the L2 of this size. */
+int nbhd_sm90_most_tiles(const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan, int l2_bytes);
+/* fwd_sm90: who computes which tile of slices [begin, begin + count), in rounds of `resident` CTAs that take `most` tiles at
+ * most. Returns the number of CTAs. */
+int nbhd_sm90_share(struct nbhd_boxes *boxes, const struct nbhd_sm90_plan *plan, int most, int begin, int count,
+                    int resident);
 /* Bytes of shared memory of a CTA of fwd_sm90. */
 int nbhd_sm90_shared(const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan);
 /* 1 if every slice (batch element, dilation group) needs maps of its own. */

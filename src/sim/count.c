@@ -56,6 +56,26 @@ static nbhd_status check_warpgroups(struct nbhd_sim_case *c, int warpgroups)
                      stays == c->q_tile ? "query" : "key");
 }
 
+/* What the model of time is told of the kernel. */
+static nbhd_status check_kernel(struct nbhd_sim_case *c, const nbhd_sim_tiles *tiles)
+{
+    const double q = nbhd_sim_volume(c->q_tile), kv = nbhd_sim_volume(c->kv_tile);
+    if (tiles->q_rows && (tiles->q_rows < q || tiles->q_rows > MAX_TILE))
+        return nbhd_fail(NBHD_ERROR_INVALID, "q_rows is %d; it must be the q_tile's %.0f to %d", tiles->q_rows, q, MAX_TILE);
+    if (tiles->kv_rows && (tiles->kv_rows < kv || tiles->kv_rows > MAX_TILE))
+        return nbhd_fail(NBHD_ERROR_INVALID, "kv_rows is %d; it must be the kv_tile's %.0f to %d", tiles->kv_rows, kv,
+                         MAX_TILE);
+    if (tiles->resident < 0 || tiles->resident > 64)
+        return nbhd_fail(NBHD_ERROR_INVALID, "resident is %d; it must be 0 to 64", tiles->resident);
+    if (tiles->mask_steps < 0 || tiles->mask_steps > 64)
+        return nbhd_fail(NBHD_ERROR_INVALID, "mask_steps is %d; it must be 0 to 64", tiles->mask_steps);
+    c->q_rows = tiles->q_rows;
+    c->kv_rows = tiles->kv_rows;
+    c->resident = tiles->resident;
+    c->mask_steps = tiles->mask_steps;
+    return NBHD_OK;
+}
+
 nbhd_status nbhd_sim_case_init(struct nbhd_sim_case *c, const nbhd_desc *desc, const nbhd_sim_tiles *given)
 {
     nbhd_sim_tiles tiles;
@@ -70,6 +90,8 @@ nbhd_status nbhd_sim_case_init(struct nbhd_sim_case *c, const nbhd_desc *desc, c
         return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "tiling is flat; a backward pass is counted in boxes only");
     if ((status = check_box(c, "q_tile", tiles.q_tile, c->q_tile)) ||
         (status = check_box(c, "kv_tile", tiles.kv_tile, c->kv_tile)))
+        return status;
+    if ((status = check_kernel(c, &tiles)))
         return status;
     return check_warpgroups(c, tiles.warpgroups);
 }

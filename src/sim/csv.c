@@ -4,9 +4,11 @@
 #include <string.h>
 #include "sim/sim.h"
 
-enum column { LINE, MS, MS_MEDIAN, MS_MIN, TILING, Q_TILE, KV_TILE, WARPGROUPS, COLUMNS };
-static const char *const column_names[COLUMNS] = {"line",   "ms",     "ms_median", "ms_min",
-                                                  "tiling", "q_tile", "kv_tile",   "warpgroups"};
+enum column {
+    LINE, MS, MS_MEDIAN, MS_MIN, TILING, Q_TILE, KV_TILE, WARPGROUPS, Q_ROWS, KV_ROWS, RESIDENT, MASK_STEPS, COLUMNS
+};
+static const char *const column_names[COLUMNS] = {"line",    "ms",         "ms_median", "ms_min",  "tiling",   "q_tile",
+                                                  "kv_tile", "warpgroups", "q_rows",    "kv_rows", "resident", "mask_steps"};
 
 struct span {
     const char *at;
@@ -118,8 +120,12 @@ static nbhd_status read_row(const char *at, const char *end, const enum column *
     if ((value[Q_TILE].length && !read_extents(value[Q_TILE], sample->tiles.q_tile)) ||
         (value[KV_TILE].length && !read_extents(value[KV_TILE], sample->tiles.kv_tile)))
         return nbhd_fail(NBHD_ERROR_INVALID, "row %d: q_tile and kv_tile are extents such as 2x8x8", row);
-    copy_cell(value[WARPGROUPS], text, sizeof text);
-    sample->tiles.warpgroups = *text ? atoi(text) : 1;
+    nbhd_sim_tiles *t = &sample->tiles;
+    int *const numbers[] = {&t->warpgroups, &t->q_rows, &t->kv_rows, &t->resident, &t->mask_steps};
+    for (int i = 0; i < 5; i++) {
+        copy_cell(value[WARPGROUPS + i], text, sizeof text);
+        *numbers[i] = *text ? atoi(text) : i == 0;
+    }
     return NBHD_OK;
 }
 

@@ -1,31 +1,16 @@
-/* The model of time. One worker takes one outer tile at a time; a visited tile costs its products, its softmax, its mask if
- * it needs one, and a fixed price; an outer tile costs a fixed price; memory and L2 bound the whole from below. Products and
- * softmax add up: kernels overlap them in part, and the two rates are those that are left (docs/simulator.md). */
+/* The model of time (core/model.h) on the simulator's counts, and its fit to measurements. */
 #include <math.h>
 #include <string.h>
+#include "core/model.h"
 #include "sim/sim.h"
-
-enum { MATRIX, SOFTMAX, MASK, STEP, TILE, PRICES };
-
-static const struct {
-    const char *name;
-    nbhd_sim_device device;
-} known[] = {
-    /* Hopper, 16-bit, head_dim 128, burst clocks. L2 and memory were measured alone; the rest is `nbhd sim --fit` of
-     * bench/results/h200-*-prototype.csv and h200-forward-sm80.csv. */
-    {"h200", {sizeof(nbhd_sim_device), 132, 1164, 4.885, 7.994, 0.0261, 6.044, 4, 9.5, 4.0, 2}},
-    {"h200-sm80", {sizeof(nbhd_sim_device), 132, 431, 4.733, 5.696, 0.02646, 5.836, 4, 9.5, 4.0, 2}},
-    {"h200-bwd", {sizeof(nbhd_sim_device), 132, 842.3, 4.536, 3.096, 0.05976, 6.702, 4, 9.5, 4.0, 2}},
-};
 
 nbhd_status nbhd_sim_device_get(nbhd_sim_device *device, const char *name)
 {
-    char names[NBHD_TEXT] = "";
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
-        if (!strcmp(name, known[i].name))
-            return nbhd_return_sized(device, &known[i].device, sizeof known[i].device, "nbhd_sim_device");
-        strcat(strcat(names, i ? ", " : ""), known[i].name);
-    }
+    char names[NBHD_TEXT];
+    const nbhd_sim_device *known = nbhd_model_device(name);
+    if (known)
+        return nbhd_return_sized(device, known, sizeof *known, "nbhd_sim_device");
+    nbhd_model_names(names);
     return nbhd_fail(NBHD_ERROR_INVALID, "device is '%s'; there are %s", name, names);
 }
 
@@ -40,9 +25,9 @@ nbhd_status nbhd_sim_device_check(nbhd_sim_device *to, const nbhd_sim_device *fr
         return nbhd_fail(NBHD_ERROR_INVALID,
                          "device.matrix, softmax, mask, l2, memory are %g, %g, %g, %g, %g; rates must be more than 0",
                          to->matrix, to->softmax, to->mask, to->l2, to->memory);
-    if (!(to->step >= 0 && to->tile >= 0 && to->launch >= 0))
-        return nbhd_fail(NBHD_ERROR_INVALID, "device.step, tile, launch are %g, %g, %g; times must not be negative",
-                         to->step, to->tile, to->launch);
+    if (!(to->step >= 0 && to->tile >= 0 && to->launch >= 0 && to->peak >= 0))
+        return nbhd_fail(NBHD_ERROR_INVALID, "device.step, tile, launch, peak are %g, %g, %g, %g; none may be negative",
+                         to->step, to->tile, to->launch, to->peak);
     return NBHD_OK;
 }
 
@@ -65,35 +50,25 @@ static double flops_of_pair(const nbhd_desc *d)
     return d->pass == NBHD_BACKWARD ? 3 * qk + 2 * av : qk + av;
 }
 
-/* us of an outer tile that computes `steps` tiles, as amounts by price: their scalar product with the prices. */
-static void amounts(const struct nbhd_sim_case *c, double steps, double masked_fraction, int processors,
-                    double amount[PRICES])
+/* Loads are of all visited tiles, also of those that all warpgroups skip. */
+static struct nbhd_model_call call_of(const struct nbhd_sim_case *c, const nbhd_sim_counts *counts)
 {
-    const double pairs = steps * nbhd_sim_volume(c->q_tile) * nbhd_sim_volume(c->kv_tile) * processors * 1e-6;
-    amount[MATRIX] = pairs * flops_of_pair(&c->problem.desc);
-    amount[SOFTMAX] = pairs;
-    amount[MASK] = pairs * masked_fraction;
-    amount[STEP] = steps;
-    amount[TILE] = 1;
-}
-
-/* Of the whole call, in us, without its launch. Workers run dry one by one: whole rounds of mean tiles, and never less than
- * the longest tile. */
-static void call_amounts(const struct nbhd_sim_case *c, const nbhd_sim_counts *counts, int processors,
-                         double amount[PRICES])
-{
-    const double tiles = counts->tiles_outer * c->problem.desc.batch * c->problem.desc.heads;
-    const double rounds = ceil(tiles / processors), skip = counts->computed_mean / counts->visited_mean;
-    const bool one = rounds * counts->visited_mean <= counts->visited_max;
-    amounts(c, (one ? counts->visited_max : counts->visited_mean) * skip, counts->masked_fraction, processors, amount);
-    for (int i = 0; i < PRICES && !one; i++)
-        amount[i] *= rounds;
-}
-
-static void prices_of(const nbhd_sim_device *d, double price[PRICES])
-{
-    const double prices[PRICES] = {1 / d->matrix, 1 / d->softmax, 1 / d->mask, d->step, d->tile};
-    memcpy(price, prices, sizeof prices);
+    const nbhd_desc *d = &c->problem.desc;
+    const double skip = counts->computed_mean / counts->visited_mean;
+    const double inner = nbhd_sim_volume(d->pass == NBHD_BACKWARD ? c->q_tile : c->kv_tile);
+    return (struct nbhd_model_call){
+        .tiles = counts->tiles_outer * d->batch * d->heads,
+        .visited = counts->visited_mean * skip,
+        .longest = counts->visited_max * skip,
+        .masked = counts->masked_fraction,
+        .pairs = (c->q_rows ? c->q_rows : nbhd_sim_volume(c->q_tile)) *
+                 (c->kv_rows ? c->kv_rows : nbhd_sim_volume(c->kv_tile)),
+        .flops = flops_of_pair(d),
+        .mask = c->mask_steps ? c->mask_steps : 1,
+        .bytes = inner * (d->head_dim + d->head_dim_v) * (double)nbhd_dtype_size(d->dtype) / skip,
+        .tile = 1,
+        .resident = c->resident,
+    };
 }
 
 /* Bytes of q, k, v, o, each once. */
@@ -126,17 +101,8 @@ static double around(const nbhd_sim_device *device, const struct nbhd_sim_case *
 
 double nbhd_sim_model_ms(const nbhd_sim_device *device, const struct nbhd_sim_case *c, const nbhd_sim_counts *counts)
 {
-    const nbhd_desc *d = &c->problem.desc;
-    double amount[PRICES], price[PRICES], compute = 0;
-    call_amounts(c, counts, device->processors, amount);
-    prices_of(device, price);
-    for (int i = 0; i < PRICES; i++)
-        compute += amount[i] * price[i];
-    const bool backward = d->pass == NBHD_BACKWARD;
-    const double inner = nbhd_sim_volume(backward ? c->q_tile : c->kv_tile);
-    const double loads = counts->tiles_outer * counts->visited_mean * d->batch * d->heads * inner *
-                         (d->head_dim + d->head_dim_v) * (double)nbhd_dtype_size(d->dtype);
-    const double us = fmax(compute, fmax(loads / device->l2, tensor_bytes(c) / device->memory) * 1e-6);
+    const struct nbhd_model_call call = call_of(c, counts);
+    const double us = fmax(nbhd_model_us(device, &call), tensor_bytes(c) / device->memory * 1e-6);
     return (us + around(device, c) + device->launch) * 1e-3;
 }
 
@@ -161,27 +127,28 @@ nbhd_status nbhd_sim_predict(const nbhd_sim_device *device, const nbhd_desc *des
 #define MAX_SAMPLES 4096
 
 struct normal { /* of the least squares over factors on the given prices */
-    double matrix[PRICES][PRICES], right[PRICES];
+    double matrix[NBHD_PRICES][NBHD_PRICES], right[NBHD_PRICES];
 };
 
-static void add_sample(struct normal *n, const double row[PRICES])
+/* share: of the sample's time that the row is to explain. */
+static void add_sample(struct normal *n, const double row[NBHD_PRICES], double share)
 {
-    for (int i = 0; i < PRICES; i++) {
-        n->right[i] += row[i];
-        for (int j = 0; j < PRICES; j++)
+    for (int i = 0; i < NBHD_PRICES; i++) {
+        n->right[i] += row[i] * share;
+        for (int j = 0; j < NBHD_PRICES; j++)
             n->matrix[i][j] += row[i] * row[j];
     }
 }
 
 /* Coordinate descent: the problem is convex and small, and the bound on each factor costs nothing. */
-static void solve(const struct normal *n, double factor[PRICES])
+static void solve(const struct normal *n, double factor[NBHD_PRICES])
 {
-    for (int i = 0; i < PRICES; i++)
+    for (int i = 0; i < NBHD_PRICES; i++)
         factor[i] = 1;
     for (int sweep = 0; sweep < 20000; sweep++)
-        for (int i = 0; i < PRICES; i++) {
+        for (int i = 0; i < NBHD_PRICES; i++) {
             double rest = n->right[i] + HOLD;
-            for (int j = 0; j < PRICES; j++)
+            for (int j = 0; j < NBHD_PRICES; j++)
                 rest -= j == i ? 0 : n->matrix[i][j] * factor[j];
             factor[i] = fmax(rest / (n->matrix[i][i] + HOLD), LEAST);
         }
@@ -189,8 +156,8 @@ static void solve(const struct normal *n, double factor[PRICES])
 
 static nbhd_status fit_rows(const nbhd_sim_device *device, const nbhd_sim_sample *samples, int count, struct normal *n)
 {
-    double price[PRICES];
-    prices_of(device, price);
+    double price[NBHD_PRICES];
+    nbhd_model_prices(device, price);
     for (int s = 0; s < count; s++) {
         struct nbhd_sim_case c;
         nbhd_sim_counts counts;
@@ -200,15 +167,16 @@ static nbhd_status fit_rows(const nbhd_sim_device *device, const nbhd_sim_sample
         if (status || (status = nbhd_sim_model_check(device, &c.problem.desc)) ||
             (status = nbhd_sim_case_count(&c, &counts)))
             return nbhd_fail(status, "sample %d: %s", s, nbhd_last_error());
+        const struct nbhd_model_call call = call_of(&c, &counts);
+        double row[NBHD_PRICES], bound;
+        nbhd_model_amounts(device, &call, row, &bound);
         const double fixed = around(device, &c) + device->launch, us = samples[s].ms * 1e3 - fixed;
         if (!(us > 0) || !isfinite(us))
             return nbhd_fail(NBHD_ERROR_INVALID, "sample %d took %g ms; launches and copies alone take %g", s,
                              samples[s].ms, fixed * 1e-3);
-        double row[PRICES];
-        call_amounts(&c, &counts, device->processors, row);
-        for (int i = 0; i < PRICES; i++)
+        for (int i = 0; i < NBHD_PRICES; i++)
             row[i] *= price[i] / us;
-        add_sample(n, row);
+        add_sample(n, row, 1 - bound / us);
     }
     return NBHD_OK;
 }
@@ -246,13 +214,13 @@ nbhd_status nbhd_sim_fit(nbhd_sim_device *device, const nbhd_sim_sample *samples
     memset(&n, 0, sizeof n);
     if ((status = fit_rows(&d, samples, count, &n)))
         return status;
-    double factor[PRICES];
+    double factor[NBHD_PRICES];
     solve(&n, factor);
-    d.matrix /= factor[MATRIX];
-    d.softmax /= factor[SOFTMAX];
-    d.mask /= factor[MASK];
-    d.step *= factor[STEP];
-    d.tile *= factor[TILE];
+    d.matrix /= factor[NBHD_PRICE_MATRIX];
+    d.softmax /= factor[NBHD_PRICE_SOFTMAX];
+    d.mask /= factor[NBHD_PRICE_MASK];
+    d.step *= factor[NBHD_PRICE_STEP];
+    d.tile *= factor[NBHD_PRICE_TILE];
     if ((status = errors_of(&d, samples, count, error_median, error_max)))
         return status;
     return nbhd_return_sized(device, &d, sizeof d, "nbhd_sim_device");

@@ -11,6 +11,7 @@ struct nbhd_sim_case {
     struct nbhd_problem problem;
     int tiling, warpgroups, split_axis; /* split_axis: the one that warpgroups divide */
     int q_tile[3], kv_tile[3];
+    int q_rows, kv_rows, resident, mask_steps; /* as in nbhd_sim_tiles */
 };
 
 /* What an axis contributes: counts multiply over axes. split: as visited, summed over the warpgroups' parts. */

@@ -9,7 +9,7 @@ t sim d64 30x48 w7x9 -n 3
 t sim "d64 100 w20" --flat --q-tile 10 --kv-tile 7 --json
 t sim --find "bf16 h24 d128 256x256" --sparsity 0.9 --perfect --q-tile 16x16 --kv-tile 16x8 -n 3
 t sim --find "bf16 h24 d128 30x48x80" --window-min 18x24x24 --window-max 18x24x24 "${tiles[@]}" --static --json -n 1
-cp "$ROOT/bench/results/h200-forward-prototype.csv" measured.csv
+cp "$ROOT/bench/results/h200-forward-sm90.csv" measured.csv
 t sim --fit measured.csv -m h200 | grep -vE 'measured,|processors'
 
 # Measured points: a ring each, relative to self attention.

@@ -8,18 +8,26 @@
 #define NBHD_SM90_SHAPES 4   /* most shapes of key boxes */
 #define NBHD_SM90_MASK 32    /* most columns that a mask adds to the product of Q and K */
 
-/* Bytes that the kernel's tables take, at most. */
+#define NBHD_SM90_RUNS 6     /* kinds of rounds, see struct nbhd_boxes */
+#define NBHD_SM90_MOST 32    /* query tiles that a CTA of the first kind takes */
+#define NBHD_SM90_STEP 53    /* how far its place in a row of tiles moves from one to the next */
+
+/* Bytes that the tables of device/queries_sm90.cuh take, at most. */
 #define NBHD_SM90_TABLES(groups, stages) (256 + 64 * (stages) + 792 * (groups))
+/* And those of fwd_sm90.cu; windows: sum of the query box's extents. */
+#define NBHD_FWD_SM90_TABLES(groups, stages, windows, mask_steps)                                                         \
+    (352 + 64 * (stages) + 816 * (groups) + 16 * (windows) + (256 + 64 * (stages)) * (mask_steps))
 
 /* Flags of one key box: a nibble per consumer warpgroup from bit 0, the axes on which it needs a mask; and: */
-#define NBHD_SM90_LAST (1 << 30)
-#define NBHD_SM90_EXTRA (1 << 29)
+#define NBHD_SM90_FINAL (1 << 28)  /* fwd_sm90: the last of the CTA's last tile */
+#define NBHD_SM90_EXTRA (1 << 29)  /* of extra keys */
+#define NBHD_SM90_LAST (1 << 30)   /* of its tile */
 #define NBHD_SM90_ALL_GROUPS 0x111 /* bit 0 of each nibble */
 
 /* One shape of key boxes. Its mask is part of the product Q K^T: to each key belong 16 or 32 more columns, a 1 at the
  * key's coordinate on each axis, and to each query a large negative number at every coordinate that it does not see.
  * mask_at[a]: the first column of axis a; -1 where no query of the problem needs a mask on that axis. mask_at[3]: a
- * column for the keys past `tokens`; -1 if there are none. */
+ * column for the keys past `tokens`; -1 if there are none, or if the kernel masks them otherwise. */
 struct nbhd_key_box {
     int extent[3], tokens; /* tokens: the product, at most N */
     int mask_at[4];
@@ -27,7 +35,12 @@ struct nbhd_key_box {
 
 /* Row r of a query tile is token r / pack of the box (row-major), head r % pack of the packed heads. row[r]: place
  * in the box and head, a byte each: axis 0 | axis 1 << 8 | axis 2 << 16 | head << 24. A tile takes the shape that needs
- * the fewest boxes for its union, the first of equals. */
+ * the fewest boxes for its union, the first of equals.
+ *
+ * fwd_sm90's work: query tiles x head blocks x slices, tiles fastest. A row is `resident` tiles, a round as many CTAs, as the
+ * chip holds at once; in a round of kind i each takes MOST >> i tiles, one of each row, at places STEP apart, so that none
+ * has the long tiles of all rows. So those that run at once work on neighbours; a CTA overlaps a tile's end with the next
+ * one's begin; and the last rounds are of single tiles, which the hardware hands out to whoever is free. */
 struct nbhd_boxes {
     unsigned row[NBHD_SM90_ROWS];
     struct nbhd_key_box shape[NBHD_SM90_SHAPES];
@@ -35,10 +48,12 @@ struct nbhd_boxes {
     int q_box[3];
     int rows, pack;      /* rows in use: product of q_box x pack; heads in a tile, all of one key/value head */
     unsigned low[3], high[3]; /* per warpgroup: coordinates, packed as in row, of the corners around its rows */
-    int tiles[3];        /* query tiles per axis; the grid's x runs over them */
-    int slice_begin;     /* the grid's z runs over slices: batch x dilation groups, the last axis's fastest */
+    int tiles[3];        /* query tiles per axis; bwd_sm90_dq: the grid's x runs over them */
+    int head_blocks, resident, rounds[NBHD_SM90_RUNS]; /* the last kind: as many as are left */
+    int slice_begin;     /* the launch's first slice (bwd_sm90_dq: the grid's z counts from it): batch x dilation groups, the last axis's fastest */
     int sliced;          /* 1: every slice has maps of its own; 0: coordinates select batch and group */
     int step[3];         /* coordinates in the maps per element of a group: the dilation, or 1 if sliced */
+    int uneven;          /* 1: dilation groups differ in size, so some tiles may be empty */
     int reverse;         /* 1: last tile first (causal: longest first) */
 };
 

@@ -1,4 +1,4 @@
-/* What fwd_sm90.cu and bwd_sm90_dq.cu share: a CTA that holds a tile of queries and streams the boxes of keys that they
+/* The frame of bwd_sm90_dq.cu: a CTA that holds a tile of queries and streams the boxes of keys that they
  * see. Where the tile lies, its tables in shared memory, the threads that load the boxes, masks, and rows out.
  *
  * A tile is a box of tokens x the packed heads of one key/value head = 64 rows per consumer warpgroup. It visits the union

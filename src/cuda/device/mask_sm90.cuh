@@ -1,0 +1,203 @@
+/* The masks of fwd_sm90's boxes, for a warpgroup that holds S of 64 rows in accumulator order. NBHD_* as in fwd_sm90.cu.
+ *
+ * By columns: one or two more k-steps of Q K^T (struct nbhd_key_box). They add -2^100 per axis on which a query does not see
+ * a key; -2^30 in float16: there scores must stay below 2^29.
+ * By bits: problems of one axis, and the tail of extra keys. Keys past a box are set to -infinity one by one. */
+#ifndef NBHD_DEVICE_MASK_SM90_CUH
+#define NBHD_DEVICE_MASK_SM90_CUH
+
+/* Origins of boxes and bounds of windows, where masks compare them, count from the begin of the tile's union, plus
+ * this: a window may begin a box's extent before it. */
+#define MASK_BIAS 256
+#define MASK_BYTES (NBHD_MASK_STEPS * NBHD_N * 32)
+#define MASKED (-__int_as_float(0x7f800000))
+
+/* How a warpgroup masks a box: not at all, by more columns of the product, or bit by bit. flags: of the box, uniform. */
+#define BY_COLUMNS 1
+#define BY_BITS 2
+
+NBHD_FN int how_masked(int flags, int group)
+{
+    int how = NBHD_MASK_STEPS && !(flags & NBHD_SM90_EXTRA) ? BY_COLUMNS : NBHD_MASK_BITS ? BY_BITS : 0;
+    return flags >> 4 * group & 7 ? how : 0;
+}
+
+/* Axes, as bits 4g + a, on which warpgroup g needs a mask for the box at origin. */
+NBHD_FN int mask_flags(const struct nbhd_key_box *k, const struct tile *t, const int *origin)
+{
+    int flags = 0;
+#pragma unroll 1
+    for (int g = NBHD_GROUPS - 1; g >= 0; g--)
+#pragma unroll
+        for (int a = 0; a < 3; a++) {
+            int2 all = t->all[g][a];
+            flags |= (origin[a] < all.x || origin[a] + k->extent[a] > all.y) << (4 * g + a);
+        }
+    return flags;
+}
+
+NBHD_FN int extra_flags(int left) { return NBHD_SM90_EXTRA | (left < NBHD_N) * NBHD_SM90_ALL_GROUPS; }
+
+/* ---- bits ---- */
+
+/* A bit for each column of a row that a lane holds: bit 2j + c is column 8j + 2q + c. */
+#if NBHD_N <= 128
+typedef unsigned word;
+#else
+typedef unsigned long long word;
+#endif
+
+/* Bits of the columns below x where columns are consecutive tokens. */
+NBHD_FN word bits_below(int x, int q)
+{
+    x = nbhd_max(0, nbhd_min(x, NBHD_N));
+    int bits = 2 * (x >> 3) + nbhd_max(0, nbhd_min((x & 7) - 2 * q, 2));
+    return sizeof(word) == 4 ? ~(word)shl_b32(~0u, bits) : ~(word)shl_b64(~0ull, bits);
+}
+
+/* The bits of a box of consecutive keys that one row sees; window: the tile's; q: the lane's quarter. */
+NBHD_FN word row_bits(const struct nbhd_boxes *b, const int2 *window, struct box box, int extra_keys, unsigned row,
+                      int q)
+{
+    if (box.flags & NBHD_SM90_EXTRA)
+        return bits_below(extra_keys - box.begin, q);
+    int2 keys = window[b->q_box[0] + b->q_box[1] + coordinate(row, 2)];
+    return bits_below(keys.y - box.begin, q) & ~bits_below(keys.x - box.begin, q);
+}
+
+/* Row by row: ptxas then moves a byte of the word to predicates at a time. */
+NBHD_FN void apply_bits(float *s, word row0, word row1)
+{
+#pragma unroll
+    for (int e = 0; e < NBHD_N / 4; e++)
+        s[4 * (e / 2) + e % 2] = row0 >> e & 1 ? s[4 * (e / 2) + e % 2] : MASKED;
+#pragma unroll
+    for (int e = 0; e < NBHD_N / 4; e++)
+        s[4 * (e / 2) + 2 + e % 2] = row1 >> e & 1 ? s[4 * (e / 2) + 2 + e % 2] : MASKED;
+}
+
+/* Columns from `keys` on, which are no keys: in the last NBHD_PAD blocks of 8. */
+NBHD_FN void mask_padding(float *s, int keys, int q)
+{
+#pragma unroll
+    for (int j = NBHD_N / 8 - NBHD_PAD; j < NBHD_N / 8; j++)
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            int is_key = 8 * j + 2 * q + c < keys;
+            s[4 * j + c] = is_key ? s[4 * j + c] : MASKED;
+            s[4 * j + 2 + c] = is_key ? s[4 * j + 2 + c] : MASKED;
+        }
+}
+
+/* ---- columns ---- */
+
+/* Writes a tile's columns: lane l the l-th. For each: where the windows of its axis begin, the axis, and what to add to a
+ * box's origin for the column's key; for a column that is none, a window that holds everything. */
+NBHD_FN void write_columns(const struct nbhd_boxes *b, struct tile *t, int2 *window)
+{
+    const struct nbhd_key_box *k = &b->shape[t->shape];
+    int column = threadIdx.x & 31, first = 0, all = b->q_box[0] + b->q_box[1] + b->q_box[2];
+    if (column >= MASK_COLUMNS)
+        return;
+    struct column c = {(short)all, 3, 0};
+    for (int a = 0; a < 3; first += b->q_box[a++]) {
+        int x = column - k->mask_at[a];
+        if (k->mask_at[a] >= 0 && x >= 0 && x < k->extent[a])
+            c.first = (short)first, c.axis = (short)a, c.shift = t->any[a].x + x - MASK_BIAS;
+    }
+    t->column[column] = c;
+    if (column == 0)
+        window[all] = make_int2(0, 0x8000);
+}
+
+/* What a lane of the loading warp needs for its column of each box: the column's axis, and what its origins count from. */
+NBHD_FN void find_column(const struct tile *t, int *axis, int *from)
+{
+    int column = threadIdx.x & 31;
+    *axis = column < MASK_COLUMNS ? t->column[column].axis : 3;
+    *from = *axis < 3 ? t->any[*axis].x - MASK_BIAS : 0;
+}
+
+/* A box's origin on the column's axis, in both halves of a word. */
+NBHD_FN unsigned column_origin(const int *origin, int axis, int from)
+{
+    int at = axis == 0 ? origin[0] : axis == 1 ? origin[1] : axis == 2 ? origin[2] : 0;
+    return (unsigned)(at - from) * 0x10001;
+}
+
+/* What a thread knows of its part of the queries' mask columns. An A operand of a step has four columns of it: 2q,
+ * 2q + 1, 2q + 8, 2q + 9. For each: the bounds between which a box's origin on the column's axis must lie for the
+ * column's key to be seen by the thread's rows, as 0x8000 - bound, row 1's in the upper half. A sum with an origin then
+ * has the sign bit of a half set where the origin has reached the bound. */
+#define MASK_PROBES (4 * NBHD_MASK_STEPS + !NBHD_MASK_STEPS)
+struct probes {
+    unsigned begin[MASK_PROBES], end[MASK_PROBES];
+};
+
+NBHD_FN int mask_column(int probe, int q) { return probe / 4 * 16 + 2 * q + probe % 2 + (probe & 2) * 4; }
+
+NBHD_FN void find_probes(struct probes *p, const struct tile *t, const int2 *window, unsigned row0, unsigned row1, int q)
+{
+#pragma unroll
+    for (int i = 0; i < 4 * NBHD_MASK_STEPS; i++) {
+        struct column c = t->column[mask_column(i, q)];
+        int2 w0 = window[c.first + (c.axis < 3 ? coordinate(row0, c.axis) : 0)];
+        int2 w1 = window[c.first + (c.axis < 3 ? coordinate(row1, c.axis) : 0)];
+        p->begin[i] = 0x80008000 - (w0.x - c.shift) - ((unsigned)(w1.x - c.shift) << 16);
+        p->end[i] = 0x80008000 - (w0.y - c.shift) - ((unsigned)(w1.y - c.shift) << 16);
+    }
+}
+
+/* Times MASK_ONE, what a key that is not seen adds to its score: -2^100, or -2^30 where float16 allows no more. */
+#define MASK_FAR (NBHD_DTYPE == 2 ? 0xf180f180u : 0xf800f800u)
+#define MASK_ONE (NBHD_DTYPE == 2 ? 0x3f80u : 0x7800u)
+
+/* The A operands of the mask columns for the box with these origins. */
+NBHD_FN void find_mask(unsigned *a, const struct probes *p, const unsigned *origin, int q)
+{
+#pragma unroll
+    for (int i = 0; i < 2 * NBHD_MASK_STEPS; i++) { /* a pair of columns, for both rows */
+        uint2 at = *(const uint2 *)&origin[mask_column(2 * i, q)];
+        unsigned unseen0 = ~(at.x + p->begin[2 * i]) | (at.x + p->end[2 * i]);
+        unsigned unseen1 = ~(at.y + p->begin[2 * i + 1]) | (at.y + p->end[2 * i + 1]);
+        a[2 * i] = prmt_b32(unseen0, unseen1, 0xdd99) & MASK_FAR; /* the sign of each lower half, 16 times */
+        a[2 * i + 1] = prmt_b32(unseen0, unseen1, 0xffbb) & MASK_FAR;
+    }
+}
+
+/* Issues the mask's part of S. keys: the keys' columns, see write_mask_keys. */
+NBHD_FN void issue_mask(float *s, const struct probes *p, const unsigned *origin, unsigned keys)
+{
+    unsigned a[MASK_PROBES];
+    find_mask(a, p, origin, threadIdx.x & 3);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < NBHD_MASK_STEPS; i++)
+        NBHD_MASK(s, a + 4 * i, wgmma_k_major_32(keys + i * NBHD_N * 32), 1);
+    wgmma_commit();
+}
+
+/* The keys' mask columns: tiles of 16 columns, a key's 32 bytes a row, 32-byte swizzle (address bit 4 ^= bit 7). */
+NBHD_FN void write_mask_keys(const struct nbhd_key_box *k, unsigned keys, int thread, int threads)
+{
+    for (int key = thread; NBHD_MASK_STEPS && key < NBHD_N; key += threads) {
+        int row = key / k->extent[2], column[3] = {row / k->extent[1], row % k->extent[1], key - row * k->extent[2]};
+        for (int a = 0; a < 3; a++) /* that of its 1; none if there is none */
+            column[a] = k->mask_at[a] >= 0 && key < k->tokens ? k->mask_at[a] + column[a] : -1;
+#pragma unroll
+        for (int piece = 0; piece < 2 * NBHD_MASK_STEPS; piece++) { /* 8 columns */
+            unsigned words[4];
+#pragma unroll
+            for (int w = 0; w < 4; w++) {
+                words[w] = 0;
+                for (int a = 0; a < 3; a++)
+                    words[w] |= column[a] >> 1 == 4 * piece + w ? MASK_ONE << 16 * (column[a] & 1) : 0;
+            }
+            st_shared_v4(keys + piece / 2 * (NBHD_N * 32) + key * 32 + ((piece & 1) << 4 ^ (key & 4) << 2),
+                         make_uint4(words[0], words[1], words[2], words[3]));
+        }
+    }
+    fence_proxy_async();
+}
+
+#endif

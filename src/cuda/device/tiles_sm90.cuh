@@ -1,0 +1,158 @@
+/* The query tiles of fwd_sm90: which ones a CTA takes, where they lie, and the tables of a tile that all roles read.
+ * NBHD_* as in fwd_sm90.cu. */
+#ifndef NBHD_DEVICE_TILES_SM90_CUH
+#define NBHD_DEVICE_TILES_SM90_CUH
+
+/* Origin in elements of the tile's dilation group, and the group. slice: of this launch, selects the maps. */
+struct place {
+    int origin[3], group[3], size[3];
+    int batch, head, kv_head, slice;
+};
+
+/* A box of keys: its origin on the last axis (of extra keys: the first), how many, and NBHD_SM90_* flags. */
+struct __align__(16) box {
+    int begin, keys, flags;
+};
+
+/* One column of the masks, see mask_sm90.cuh. */
+#define MASK_COLUMNS (16 * NBHD_MASK_STEPS)
+struct column {
+    short first, axis;
+    int shift;
+};
+
+/* Of one tile. */
+struct tile {
+    int2 any[3], all[NBHD_GROUPS][3]; /* keys that some row of the tile, that all rows of a warpgroup see, per axis */
+    struct place place;
+    int shift[3]; /* shift_of its place */
+    int shape;    /* of its key boxes */
+    int more;     /* 0: the CTA's last tile */
+    struct column column[MASK_COLUMNS + !MASK_COLUMNS];
+};
+
+/* Beside the tiles in shared memory. [2]: of K, of V. Tile n of the CTA has tile[n & 1], its windows, and Q stage
+ * n % Q_STAGES. */
+struct tables {
+    unsigned long long q_full[2], q_empty[2], tile_full[2], tile_empty[2];
+    unsigned long long full[2][NBHD_STAGES], empty[2][NBHD_STAGES];
+    struct box box[NBHD_STAGES];          /* of each K stage */
+    unsigned origin[NBHD_STAGES][MASK_COLUMNS + 2 * !MASK_COLUMNS]; /* of its box, on each column's axis */
+    int filled[2][NBHD_STAGES];           /* rows of a stage that may hold something else than zeros */
+    unsigned row[Q_ROWS];                 /* as in struct nbhd_boxes */
+    float2 finished[Q_ROWS];              /* of the tile before: 1 / sum, logsumexp */
+    struct tile tile[2];
+    unsigned scratch;
+};
+
+NBHD_STATIC_ASSERT(sizeof(struct tables) <= NBHD_FWD_SM90_TABLES(NBHD_GROUPS, NBHD_STAGES, 0, NBHD_MASK_STEPS),
+                   "the host counts on it");
+
+/* ---- which ---- */
+
+struct share {
+    int row, place, left; /* the next tile is row + place; tiles left */
+};
+
+NBHD_FN struct share share_of_cta(const struct nbhd_boxes *b)
+{
+    struct share s;
+    int block = blockIdx.x, kind = 0;
+    s.row = 0;
+    for (; kind < NBHD_SM90_RUNS - 1 && block >= b->rounds[kind] * b->resident; kind++) {
+        block -= b->rounds[kind] * b->resident;
+        s.row += b->rounds[kind] * b->resident * (NBHD_SM90_MOST >> kind);
+    }
+    s.left = kind < NBHD_SM90_RUNS - 1 ? NBHD_SM90_MOST >> kind : 1;
+    s.row += block / b->resident * b->resident * s.left;
+    s.place = block % b->resident;
+    return s;
+}
+
+NBHD_FN struct place place_of(const struct nbhd_params *p, const struct nbhd_boxes *b, int work)
+{
+    struct place t;
+    int tiles = b->tiles[0] * b->tiles[1] * b->tiles[2], x = work % tiles;
+    work /= tiles;
+    if (b->reverse)
+        x = tiles - 1 - x;
+    t.head = work % b->head_blocks * b->pack;
+    t.kv_head = p->heads == p->kv_heads ? t.head : t.head / (p->heads / p->kv_heads);
+    t.slice = work / b->head_blocks;
+    int slice = b->slice_begin + t.slice;
+    t.origin[0] = x % b->tiles[0], x /= b->tiles[0];
+    t.origin[2] = x % b->tiles[2];
+    t.origin[1] = x / b->tiles[2];
+    for (int a = 2; a >= 0; a--) {
+        t.origin[a] *= b->q_box[a];
+        t.group[a] = 0;
+        t.size[a] = p->axis[a].length;
+        if (p->axis[a].dilation > 1) {
+            t.group[a] = slice % p->axis[a].dilation;
+            slice /= p->axis[a].dilation;
+            t.size[a] = nbhd_group_size(p->axis[a], t.group[a]);
+        }
+    }
+    t.batch = slice;
+    return t;
+}
+
+/* The next tile of the share that has queries (a dilation group may have fewer elements than the first); -1: none. */
+NBHD_FN int next_work(const struct nbhd_params *p, const struct nbhd_boxes *b, struct share *s)
+{
+    while (s->left-- > 0) {
+        int work = s->row + s->place;
+        s->row += b->resident;
+        s->place = (s->place + NBHD_SM90_STEP) % b->resident;
+        if (!b->uneven)
+            return work;
+        struct place t = place_of(p, b, work);
+        if (t.origin[0] < t.size[0] && t.origin[1] < t.size[1] && t.origin[2] < t.size[2])
+            return work;
+    }
+    return -1;
+}
+
+/* ---- where ---- */
+
+NBHD_FN int coordinate(unsigned row, int axis) { return row >> 8 * axis & 0xff; }
+
+/* Keys seen from each coordinate of the query box, axis after axis, and a place more; behind the tables. */
+NBHD_FN int2 *windows_of(const struct nbhd_boxes *b, struct tables *tab, int slot)
+{
+    return (int2 *)(tab + 1) + slot * (b->q_box[0] + b->q_box[1] + b->q_box[2] + 1);
+}
+
+/* What selects the dilation group and the batch in the maps' coordinates. Of the two, one is 0: a batch of problems with
+ * three axes is sliced. */
+NBHD_FN int shift_of(const struct nbhd_boxes *b, const struct place *at, int axis)
+{
+    return b->sliced ? 0 : at->group[axis] + (axis == 0 ? at->batch : 0);
+}
+
+NBHD_FN int map_coordinate(const struct nbhd_boxes *b, const struct tile *t, const int *origin, int axis)
+{
+    return origin[axis] * b->step[axis] + t->shift[axis];
+}
+
+/* Token of a row, in the tensor; 0 if the row has none. */
+NBHD_FN int row_token(const struct nbhd_params *p, const struct nbhd_boxes *b, const struct place *t, unsigned row,
+                      int number, long long *x)
+{
+    int inside = number < b->rows;
+#pragma unroll
+    for (int a = 0; a < 3; a++) {
+        int at = t->origin[a] + coordinate(row, a);
+        inside &= at < t->size[a];
+        x[a] = (long long)at * p->axis[a].dilation + t->group[a];
+    }
+    return inside;
+}
+
+NBHD_FN char *row_address(const struct nbhd_view *view, const struct place *t, unsigned row, const long long *x)
+{
+    return view->data + t->batch * view->batch + x[0] * view->axis[0] + x[1] * view->axis[1] + x[2] * view->axis[2] +
+           (long long)(t->head + (int)(row >> 24)) * view->head;
+}
+
+#endif
