@@ -212,9 +212,8 @@ static int register_room(const struct nbhd_sm90_plan *p)
 
 static int has_registers(const nbhd_desc *d, const struct nbhd_sm90_plan *p)
 {
-    if (p->variant.ctas == 3 && p->variant.n > 80)
-        return 0;
-    return p->variant.n * 3 / 4 + (d->head_dim_v + 1) / 2 <= register_room(p);
+    const int n = p->variant.n, tight = p->variant.ctas == 3 && n > 64; /* there a mask takes more than its columns */
+    return (!tight || n == 80) && n * 3 / 4 + (d->head_dim_v + 1) / 2 + 4 * tight * p->mask_steps <= register_room(p);
 }
 
 /* Whether a plan fits the machine; sets its masks, and Q's stages. */
