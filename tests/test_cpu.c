@@ -4,6 +4,7 @@
 #include "core/kernel.h"
 #include "cpu/fwd_plan.h"
 #include "cpu/isa.h"
+#include "cpu/peak.h"
 #include "test.h"
 
 static void check_case(const nbhd_desc *desc, const struct case_options *options)
@@ -118,6 +119,34 @@ static void check_planned(void)
     nbhd_isa_limit(~0u);
 }
 
+static void check_choice(const char *line, const char *kernel)
+{
+    nbhd_desc desc;
+    nbhd_plan *plan = NULL;
+    nbhd_desc_parse(&desc, line);
+    if (CHECK(!nbhd_plan_create(&plan, &desc, NBHD_DEVICE_CPU, 0), "%s: %s", line, nbhd_last_error()))
+        CHECK(!strcmp(nbhd_plan_kernel(plan), kernel), "'%s' gets %s, not %s", line, nbhd_plan_kernel(plan), kernel);
+    nbhd_plan_destroy(&plan);
+}
+
+/* Large windows in bfloat16 go to the units for it, where they are faster; small ones, and other types, to float32 vectors. */
+static void check_choices(void)
+{
+    const unsigned isa = nbhd_isa_available();
+    if (!(isa & NBHD_ISA_AVX512))
+        return;
+    const char *large = nbhd_cpu_dots_speed() > 1.3 ? "cpu.fwd_avx512bf16" : "cpu.fwd_avx512";
+#if !defined(NBHD_NO_AMX)
+    if (isa & NBHD_ISA_AMX)
+        large = "cpu.fwd_amx";
+#endif
+    check_choice("fwd bf16 d128 2048", large);
+    check_choice("fwd bf16 h2 d128 64x64 w32x32 s16x16", large);
+    check_choice("fwd bf16 d32 56x56 w7x7", "cpu.fwd_avx512");
+    check_choice("fwd f16 d128 2048", "cpu.fwd_avx512");
+    check_choice("fwd f32 d128 2048", "cpu.fwd_avx512");
+}
+
 static void check_thread_counts(void)
 {
     for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++) {
@@ -154,8 +183,10 @@ int main(void)
     nbhd_isa_assume(~0u);
 #endif
     check_rows();
-    if (!only_row())
+    if (!only_row()) {
         check_planned();
+        check_choices();
+    }
     check_thread_counts();
     return test_done();
 }
