@@ -13,7 +13,7 @@ static const char *const large_lines[] = {
     "bf16 h2 d128 30x48x80 w18x24x24",           "bf16 h2 d128 30x48x80 w18x24x24 s16x8x8", "f16 h2 d128 256x256 w80x80",
     "bf16 h2 d128 32768 w2048 s256",             "bf16 b4 h4 d64 112x112 w13x13 r2x2",      "f16 h8/2 d64/128 64x64x8 w7x7x8 ennc",
     "f32 h2 d64 64x200 w15x31 s1x4",             "bf16 h4 d96 5000 w1001 ec",               "bf16 h2 d256 96x96 w31x31",
-    "f32 h4/2 d128 96x96 w31x31 tf32",
+    "f32 h4/2 d128 96x96 w31x31 tf32",           "bf16 h16 d48 8192",
 };
 
 static void compare_with_simt(const struct nbhd_kernel *k, const char *line)
