@@ -277,8 +277,8 @@ NBHD_FN void load_extra(struct ring *r, const struct tile *t, struct tables *tab
     }
 }
 
-/* A tile's boxes of keys on the grid; last: flags of the last. All that a box needs is worked out before its stage is free: the consumers wait for
- * what comes after. */
+/* A tile's boxes of keys on the grid; last: flags of the last. All that a box needs is worked out before its stage is
+ * free: the consumers wait for what comes after. */
 NBHD_FN void load_grid(struct ring *r, const struct nbhd_boxes *b, const struct tile *t, struct tables *tab,
                        const struct nbhd_tensor_map *map, int last)
 {

@@ -128,7 +128,11 @@ static nbhd_status try_all(const struct nbhd_sim_request *r, unsigned tilings, c
                 status = try_tiles(r, &tiles, device, &all[*found], found, &refused);
             }
     if (!status && tilings & 1u << NBHD_SIM_FLAT) {
-        nbhd_sim_tiles tiles = {.size = sizeof tiles, .tiling = NBHD_SIM_FLAT, .q_tile = {r->q_tokens}, .kv_tile = {r->kv_tokens}, .warpgroups = 1};
+        nbhd_sim_tiles tiles = {.size = sizeof tiles,
+                                .tiling = NBHD_SIM_FLAT,
+                                .q_tile = {r->q_tokens},
+                                .kv_tile = {r->kv_tokens},
+                                .warpgroups = 1};
         status = try_tiles(r, &tiles, device, &all[*found], found, &refused);
     }
     return status || *found ? status : refused;

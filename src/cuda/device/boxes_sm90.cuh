@@ -50,7 +50,8 @@ struct nbhd_boxes {
     unsigned low[3], high[3]; /* per warpgroup: coordinates, packed as in row, of the corners around its rows */
     int tiles[3];        /* query tiles per axis; bwd_sm90_dq: the grid's x runs over them */
     int head_blocks, resident, rounds[NBHD_SM90_RUNS]; /* the last kind: as many as are left */
-    int slice_begin;     /* the launch's first slice (bwd_sm90_dq: the grid's z counts from it): batch x dilation groups, the last axis's fastest */
+    int slice_begin;     /* the launch's first slice (bwd_sm90_dq: the grid's z counts from it): batch x dilation groups,
+                            the last axis's fastest */
     int sliced;          /* 1: every slice has maps of its own; 0: coordinates select batch and group */
     int step[3];         /* coordinates in the maps per element of a group: the dilation, or 1 if sliced */
     int uneven;          /* 1: dilation groups differ in size, so some tiles may be empty */
