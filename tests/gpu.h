@@ -51,6 +51,7 @@ struct problem {
     nbhd_args args;
     void *data[TENSORS], *workspace;
     size_t bytes[TENSORS];
+    unsigned flags; /* of its plans */
 };
 
 static void close_problem(struct problem *p)
@@ -116,7 +117,7 @@ static bool open_problem(struct problem *p, const char *line, int pass)
 /* Plans with the row and executes once. */
 static bool execute(struct problem *p, const char *kernel, nbhd_plan **plan)
 {
-    if (nbhd_plan_create_with(plan, &p->desc, NBHD_DEVICE_CUDA, 0, kernel))
+    if (nbhd_plan_create_with(plan, &p->desc, NBHD_DEVICE_CUDA, p->flags, kernel))
         return false;
     const size_t bytes = nbhd_plan_workspace(*plan);
     if (p->workspace)

@@ -3,7 +3,7 @@
  *
  *     gpu_large [part]...   parts: large offsets overhead bench
  *     NBHD_BENCH_LINES=file the problems of bench, one a line; NBHD_BENCH_CSV=file takes its table; NBHD_BENCH_KERNEL=name
- *                           times only that row */
+ *                           times only that row; NBHD_BENCH_DETERMINISTIC=1 its deterministic plans */
 #define _GNU_SOURCE
 #include "case.h"
 #include "gpu.h"
@@ -16,14 +16,17 @@ static const char *const large_lines[] = {
     "f32 h4/2 d128 96x96 w31x31 tf32",           "bf16 h16 d48 8192",
 };
 
-static void compare_with_simt(const struct nbhd_kernel *k, const char *line)
+static void compare_with_simt(const struct nbhd_kernel *k, const char *line, unsigned flags)
 {
     const bool backward = k->pass == NBHD_BACKWARD;
     struct problem p;
     nbhd_plan *plan = NULL, *simt = NULL;
     void *reference[TENSORS] = {NULL};
     const int first = backward ? DQ : O, last = backward ? DV : LSE;
-    if (!open_problem(&p, line, k->pass) || (backward && !prepare_backward(&p)) || !execute(&p, k->name, &plan))
+    if (!open_problem(&p, line, k->pass) || (backward && !prepare_backward(&p)))
+        goto done;
+    p.flags = flags;
+    if (!execute(&p, k->name, &plan))
         goto done; /* a refusal */
     for (int i = first; i <= last; i++) {
         reference[i] = p.data[i];
@@ -57,8 +60,11 @@ static void check_large(void)
 {
     for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
         for (size_t i = 0; is_fused(k) && i < sizeof large_lines / sizeof *large_lines; i++)
-            if (!strstr(k->name, "_simt"))
-                compare_with_simt(k, large_lines[i]);
+            if (!strstr(k->name, "_simt")) {
+                compare_with_simt(k, large_lines[i], 0);
+                if (k->pass == NBHD_BACKWARD)
+                    compare_with_simt(k, large_lines[i], NBHD_PLAN_DETERMINISTIC);
+            }
 }
 
 /* ---- offsets: tensors of over 2^31 elements ---- */
@@ -184,7 +190,10 @@ static void bench_row(const struct nbhd_kernel *k, const char *line, FILE *csv)
     double burst[5], sustained[10];
     char text[NBHD_TEXT];
     const double start = now_s();
-    if (!open_problem(&p, line, k->pass) || (k->pass == NBHD_BACKWARD && !prepare_backward(&p)) || !execute(&p, k->name, &plan))
+    if (!open_problem(&p, line, k->pass) || (k->pass == NBHD_BACKWARD && !prepare_backward(&p)))
+        goto done;
+    p.flags = getenv("NBHD_BENCH_DETERMINISTIC") ? NBHD_PLAN_DETERMINISTIC : 0;
+    if (!execute(&p, k->name, &plan))
         goto done; /* a refusal */
     nbhd_cu.cuEventCreate(&event[0], 0);
     nbhd_cu.cuEventCreate(&event[1], 0);

@@ -2,10 +2,10 @@
  * captured into a graph, from several threads and contexts at once. Skipped without a GPU, unless NBHD_REQUIRE=cuda.
  * gpu_large.c has what takes a large GPU.
  *
- *     test_cuda [part]...   parts: rows random ragged planned nan graph threads contexts sentences
+ *     test_cuda [part]...   parts: rows random repeats ragged planned nan graph threads contexts sentences
  *     NBHD_TEST_SHARD=i/n   of rows, random, ragged and planned, the i-th n-th part, so that n processes share the work
  *     NBHD_TEST_RANDOM=n    random problems per row (150; 2500 with NBHD_FULL=1)
- *     NBHD_TEST_KERNEL=text rows, random and nan: only rows whose name has text in it */
+ *     NBHD_TEST_KERNEL=text rows, random, repeats and nan: only rows whose name has text in it */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <pthread.h>
@@ -26,6 +26,7 @@ static bool check_case(const char *kernel, const nbhd_desc *desc, unsigned seed)
     options.no_lse = seed % 5 == 0;
     options.large_values = seed % 7 == 3;
     options.dlse = seed % 2 == 0;
+    options.flags = seed / 2 % 2 ? NBHD_PLAN_DETERMINISTIC : 0;
     nbhd_desc_format(desc, line, sizeof line);
     const nbhd_status status = case_run(desc, &options, &result);
     if (status == NBHD_ERROR_UNSUPPORTED)
@@ -199,6 +200,28 @@ static void check_planned(void)
         }
 }
 
+/* ---- repeats: a deterministic plan's bits, 100 times ---- */
+static const char *const repeat_lines[] = {
+    "bwd bf16 h4/2 d128 10x12x14 w5x7x7", "bwd bf16 b2 h2 d64 40x40 w13x13",    "bwd f16 h2 d64/128 700 w201 ec extra=77",
+    "bwd bf16 b3 h2 d96 20x24 w5x6 r1x2", "bwd bf16 b8 h2 d64 32x32 w7x7",      "bwd f16 h4 d32 200 kv=333",
+};
+
+static void check_repeats(void)
+{
+    for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
+        for (size_t i = 0; i < sizeof repeat_lines / sizeof *repeat_lines; i++) {
+            struct case_options options = {.kernel = k->name, .device = NBHD_DEVICE_CUDA, .seed = (unsigned)i,
+                                           .repeats = 100, .memory = gpu, .flags = NBHD_PLAN_DETERMINISTIC};
+            struct case_result result;
+            nbhd_desc desc;
+            if (!is_fused(k) || k->pass != NBHD_BACKWARD || strstr(k->name, "_simt") ||
+                !CHECK(!nbhd_desc_parse(&desc, repeat_lines[i]), "%s", nbhd_last_error()) ||
+                case_run(&desc, &options, &result) == NBHD_ERROR_UNSUPPORTED)
+                continue;
+            CHECK(result.ok, "%s '%s': %s", k->name, repeat_lines[i], result.why);
+        }
+}
+
 /* ---- graph ---- */
 static void check_graph_of(const struct nbhd_kernel *k, const char *line)
 {
@@ -357,8 +380,8 @@ static void check_sentences(void)
 }
 
 static const struct gpu_part parts[] = {
-    {"rows", check_rows},   {"random", check_random},   {"planned", check_planned},   {"nan", check_nan},
-    {"ragged", check_ragged},
+    {"rows", check_rows},   {"random", check_random},   {"repeats", check_repeats},   {"planned", check_planned},
+    {"nan", check_nan},     {"ragged", check_ragged},
     {"graph", check_graph}, {"threads", check_threads}, {"contexts", check_contexts}, {"sentences", check_sentences},
     {NULL, NULL},
 };

@@ -149,8 +149,8 @@ static void check_many(const struct nbhd_kernel *kernel, int chip)
     }
 }
 
-/* True if the row takes the problem. */
-static bool check_build(const struct nbhd_kernel *kernel, const char *line, int chip, unsigned *looked)
+/* True if the row takes the problem. flags: of the plan. */
+static bool check_build(const struct nbhd_kernel *kernel, const char *line, int chip, unsigned flags, unsigned *looked)
 {
     nbhd_desc desc;
     nbhd_plan *plan;
@@ -160,7 +160,7 @@ static bool check_build(const struct nbhd_kernel *kernel, const char *line, int 
     desc.pass = kernel->pass;
     desc.extra = kernel->pass >= NBHD_QK ? 0 : desc.extra; /* unfused: scores are of windows only */
     nbhd_jit_observe(judge, &seen);
-    const nbhd_status status = nbhd_plan_create_with(&plan, &desc, NBHD_DEVICE_CUDA, 0, kernel->name);
+    const nbhd_status status = nbhd_plan_create_with(&plan, &desc, NBHD_DEVICE_CUDA, flags, kernel->name);
     nbhd_jit_observe(NULL, NULL);
     if (status == NBHD_ERROR_UNSUPPORTED)
         return false;
@@ -193,7 +193,12 @@ static int check_row(const struct nbhd_kernel *kernel, size_t worker, size_t wor
         unsigned looked = 0; /* one problem of each type per chip */
         for (size_t i = 0; i < sizeof lines / sizeof *lines; i++)
             if (test_full() || (i + c) % (few ? 14 : chips[c] == 90 ? 3 : 7) == 0)
-                taken += check_build(kernel, lines[i], chips[c], &looked);
+                if (check_build(kernel, lines[i], chips[c], 0, &looked)) {
+                    taken++;
+                    if (kernel->pass == NBHD_BACKWARD) /* may be other kernels */
+                        CHECK(check_build(kernel, lines[i], chips[c], NBHD_PLAN_DETERMINISTIC, &looked),
+                              "%s '%s' sm_%d: no deterministic plan", kernel->name, lines[i], chips[c]);
+                }
     }
     nbhd_cuda_set_target(0);
     return taken;

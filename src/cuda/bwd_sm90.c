@@ -1,18 +1,26 @@
-/* Host half of bwd_sm90.cu and bwd_sm90_rows.cu: the launches that make up a backward.
+/* Host half of bwd_sm90.cu, bwd_sm90_keys.cu and bwd_sm90_rows.cu: the launches that make up a backward.
  *
- *     pre      statistics of every query, and zeros in the float32 dQ, in the workspace
- *     keys     dK and dV, adding dQ up; the same for extra keys, as an axis of their own that every query sees whole
- *     post     dQ
+ *     pre      statistics of every query, into the workspace
+ *     keys     dK and dV; the same for extra keys, as an axis of their own that every query sees whole
+ *     dq       dQ, by bwd_sm90_dq.c, which has one order of adding
+ *
+ * or, where that is faster and the plan need not be deterministic, dQ beside dK and dV, in float32 in the workspace:
+ *
+ *     pre      also zeros there
+ *     keys     also add dQ up
+ *     post     dQ from there
  *
  * Box shapes: sm90_bwd_plan.c. */
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "cuda/cuda.h"
+#include "cuda/bwd_sm90_dq.h"
+#include "cuda/sm90.h"
 #include "cuda/sm90_bwd_plan.h"
 
 enum { MOST_MAPS = 32, MAPS_OF_SLICE = 5, MOST_PLANS = 4, MOST_SLICES = 65535 };
+#define SPLIT_BY_DEFAULT 1 /* 0: only deterministic plans compute dQ by a kernel of its own */
 
 /* A launch of the products: over the grid's keys, or over the extra keys. */
 struct keys {
@@ -27,6 +35,7 @@ struct keys {
 
 struct state {
     struct keys grid, extra;
+    struct nbhd_bwd_sm90_dq *dq; /* NULL: added up beside dK and dV */
     struct nbhd_cuda_module *rows;
     struct CUfunc_st *pre, *post;
     struct nbhd_cuda_grid rows_grid;
@@ -36,12 +45,38 @@ struct state {
 
 /* ---- plan ---- */
 
+static int by_ms(const void *a, const void *b)
+{
+    const double x = ((const struct nbhd_sm90_bwd_plan *)a)->ms, y = ((const struct nbhd_sm90_bwd_plan *)b)->ms;
+    return (x > y) - (x < y);
+}
+
+/* Both ways to dQ: added up beside dK and dV, in any order and therefore not in a deterministic plan, or by a kernel of its
+ * own; the best first. */
+static int find_plans(const struct nbhd_problem *problem, const struct nbhd_cuda_machine *machine,
+                      struct nbhd_sm90_bwd_plan *plans)
+{
+    char why[NBHD_TEXT];
+    int count = 0;
+    if (!(problem->flags & NBHD_PLAN_DETERMINISTIC))
+        count = nbhd_sm90_bwd_plans(problem, 1, machine->multiprocessors, machine->shared_max, plans, MOST_PLANS / 2);
+    const int adding = count;
+    if ((!adding || SPLIT_BY_DEFAULT) && !nbhd_bwd_sm90_dq_refuses(problem, why))
+        count += nbhd_sm90_bwd_plans(problem, 0, machine->multiprocessors, machine->shared_max, plans + count,
+                                     MOST_PLANS / 2);
+    for (int i = adding; i < count; i++)
+        plans[i].ms += nbhd_bwd_sm90_dq_ms(problem);
+    qsort(plans, (size_t)count, sizeof *plans, by_ms);
+    return count;
+}
+
 /* Plans for this thread's machine. They are asked for three times (refuse, configs, build), so the thread keeps those
  * of its last problem. */
 static int plans_here(const struct nbhd_problem *problem, struct nbhd_sm90_bwd_plan *plans, int room)
 {
     static _Thread_local struct {
         nbhd_desc desc;
+        unsigned flags;
         int multiprocessors, shared_max, count;
         struct nbhd_sm90_bwd_plan plans[MOST_PLANS];
     } last;
@@ -49,10 +84,11 @@ static int plans_here(const struct nbhd_problem *problem, struct nbhd_sm90_bwd_p
     if (nbhd_cuda_machine(&machine))
         return 0;
     if (!last.count || last.multiprocessors != machine.multiprocessors || last.shared_max != machine.shared_max ||
-        memcmp(&last.desc, &problem->desc, sizeof last.desc) != 0) {
-        last.count = nbhd_sm90_bwd_plans(problem, 1, machine.multiprocessors, machine.shared_max, last.plans, MOST_PLANS);
+        last.flags != problem->flags || memcmp(&last.desc, &problem->desc, sizeof last.desc) != 0) {
+        last.count = find_plans(problem, &machine, last.plans);
         last.multiprocessors = machine.multiprocessors;
         last.shared_max = machine.shared_max;
+        last.flags = problem->flags;
         memcpy(&last.desc, &problem->desc, sizeof last.desc);
     }
     const int count = nbhd_min(last.count, room);
@@ -63,31 +99,16 @@ static int plans_here(const struct nbhd_problem *problem, struct nbhd_sm90_bwd_p
 static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
 {
     const nbhd_desc *d = &problem->desc;
-    struct nbhd_cuda_machine machine;
     struct nbhd_sm90_bwd_plan plan;
     double queries = 1;
-    if (nbhd_cuda_machine(&machine))
-        return nbhd_refuse(why, "%s", nbhd_last_error());
-    if (machine.cc != 90)
-        return nbhd_refuse(why, "the GPU has compute capability %d.%d; wgmma is an instruction of 9.0 alone",
-                           machine.cc / 10, machine.cc % 10);
-    if (d->dtype != NBHD_F16 && d->dtype != NBHD_BF16)
-        return nbhd_refuse(why, "dtype %s: the tensor cores take f16 and bf16", nbhd_dtype_name(d->dtype));
-    if (problem->flags & NBHD_PLAN_DETERMINISTIC)
-        return nbhd_refuse(why, "NBHD_PLAN_DETERMINISTIC: it adds dQ up in any order");
-    if (d->bias)
-        return nbhd_refuse(why, "bias=1: it computes no gradient of a bias");
-    if (d->head_dim % 8 || d->head_dim > 128)
+    if (nbhd_sm90_refuses(problem, why))
+        return true;
+    if (d->head_dim > 128)
         return nbhd_refuse(why, "head_dim=%d: it takes multiples of 8 up to 128", d->head_dim);
-    if (d->head_dim_v % 8 || d->head_dim_v > 128)
+    if (d->head_dim_v > 128)
         return nbhd_refuse(why, "head_dim_v=%d: it takes multiples of 8 up to 128", d->head_dim_v);
-    if (!(d->scale > 0))
-        return nbhd_refuse(why, "scale=%g: it masks unscaled scores, so scale must be positive", (double)d->scale);
-    for (int a = 0; a < 3; a++) {
+    for (int a = 0; a < 3; a++)
         queries *= problem->axis[a].length;
-        if (problem->axis[a].edge == NBHD_EDGE_PERIODIC)
-            return nbhd_refuse(why, "edge of axis %d is periodic, which no kernel computes yet", a);
-    }
     if (queries * d->heads * d->batch > INT_MAX)
         return nbhd_refuse(why, "%.0f queries x heads: it numbers them with 31 bits", queries * d->heads * d->batch);
     if (d->heads > MOST_SLICES || d->batch > MOST_SLICES)
@@ -104,7 +125,7 @@ static int configs(const struct nbhd_problem *problem, struct nbhd_config *confi
     struct nbhd_sm90_bwd_plan plans[MOST_PLANS];
     const int count = plans_here(problem, plans, nbhd_min(room, MOST_PLANS));
     for (int i = 0; i < count; i++)
-        configs[i] = (struct nbhd_config){.variant = i, .stages = 2, .threads = 384, .predicted_ms = plans[i].ms};
+        configs[i] = (struct nbhd_config){.variant = i, .stages = 2, .threads = 128 * (plans[i].groups + 1), .predicted_ms = plans[i].ms};
     return count;
 }
 
@@ -142,11 +163,10 @@ static nbhd_status build_keys(struct keys *keys, const struct nbhd_problem *prob
         return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "the problem has %d x %d x %d tiles; cuda.bwd_sm90 launches %d at most",
                          tiles[0], tiles[1], tiles[2], INT_MAX);
     keys->grid = (struct nbhd_cuda_grid){.blocks = {(unsigned)(tiles[0] * tiles[1] * tiles[2]), (unsigned)d->kv_heads, 1},
-                                         .threads = {384, 1, 1},
+                                         .threads = {128 * ((unsigned)p->groups + 1), 1, 1},
                                          .shared = (unsigned)nbhd_sm90_bwd_shared(problem, p)};
     nbhd_options_problem(&o, problem, false);
-    nbhd_option(&o, "-DNBHD_MMA_TYPE=\"%s\" -DNBHD_N=%d -DNBHD_DQ=%d", d->dtype == NBHD_BF16 ? "bf16" : "f16", p->n,
-                p->adds_dq);
+    nbhd_option(&o, "-DNBHD_MMA_TYPE=\"%s\" -DNBHD_N=%d", d->dtype == NBHD_BF16 ? "bf16" : "f16", p->n);
     nbhd_option(&o, "-DNBHD_SCORES=wgmma_ss_n%d -DNBHD_SCORES_FIRST=wgmma_ss_first_n%d -DNBHD_MASK=wgmma_rs_n%d", p->n,
                 p->n, p->n);
     nbhd_option(&o, "-DNBHD_DV_PRODUCT=wgmma_rs_bt_n%d -DNBHD_DK_PRODUCT=wgmma_rs_bt_n%d", d->head_dim_v, d->head_dim);
@@ -154,8 +174,12 @@ static nbhd_status build_keys(struct keys *keys, const struct nbhd_problem *prob
         nbhd_option(&o, "-DNBHD_DQ_PRODUCT=wgmma_ss_at_n%d -DNBHD_DQ_FIRST=wgmma_ss_at_first_n%d -DNBHD_DQ_QUERIES=%d",
                     dq_queries, dq_queries, dq_queries);
     nbhd_option(&o, "-DNBHD_MASK_STEPS=%d -DNBHD_MASK_BITS=%d -DNBHD_MAPS=%d", p->mask_steps, p->mask_bits, keys->maps);
-    const nbhd_status status = nbhd_cuda_acquire(&keys->module, "bwd_sm90.cu", &o, problem->flags);
-    return status ? status : nbhd_cuda_function(&keys->function, keys->module, "nbhd_bwd_sm90");
+    nbhd_option(&o, "-DNBHD_GROUPS=%d -DNBHD_CTAS=%d -DNBHD_REGISTERS=%d", p->groups, p->ctas, nbhd_sm90_bwd_registers(p));
+    const nbhd_status status = nbhd_cuda_acquire(&keys->module, p->adds_dq ? "bwd_sm90.cu" : "bwd_sm90_keys.cu", &o,
+                                                 problem->flags);
+    if (status)
+        return status;
+    return nbhd_cuda_function(&keys->function, keys->module, p->adds_dq ? "nbhd_bwd_sm90" : "nbhd_bwd_sm90_keys");
 }
 
 static nbhd_status build_extra(struct state *state, const struct nbhd_problem *problem)
@@ -173,7 +197,8 @@ static nbhd_status build_extra(struct state *state, const struct nbhd_problem *p
 
 static size_t rounded(double bytes) { return ((size_t)bytes + 255) / 256 * 256; }
 
-static nbhd_status build_rows(struct state *state, const struct nbhd_problem *problem, size_t *workspace)
+/* What comes before and after the launches over the keys, and the workspace. */
+static nbhd_status build_others(struct state *state, const struct nbhd_problem *problem, size_t *workspace)
 {
     const nbhd_desc *d = &problem->desc;
     struct nbhd_options o = {.used = 0};
@@ -195,7 +220,21 @@ static nbhd_status build_rows(struct state *state, const struct nbhd_problem *pr
     nbhd_status status = nbhd_cuda_acquire(&state->rows, "bwd_sm90_rows.cu", &o, problem->flags);
     if (!status)
         status = nbhd_cuda_function(&state->pre, state->rows, "nbhd_bwd_sm90_pre");
+    if (!status && !state->grid.plan.adds_dq)
+        return nbhd_bwd_sm90_dq_build(&state->dq, problem);
     return status ? status : nbhd_cuda_function(&state->post, state->rows, "nbhd_bwd_sm90_post");
+}
+
+static void describe(struct nbhd_plan *plan, const struct state *state)
+{
+    const struct nbhd_sm90_bwd_plan *p = &state->grid.plan;
+    char *text = plan->describe;
+    const size_t room = sizeof plan->describe;
+    const int used = snprintf(text, room, "keys %dx%dx%d, queries %dx%dx%d of %d, %.0f%% masked; dQ%s", p->k_box[0],
+                              p->k_box[1], p->k_box[2], p->q_box[0], p->q_box[1], p->q_box[2], p->n,
+                              100 * (1 - p->full_boxes / p->boxes), state->dq ? ": " : " added up in float32");
+    if (state->dq && (size_t)used < room)
+        nbhd_bwd_sm90_dq_describe(state->dq, text + used, room - (size_t)used);
 }
 
 static nbhd_status build(struct nbhd_plan *plan)
@@ -211,33 +250,20 @@ static nbhd_status build(struct nbhd_plan *plan)
     const struct nbhd_sm90_bwd_plan *p = &plans[plan->config.variant];
     state->dtype = problem->desc.dtype;
     plan->picky = true;
-    snprintf(plan->describe, sizeof plan->describe,
-             "keys %dx%dx%d, queries %dx%dx%d of %d, %.0f%% masked; dQ added up in float32", p->k_box[0], p->k_box[1],
-             p->k_box[2], p->q_box[0], p->q_box[1], p->q_box[2], p->n, 100 * (1 - p->full_boxes / p->boxes));
     state->grid.plan = *p;
-    nbhd_status status = build_rows(state, problem, &plan->workspace);
+    nbhd_status status = build_others(state, problem, &plan->workspace);
     if (!status && problem->desc.extra)
         status = build_extra(state, problem);
-    return status ? status : build_keys(&state->grid, problem, p);
+    if (!status)
+        status = build_keys(&state->grid, problem, p);
+    if (!status)
+        describe(plan, state);
+    return status;
 }
 
 /* ---- run ---- */
 
-/* The copy engine takes addresses and strides in units of 16 bytes; other rows are moved in such pieces. */
-static nbhd_status check_view(const char *name, const struct nbhd_view *view)
-{
-    if ((size_t)view->data % 16)
-        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "%s.data=%p: bwd_sm90 needs it aligned to 16 bytes", name,
-                         (void *)view->data);
-    const long long strides[] = {view->batch, view->axis[0], view->axis[1], view->axis[2], view->head};
-    for (size_t i = 0; i < sizeof strides / sizeof *strides; i++)
-        if (strides[i] % 16 || strides[i] < 0)
-            return nbhd_fail(NBHD_ERROR_UNSUPPORTED,
-                             "%s.stride[%zu] is %lld bytes: bwd_sm90 needs multiples of 16, not negative", name, i,
-                             strides[i]);
-    return NBHD_OK;
-}
-
+/* Rows that the copy engine does not move are moved in pieces of 16 bytes. */
 static nbhd_status check_views(const struct nbhd_params *p)
 {
     const struct {
@@ -249,7 +275,7 @@ static nbhd_status check_views(const struct nbhd_params *p)
     nbhd_status status = NBHD_OK;
     for (size_t i = 0; i < sizeof views / sizeof *views && !status; i++)
         if (i < 8 || p->extra)
-            status = check_view(views[i].name, views[i].view);
+            status = nbhd_sm90_check_view("bwd_sm90", views[i].name, views[i].view);
     return status;
 }
 
@@ -344,11 +370,11 @@ static nbhd_status run_keys(const struct keys *keys, const struct nbhd_params *p
 static nbhd_status run(const struct nbhd_plan *plan, const struct nbhd_params *params, void *workspace, void *stream)
 {
     const struct state *state = plan->state;
-    char *at = workspace, *lse = at + state->lse, *delta = at + state->delta;
+    char *at = workspace, *lse = at + state->lse, *delta = at + state->delta, *sums = state->dq ? NULL : at;
     nbhd_status status = check_views(params);
     if (!status)
         status = nbhd_cuda_launch(state->rows, state->pre, &state->rows_grid, stream,
-                                  (void *[]){(void *)params, &lse, &delta, &at});
+                                  (void *[]){(void *)params, &lse, &delta, &sums});
     if (!status)
         status = run_keys(&state->grid, params, state, at, stream);
     if (!status && params->extra) {
@@ -360,9 +386,11 @@ static nbhd_status run(const struct nbhd_plan *plan, const struct nbhd_params *p
         memcpy(extra.axis, state->extra.axis, sizeof extra.axis);
         status = run_keys(&state->extra, &extra, state, at, stream);
     }
-    if (!status)
-        status = nbhd_cuda_launch(state->rows, state->post, &state->rows_grid, stream, (void *[]){(void *)params, &at});
-    return status;
+    if (status)
+        return status;
+    if (state->dq)
+        return nbhd_bwd_sm90_dq_run(state->dq, params, (const float *)lse, (const float *)delta, stream);
+    return nbhd_cuda_launch(state->rows, state->post, &state->rows_grid, stream, (void *[]){(void *)params, &sums});
 }
 
 static void drop(struct nbhd_plan *plan)
@@ -372,6 +400,7 @@ static void drop(struct nbhd_plan *plan)
         nbhd_cuda_release(state->grid.module);
         nbhd_cuda_release(state->extra.module);
         nbhd_cuda_release(state->rows);
+        nbhd_bwd_sm90_dq_drop(state->dq);
     }
     free(state);
 }

@@ -53,10 +53,11 @@ static int has_registers(const nbhd_desc *d, const struct nbhd_sm90_plan *plan)
 static double box_clocks(const nbhd_desc *d, const struct nbhd_sm90_variant *v)
 {
     int k = (d->head_dim + 15) / 16 * 16, w = (d->head_dim_v + 15) / 16 * 16;
-    double matrix = v->groups * v->n * (2.0 * k + w) / 32;
+    double scores = v->groups * (k + w) / 16 * fmax(v->n / 2, 16 + v->n / 4); /* A and B from shared memory */
+    double matrix = scores + v->groups * v->n * k / 32.0;
     double others = (v->groups == 2 ? 6.1 : 5.1) * v->groups * v->n;
     double load = v->n * (double)(d->head_dim + d->head_dim_v) * 2 / 40;
-    return fmax(fmax(0.5 * matrix + others, 1.18 * matrix), load) + (v->groups == 1 ? 90 : 100 + 50 * v->groups);
+    return fmax(fmax(0.5 * matrix + others, 1.18 * matrix), load) + (v->groups == 1 ? 90 + 3 * nbhd_max(0, 64 - v->n) : 100 + 50 * v->groups);
 }
 
 static double mask_clocks(const struct nbhd_sm90_plan *p)
@@ -70,7 +71,7 @@ static double plan_ms(const struct nbhd_problem *problem, const struct nbhd_sm90
     const nbhd_desc *d = &problem->desc;
     const double slices = nbhd_sm90_slices(problem, p), extra = (d->extra + p->variant.n - 1) / p->variant.n * p->tiles;
     const double clocks = (p->boxes + extra) * box_clocks(d, &p->variant) + (p->boxes - p->full_boxes) * mask_clocks(p) +
-                          p->tiles * 7500 / p->variant.ctas;
+                          p->tiles * 8000 / p->variant.ctas;
     const double waves = p->tiles * slices / (multiprocessors * p->variant.ctas);
     const double uneven = waves > 8 ? 1 + 0.5 / waves : ceil(waves) / waves;
     return clocks * slices / multiprocessors * uneven / 1.755e6;

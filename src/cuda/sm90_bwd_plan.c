@@ -7,7 +7,7 @@
 #include "cuda/sm90_bwd_plan.h"
 
 enum {
-    ROWS = NBHD_BWD_SM90_ROWS,
+    MOST_ROWS = NBHD_BWD_SM90_ROWS,
     MOST_QUERIES = 128,
     MASK_COLUMNS = 32,
     MOST_MASKED = 32000, /* queries of an axis that mask columns can tell apart */
@@ -18,7 +18,7 @@ enum {
 struct axis_memo {
     struct nbhd_axis axis;
     int keys, queries; /* of the largest dilation group */
-    struct nbhd_tile_count *count[ROWS + 1][MOST_QUERIES + 1];
+    struct nbhd_tile_count *count[MOST_ROWS + 1][MOST_QUERIES + 1];
 };
 
 struct search {
@@ -39,45 +39,66 @@ static const struct nbhd_tile_count *count_of(struct axis_memo *memo, int k, int
 
 /* ---- the model, in clocks of one multiprocessor; fitted to docs/notes/hopper-backward.md ---- */
 
-/* A step: five products (without dQ four) of 4096 operations a clock, softmax, and the way of dS and dQ through shared
- * memory, which they hide in part. */
+/* A step: five products (without dQ four); shared memory keeps them from the full rate. Tiles must come from the L2. */
 static double step_clocks(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p)
 {
     const int k = (d->head_dim + 15) / 16 * 16, v = (d->head_dim_v + 15) / 16 * 16;
-    const double products = 2.0 * ROWS * p->n * (2 * k + 2 * v + p->adds_dq * (k + 63) / 64 * 64) / 4096;
-    return 0.81 * products + 11.3 * p->n + 1060;
+    if (p->adds_dq) /* the way of dS and dQ through shared memory is hidden in part */
+        return 0.81 * 256 * p->n * (2 * k + 2 * v + (k + 63) / 64 * 64) / 4096 + 11.3 * p->n + 1060;
+    const double scores = p->groups * (k + v) / 16 * fmax(p->n / 2, 16 + p->n / 4); /* A and B from shared memory */
+    const double products = scores + p->groups * p->n * (k + v) / 32;
+    const double load = p->n * (double)(d->head_dim + d->head_dim_v) * 2 / 32;
+    const double fixed = p->groups == 1 ? 80 + 1.5 * nbhd_max(0, 80 - p->n) : 60;
+    return fmax(1.25 * products + 2.25 * p->groups * p->n + fixed, load);
 }
 
-static double mask_clocks(const struct nbhd_sm90_bwd_plan *p) { return 50 + 100 * p->mask_steps; }
+static double mask_clocks(const struct nbhd_sm90_bwd_plan *p)
+{
+    return p->adds_dq ? 50 + 100 * p->mask_steps : (50 + 50 * p->mask_steps) * p->groups;
+}
 
 /* Statistics, zeroing and conversion of dQ: bytes, at what the memory gives. */
-static double rows_ms(const struct search *s)
+static double rows_ms(const struct search *s, const struct nbhd_sm90_bwd_plan *p)
 {
     const nbhd_desc *d = &s->problem->desc;
     double rows = (double)d->batch * d->heads;
     for (int a = 0; a < 3; a++)
         rows *= s->problem->axis[a].length;
-    return rows * (4 * d->head_dim_v + 10 * d->head_dim + 16) / 3.4e9;
+    return rows * (4 * d->head_dim_v + (p->adds_dq ? 10 * d->head_dim : 0) + 16) / 3.4e9;
 }
 
 static double plan_ms(const struct search *s, const struct nbhd_sm90_bwd_plan *p)
 {
     const nbhd_desc *d = &s->problem->desc;
     const double share = (double)d->heads / d->kv_heads, slices = (double)d->batch * d->kv_heads;
-    const double masked = p->boxes - p->full_boxes;
-    const double clocks = share * (p->boxes * step_clocks(d, p) + masked * mask_clocks(p)) + p->tiles * 8000;
-    const double waves = p->tiles * slices / s->multiprocessors;
+    const double masked = p->boxes - p->full_boxes, tile = 11000.0 / p->ctas;
+    const double clocks = share * (p->boxes * step_clocks(d, p) + masked * mask_clocks(p)) + p->tiles * tile;
+    const double waves = p->tiles * slices / (s->multiprocessors * p->ctas);
     const double uneven = waves > 8 ? 1 + 0.5 / waves : ceil(waves) / waves;
-    return clocks * slices / s->multiprocessors * uneven / 1.755e6 + p->adds_dq * rows_ms(s);
+    return clocks * slices / s->multiprocessors * uneven / 1.755e6 + rows_ms(s, p);
 }
 
-/* ---- shared memory ---- */
+/* ---- what fits ---- */
+
+/* One warpgroup, several CTAs: their set-ups and steps overlap, so for small windows; without dQ, whose sum needs two. */
+enum { KINDS = 3 };
+static const struct kind {
+    int groups, ctas, registers;
+} kinds[KINDS] = {{2, 1, 240}, {1, 2, 232}, {1, 3, 136}};
+
+int nbhd_sm90_bwd_registers(const struct nbhd_sm90_bwd_plan *plan)
+{
+    int kind = 0;
+    while (kind < KINDS - 1 && kinds[kind].ctas != plan->ctas)
+        kind++;
+    return kinds[kind].registers;
+}
 
 int nbhd_sm90_bwd_shared(const struct nbhd_problem *problem, const struct nbhd_sm90_bwd_plan *plan)
 {
     const int k = ceil_div(problem->desc.head_dim, 64), v = ceil_div(problem->desc.head_dim_v, 64), n = plan->n;
-    const int tiles = (k + v) * ROWS + 2 * (k + v) * n, sums = plan->adds_dq ? 4 * n + 2 * k * n : 0;
-    return 128 * (tiles + sums) + plan->mask_steps * (256 * 32 + n * 32) + NBHD_BWD_SM90_TABLES(n);
+    const int tiles = (k + v) * 64 * plan->groups + 2 * (k + v) * n, sums = plan->adds_dq ? 4 * n + 2 * k * n : 0;
+    return 128 * (tiles + sums) + plan->mask_steps * (plan->groups * 128 + n) * 32 + NBHD_BWD_SM90_TABLES(n);
 }
 
 /* Lays out the mask columns; false if they are too many. A problem of one axis compares coordinates instead. */
@@ -101,7 +122,7 @@ static bool lay_out_mask(const struct search *s, struct nbhd_sm90_bwd_plan *p)
  * serialized products. The A operand of a second mask step wants a few more. */
 static bool has_registers(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p)
 {
-    return (d->head_dim + d->head_dim_v) / 2 + 3 * p->n / 2 <= (p->mask_steps > 1 ? 212 : 224);
+    return (d->head_dim + d->head_dim_v) / 2 + 3 * p->n / 2 <= nbhd_sm90_bwd_registers(p) - (p->mask_steps > 1 ? 28 : 16);
 }
 
 /* ---- the search ---- */
@@ -119,8 +140,8 @@ static void count_boxes(struct search *s, struct nbhd_sm90_bwd_plan *p)
         p->boxes *= c->visited;
         p->full_boxes *= c->full;
     }
-    if (p->k_box[0] * p->k_box[1] * p->k_box[2] < ROWS)
-        p->full_boxes /= 2; /* one of the warpgroups masks all */
+    if (p->k_box[0] * p->k_box[1] * p->k_box[2] < 64 * p->groups)
+        p->full_boxes *= (p->groups - 1) / (double)p->groups; /* one of the warpgroups masks all */
     p->ms = plan_ms(s, p);
 }
 
@@ -177,17 +198,17 @@ static int search_boxes(struct search *s, struct nbhd_sm90_bwd_plan *plan, struc
         keys[a] = s->memo[a].keys;
         queries[a] = s->memo[a].queries;
     }
-    const int k_count = list_boxes(s, keys, ROWS, NULL), q_count = list_boxes(s, queries, plan->n, NULL);
+    const int k_count = list_boxes(s, keys, 64 * plan->groups, NULL), q_count = list_boxes(s, queries, plan->n, NULL);
     int(*k)[3] = malloc((size_t)k_count * sizeof *k + 1), (*q)[3] = malloc((size_t)q_count * sizeof *q + 1);
     if (k && q) {
-        list_boxes(s, keys, ROWS, k);
+        list_boxes(s, keys, 64 * plan->groups, k);
         list_boxes(s, queries, plan->n, q);
         for (int i = 0; i < k_count; i++)
             for (int j = 0; j < q_count; j++) {
                 memcpy(plan->k_box, k[i], sizeof *k);
                 memcpy(plan->q_box, q[j], sizeof *q);
                 if (!lay_out_mask(s, plan) || !has_registers(&s->problem->desc, plan) ||
-                    nbhd_sm90_bwd_shared(s->problem, plan) > s->shared_max)
+                    nbhd_sm90_bwd_shared(s->problem, plan) > (s->shared_max + 1024) / plan->ctas - 1024)
                     continue;
                 count_boxes(s, plan);
                 count = keep(list, count, room, plan);
@@ -225,12 +246,17 @@ int nbhd_sm90_bwd_plans(const struct nbhd_problem *problem, int adds_dq, int mul
         s->memo[a].keys = axis.keys == axis.length ? s->memo[a].queries : axis.keys;
         s->one_axis &= a == 2 || (axis.length == 1 && axis.keys == 1);
     }
-    for (int n = 64; n <= MOST_QUERIES; n += 16) {
-        struct nbhd_sm90_bwd_plan plan = {.n = n, .adds_dq = adds_dq, .sliced = is_sliced(problem)};
-        count = search_boxes(s, &plan, plans, count, room);
-    }
+    for (int kind = 0; kind < (adds_dq ? 1 : KINDS); kind++)
+        for (int n = kind ? 32 : 64; n <= MOST_QUERIES; n += 16) {
+            struct nbhd_sm90_bwd_plan plan = {.groups = kinds[kind].groups,
+                                              .ctas = kinds[kind].ctas,
+                                              .n = n,
+                                              .adds_dq = adds_dq,
+                                              .sliced = is_sliced(problem)};
+            count = search_boxes(s, &plan, plans, count, room);
+        }
     for (int a = 0; a < 3; a++)
-        for (int k = 0; k <= ROWS; k++)
+        for (int k = 0; k <= MOST_ROWS; k++)
             for (int q = 0; q <= MOST_QUERIES; q++)
                 free(s->memo[a].count[k][q]);
     free(s);
@@ -248,7 +274,7 @@ void nbhd_sm90_bwd_boxes(struct nbhd_bwd_boxes *boxes, const struct nbhd_problem
     boxes->queries = q[0] * q[1] * q[2];
     boxes->sliced = plan->sliced;
     boxes->scale_log2 = 1.44269504f * problem->desc.scale;
-    for (int r = 0; r < ROWS; r++) { /* rows past the last repeat it */
+    for (int r = 0; r < MOST_ROWS; r++) { /* rows past the last repeat it */
         const int token = nbhd_min(r, boxes->rows - 1);
         boxes->row[r] = (unsigned)(token / (k[1] * k[2]) | token / k[2] % k[1] << 8 | token % k[2] << 16);
     }

@@ -7,6 +7,7 @@
 #include "device/bwd_boxes_sm90.cuh"
 
 struct nbhd_sm90_bwd_plan {
+    int groups, ctas;          /* consumer warpgroups of 64 keys each; CTAs of a multiprocessor */
     int n;                     /* queries that a step has room for */
     int adds_dq;               /* 1: dQ is added up beside dK and dV; 0: somebody else computes it */
     int k_box[3], q_box[3];
@@ -23,6 +24,8 @@ int nbhd_sm90_bwd_plans(const struct nbhd_problem *problem, int adds_dq, int mul
 /* What the kernel is told of a plan; but for slice_begin, lse and delta. */
 void nbhd_sm90_bwd_boxes(struct nbhd_bwd_boxes *boxes, const struct nbhd_problem *problem,
                          const struct nbhd_sm90_bwd_plan *plan);
+/* Registers of a consumer thread. */
+int nbhd_sm90_bwd_registers(const struct nbhd_sm90_bwd_plan *plan);
 /* Bytes of shared memory of a CTA. */
 int nbhd_sm90_bwd_shared(const struct nbhd_problem *problem, const struct nbhd_sm90_bwd_plan *plan);
 

@@ -4,7 +4,7 @@
 #ifndef NBHD_DEVICE_BWD_BOXES_SM90_CUH
 #define NBHD_DEVICE_BWD_BOXES_SM90_CUH
 
-#define NBHD_BWD_SM90_ROWS 128 /* keys of a tile: two consumer warpgroups */
+#define NBHD_BWD_SM90_ROWS 128 /* most keys of a tile: two consumer warpgroups */
 
 /* Bytes that the kernel's tables take, at most; n: queries of a box. */
 #define NBHD_BWD_SM90_TABLES(n) (2944 + 40 * (n))
