@@ -9,169 +9,35 @@
 #include <stdlib.h>
 #include <string.h>
 #include "core/plan.h"
+#include "core/ragged.h"
 #include "cpu/threads.h"
-
-enum { MOST_TOKENS = 1 << 30 };
-
-struct sequence {
-    int lengths[6]; /* tokens per axis, then keys per axis */
-    int index;      /* the caller's number */
-    int plan;       /* of the distinct grids */
-    long long token, kv_token;
-    double flops;
-    struct nbhd_part part; /* what kernels need of this */
-};
 
 /* parts: most work first; each of the first `wide` has all threads, the others have one each. */
 struct nbhd_ragged_plan {
     nbhd_plan **plans;
-    struct sequence *parts;
+    struct nbhd_sequence *parts;
     int distinct, count, wide, threads;
     nbhd_plan *joint; /* computes them all, many to a launch; then there are no plans */
     bool padded;
     size_t lane; /* bytes of a thread's workspace, where there are threads side by side */
 };
 
-/* ---- what the caller gave ---- */
-
-struct request {
-    nbhd_desc desc;
-    nbhd_ragged ragged;
-    nbhd_device device;
-    unsigned flags;
-    const char *kernel;
-    long long tokens, kv_tokens; /* extents of the packed tensors */
-};
-
-static nbhd_status check_padding(const struct request *r, const struct sequence *s)
-{
-    for (int i = 0; i < r->desc.rank; i++) {
-        const int length = r->desc.length[i], kv = r->desc.kv_length[i] ? r->desc.kv_length[i] : length;
-        if (s->lengths[i] > length)
-            return nbhd_fail(NBHD_ERROR_INVALID, "sequence %d: its length[%d] is %d, and the padded tensors' is %d", s->index, i,
-                             s->lengths[i], length);
-        if (s->lengths[3 + i] > kv)
-            return nbhd_fail(NBHD_ERROR_INVALID, "sequence %d: its kv_length[%d] is %d, and the padded tensors' is %d", s->index,
-                             i, s->lengths[3 + i], kv);
-    }
-    return NBHD_OK;
-}
-
-/* Where the next tokens begin: at *end, or where the caller says; *end becomes the extent so far. */
-static nbhd_status place_tokens(const struct sequence *s, int rank, bool keys, const long long *offsets, long long *at,
-                                long long *end)
-{
-    long long tokens = 1;
-    for (int i = 0; i < rank && tokens <= MOST_TOKENS; i++)
-        tokens *= s->lengths[3 * keys + i];
-    *at = offsets ? offsets[s->index] : *end;
-    if (*at < 0 || *at > MOST_TOKENS || *at + tokens > MOST_TOKENS)
-        return nbhd_fail(NBHD_ERROR_INVALID, "sequence %d: its %s begin at %lld; they must lie between 0 and %d", s->index,
-                         keys ? "keys" : "tokens", *at, MOST_TOKENS);
-    *end = *at + tokens > *end ? *at + tokens : *end;
-    return NBHD_OK;
-}
-
-static nbhd_status read_sequence(struct request *r, struct sequence *s, int index, bool padded)
-{
-    const int rank = r->desc.rank;
-    *s = (struct sequence){.index = index};
-    for (int i = 0; i < rank; i++) {
-        s->lengths[i] = r->ragged.lengths[(size_t)index * (size_t)rank + (size_t)i];
-        s->lengths[3 + i] = r->ragged.kv_lengths ? r->ragged.kv_lengths[(size_t)index * (size_t)rank + (size_t)i] : s->lengths[i];
-        if (s->lengths[i] < 1 || s->lengths[3 + i] < 1)
-            return nbhd_fail(NBHD_ERROR_INVALID, "sequence %d: its %s[%d] is %d; it must be 1 or more", index,
-                             s->lengths[i] < 1 ? "length" : "kv_length", i,
-                             s->lengths[i] < 1 ? s->lengths[i] : s->lengths[3 + i]);
-    }
-    if (padded)
-        return check_padding(r, s);
-    const long long *kv_offsets = r->ragged.kv_offsets || r->ragged.kv_lengths ? r->ragged.kv_offsets : r->ragged.offsets;
-    const nbhd_status status = place_tokens(s, rank, false, r->ragged.offsets, &s->token, &r->tokens);
-    return status ? status : place_tokens(s, rank, true, kv_offsets, &s->kv_token, &r->kv_tokens);
-}
-
-static nbhd_status check_request(struct request *r, bool *padded)
-{
-    nbhd_desc *d = &r->desc;
-    int set = 0;
-    if (r->ragged.sequences < 1 || !r->ragged.lengths)
-        return nbhd_fail(NBHD_ERROR_INVALID, "ragged.%s; there must be one sequence at least, and their lengths",
-                         r->ragged.lengths ? "sequences is less than 1" : "lengths is NULL");
-    if (d->rank < 1 || d->rank > 3)
-        return nbhd_fail(NBHD_ERROR_INVALID, "rank is %d; it must be 1 to 3", d->rank);
-    if (d->batch && d->batch != r->ragged.sequences)
-        return nbhd_fail(NBHD_ERROR_INVALID, "batch is %d where ragged.sequences is %d; it must be that, or 0", d->batch,
-                         r->ragged.sequences);
-    for (int i = 0; i < d->rank; i++)
-        set += d->length[i] > 0;
-    for (int i = 0; i < d->rank; i++)
-        if (d->length[i] < 0 || d->kv_length[i] < 0 || (set && !d->length[i]) || (!set && d->kv_length[i]))
-            return nbhd_fail(NBHD_ERROR_INVALID, "length[%d] is %d and kv_length[%d] is %d; of packed tensors all must be 0, of "
-                                                 "padded ones they are their axes", i, d->length[i], i, d->kv_length[i]);
-    *padded = set > 0;
-    if (*padded && (r->ragged.offsets || r->ragged.kv_offsets))
-        return nbhd_fail(NBHD_ERROR_INVALID, "ragged.offsets is given, and length[0] is %d; padded tensors have no offsets",
-                         d->length[0]);
-    return NBHD_OK;
-}
-
-static int by_token(const void *a, const void *b)
-{
-    const struct sequence *x = a, *y = b;
-    return x->token < y->token ? -1 : x->token > y->token;
-}
-
-static int by_kv_token(const void *a, const void *b)
-{
-    const struct sequence *x = a, *y = b;
-    return x->kv_token < y->kv_token ? -1 : x->kv_token > y->kv_token;
-}
-
-static long long tokens_of(const struct sequence *s, int rank, bool keys)
-{
-    long long tokens = 1;
-    for (int i = 0; i < rank; i++)
-        tokens *= s->lengths[3 * keys + i];
-    return tokens;
-}
-
-/* No token may be written twice. Sequences may share keys as long as no gradient is written to them. */
-static nbhd_status check_overlap(const struct request *r, struct sequence *list)
-{
-    const int pass = r->desc.pass;
-    const bool writes_keys = pass == NBHD_BACKWARD || pass == NBHD_QK_BACKWARD || pass == NBHD_AV_BACKWARD;
-    for (int keys = 0; keys <= writes_keys; keys++) {
-        if (!r->ragged.offsets && !r->ragged.kv_offsets)
-            continue;
-        qsort(list, (size_t)r->ragged.sequences, sizeof *list, keys ? by_kv_token : by_token);
-        for (int i = 1; i < r->ragged.sequences; i++) {
-            const struct sequence *x = &list[i - 1], *y = &list[i];
-            const long long begin = keys ? x->kv_token : x->token, next = keys ? y->kv_token : y->token;
-            if (next < begin + tokens_of(x, r->desc.rank, keys))
-                return nbhd_fail(NBHD_ERROR_INVALID, "sequences %d and %d share %s from %lld on, which the pass %s writes",
-                                 x->index, y->index, keys ? "keys" : "tokens", next, nbhd_pass_name(pass));
-        }
-    }
-    return NBHD_OK;
-}
-
 /* ---- planning ---- */
 
 static int by_grid(const void *a, const void *b)
 {
-    const struct sequence *x = a, *y = b;
+    const struct nbhd_sequence *x = a, *y = b;
     const int order = memcmp(x->lengths, y->lengths, sizeof x->lengths);
     return order ? order : x->index - y->index;
 }
 
 static int by_work(const void *a, const void *b)
 {
-    const struct sequence *x = a, *y = b;
+    const struct nbhd_sequence *x = a, *y = b;
     return x->flops > y->flops ? -1 : x->flops < y->flops ? 1 : x->index - y->index;
 }
 
-static nbhd_desc desc_of(const struct request *r, const struct sequence *s)
+static nbhd_desc desc_of(const struct nbhd_request *r, const struct nbhd_sequence *s)
 {
     nbhd_desc d = r->desc;
     d.batch = 1;
@@ -182,7 +48,7 @@ static nbhd_desc desc_of(const struct request *r, const struct sequence *s)
     return d;
 }
 
-static nbhd_status about(const struct request *r, const struct sequence *s, nbhd_status status)
+static nbhd_status about(const struct nbhd_request *r, const struct nbhd_sequence *s, nbhd_status status)
 {
     char grid[64] = "";
     for (int i = 0; i < r->desc.rank; i++)
@@ -191,12 +57,12 @@ static nbhd_status about(const struct request *r, const struct sequence *s, nbhd
 }
 
 /* Numbers the distinct grids, and tells the work of each. A table of biases and rows of scores have one shape for all. */
-static nbhd_status sort_grids(const struct request *r, struct sequence *list, struct nbhd_ragged_plan *g)
+static nbhd_status sort_grids(const struct nbhd_request *r, struct nbhd_sequence *list, struct nbhd_ragged_plan *g)
 {
     struct nbhd_problem first, problem;
     qsort(list, (size_t)g->count, sizeof *list, by_grid);
     for (int i = 0; i < g->count; i++) {
-        struct sequence *s = &list[i];
+        struct nbhd_sequence *s = &list[i];
         if (i && !memcmp(s->lengths, s[-1].lengths, sizeof s->lengths)) {
             s->plan = s[-1].plan;
             s->flops = s[-1].flops;
@@ -241,13 +107,13 @@ static void number_parts(struct nbhd_ragged_plan *g)
 }
 
 /* Gradients of a bias are summed over the sequences, one after the other. */
-static bool sums_bias(const struct request *r)
+static bool sums_bias(const struct nbhd_request *r)
 {
     return r->desc.bias && (r->desc.pass == NBHD_BACKWARD || r->desc.pass == NBHD_QK_BACKWARD);
 }
 
 /* A sequence is computed side by side with others if it is so little of the whole that the threads end at about one time. */
-static void choose_lanes(const struct request *r, struct nbhd_ragged_plan *g)
+static void choose_lanes(const struct nbhd_request *r, struct nbhd_ragged_plan *g)
 {
     double all = 0;
     g->wide = g->count;
@@ -272,7 +138,7 @@ static void choose_lanes(const struct request *r, struct nbhd_ragged_plan *g)
 static const double small_ms[] = {0.006, 0.010};
 
 /* A problem of as much work as all sequences: as many as that takes of the one in the middle of the work. */
-static nbhd_status joint_problem(const struct request *r, const struct nbhd_ragged_plan *g, struct nbhd_problem *problem)
+static nbhd_status joint_problem(const struct nbhd_request *r, const struct nbhd_ragged_plan *g, struct nbhd_problem *problem)
 {
     double all = 0, sum = 0;
     int middle = 0;
@@ -291,7 +157,7 @@ static nbhd_status joint_problem(const struct request *r, const struct nbhd_ragg
 
 /* The row that computes all sequences in few launches, if there is one and it pays: where it is the best row of those that
  * take the problem, or the sequences are small. */
-static const struct nbhd_kernel *find_joint(const struct request *r, const struct nbhd_ragged_plan *g,
+static const struct nbhd_kernel *find_joint(const struct nbhd_request *r, const struct nbhd_ragged_plan *g,
                                             const struct nbhd_problem *problem, struct nbhd_config *config)
 {
     char why[NBHD_TEXT];
@@ -308,7 +174,7 @@ static const struct nbhd_kernel *find_joint(const struct request *r, const struc
     return NULL;
 }
 
-static bool refused(const struct request *r, const struct nbhd_ragged_plan *g, const struct nbhd_kernel *kernel)
+static bool refused(const struct nbhd_request *r, const struct nbhd_ragged_plan *g, const struct nbhd_kernel *kernel)
 {
     char why[NBHD_TEXT];
     struct nbhd_problem problem;
@@ -326,7 +192,7 @@ static bool refused(const struct request *r, const struct nbhd_ragged_plan *g, c
 }
 
 /* Sets g->joint if there is to be one. */
-static nbhd_status plan_jointly(const struct request *r, struct nbhd_ragged_plan *g, nbhd_plan *plan)
+static nbhd_status plan_jointly(const struct nbhd_request *r, struct nbhd_ragged_plan *g, nbhd_plan *plan)
 {
     struct nbhd_problem problem;
     struct nbhd_config config = {.variant = 0};
@@ -350,11 +216,11 @@ static nbhd_status plan_jointly(const struct request *r, struct nbhd_ragged_plan
 /* ---- or a plan for each grid ---- */
 
 /* Largest first; each distinct grid where it comes first. */
-static nbhd_status plan_grids(const struct request *r, struct nbhd_ragged_plan *g, nbhd_plan *plan)
+static nbhd_status plan_grids(const struct nbhd_request *r, struct nbhd_ragged_plan *g, nbhd_plan *plan)
 {
     bool timed = true;
     for (int i = 0; i < g->count; i++) {
-        const struct sequence *s = &g->parts[i];
+        const struct nbhd_sequence *s = &g->parts[i];
         nbhd_plan **sub = &g->plans[s->plan];
         nbhd_desc d = desc_of(r, s);
         if (i >= g->wide)
@@ -391,7 +257,7 @@ static void describe(nbhd_plan *plan)
 }
 
 /* The shape of the caller's tensors, as a problem. Packed: of one axis, the tokens. */
-static nbhd_status shape_tensors(const struct request *r, nbhd_plan *plan)
+static nbhd_status shape_tensors(const struct nbhd_request *r, nbhd_plan *plan)
 {
     struct nbhd_problem *p = &plan->problem;
     const nbhd_desc d = desc_of(r, &plan->ragged->parts[0]);
@@ -418,21 +284,19 @@ static nbhd_status shape_tensors(const struct request *r, nbhd_plan *plan)
     return NBHD_OK;
 }
 
-static nbhd_status build(struct request *r, nbhd_plan *plan)
+static nbhd_status build(struct nbhd_request *r, nbhd_plan *plan)
 {
     struct nbhd_ragged_plan *g = plan->ragged;
-    nbhd_status status = check_request(r, &g->padded);
+    nbhd_status status = nbhd_sequences_check(r);
     if (status)
         return status;
+    g->padded = r->padded;
     const size_t count = (size_t)r->ragged.sequences;
     g->count = r->ragged.sequences;
     g->parts = calloc(count, sizeof *g->parts);
     if (!g->parts)
         return nbhd_fail(NBHD_ERROR_MEMORY, "a list of %d sequences could not be allocated", g->count);
-    for (int i = 0; i < g->count; i++)
-        if ((status = read_sequence(r, &g->parts[i], i, g->padded)))
-            return status;
-    if ((status = check_overlap(r, g->parts)) || (status = sort_grids(r, g->parts, g)))
+    if ((status = nbhd_sequences_read(r, g->parts)) || (status = sort_grids(r, g->parts, g)))
         return status;
     g->plans = calloc((size_t)g->distinct, sizeof(nbhd_plan *));
     if (!g->plans)
@@ -451,7 +315,7 @@ static nbhd_status build(struct request *r, nbhd_plan *plan)
 nbhd_status nbhd_plan_create_ragged(nbhd_plan **out, const nbhd_desc *desc, const nbhd_ragged *ragged, nbhd_device device,
                                     unsigned flags, const char *kernel)
 {
-    struct request r = {.device = device, .flags = flags, .kernel = kernel};
+    struct nbhd_request r = {.device = device, .flags = flags, .kernel = kernel};
     *out = NULL;
     nbhd_status status = nbhd_copy_sized(&r.desc, sizeof r.desc, desc, "nbhd_desc");
     if (!status)
@@ -503,7 +367,7 @@ static void insert_batch(nbhd_args *args)
 }
 
 /* The block of all tensors becomes that of one sequence. */
-static void select_sequence(struct nbhd_params *params, const struct nbhd_ragged_plan *g, const struct sequence *s)
+static void select_sequence(struct nbhd_params *params, const struct nbhd_ragged_plan *g, const struct nbhd_sequence *s)
 {
     struct nbhd_view *views = &params->q; /* the block begins with all of them */
     for (int i = 0; i < NBHD_TENSOR_ROWS; i++)
