@@ -45,11 +45,11 @@ struct state {
 /* Columns computed at once: NBHD_PART. */
 static int part(const struct nbhd_sm80_variant *v) { return nbhd_min(v->n, 32); }
 
-/* Of sums so wide, S and dP; biases are read ahead, more of them where a warp has 32 rows. */
+/* Of sums so wide, S and dP; biases are read ahead, more of them where a warp has 32 rows, and wide rows have more addresses. */
 static int accumulators(const struct nbhd_sm80_variant *v, const nbhd_desc *d, int width)
 {
     const int rows = v->rows / v->warps;
-    return rows * (width + 2 * part(v)) / 32 + (d->bias && rows > 16 ? 32 : 0);
+    return rows * (width + 2 * part(v)) / 32 + (d->bias && rows > 16 ? 32 : 0) + (width > 288 ? 16 : 0);
 }
 
 static int both_accumulators(const struct nbhd_sm80_variant *v, const nbhd_desc *d)

@@ -25,7 +25,7 @@ static bool scaled(const nbhd_desc *d) { return d->bias || d->scale < 0; }
 /* Biases are read ahead, more of them where a warp has 32 rows. */
 static int accumulators(const struct nbhd_sm80_variant *v, const nbhd_desc *d)
 {
-    const int rows = v->rows / v->warps, ahead = scaled(d) && rows > 16 ? 32 : 0;
+    const int rows = v->rows / v->warps, ahead = scaled(d) && rows > 16 ? 24 : 0;
     return rows * (nbhd_sm80_padded(d->head_dim_v) + v->n) / 32 + ahead;
 }
 
@@ -46,8 +46,8 @@ static int choose(const struct nbhd_problem *problem, const struct nbhd_cuda_mac
                                             .count = only < 0 ? VARIANTS : 1,
                                             .packs = true,
                                             .width = nbhd_sm80_padded(d->head_dim) + nbhd_sm80_padded(d->head_dim_v),
-                                            .most_accumulators = scaled(d) ? 160 : d->dtype == NBHD_F32 ? 176 : 192,
-                                            .others = scaled(d) ? 80 : 64,
+                                            .most_accumulators = scaled(d) ? 152 : d->dtype == NBHD_F32 ? 176 : 192,
+                                            .others = scaled(d) ? 88 : 64,
                                             .fixed = nbhd_sm80_fixed(problem),
                                             .accumulators = accumulators,
                                             .shared = shared};
