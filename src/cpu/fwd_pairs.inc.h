@@ -282,7 +282,7 @@ static bool same_keys(const struct tile *a, const struct tile *b)
     return same;
 }
 
-/* How often a product of 96 keys at least asks ahead. */
+/* How often the products of a tile and a block ask ahead, at least. */
 enum { BEATS = 12 };
 
 static void run_slots(struct pair_slot *slots, int n, const struct nbhd_params *p, struct pair_scratch *c)
