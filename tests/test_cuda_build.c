@@ -34,6 +34,7 @@ static const char *const lines[] = {
     "bf16 d128 32768 w2048 s256",
     "f16 b2 h3 d80/48 9x40 w5x9 bias",
     "bf16 d256 64x64 w15x15",
+    "bf16 h3/1 d8/256 45 w16 s11",
     "f32 d512/512 100 w30",
     "f32 d7/100 100 w30",
     "f64 d64 40x40 w7x7",
