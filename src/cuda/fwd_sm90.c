@@ -41,7 +41,7 @@ static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
     if (nbhd_sm90_refuses(problem, why))
         return true;
     if (!plans_here(problem, &plan, 1))
-        return nbhd_refuse(why, "head_dim=%d with head_dim_v=%d: no tile fits into shared memory", problem->desc.head_dim,
+        return nbhd_refuse(why, "head_dim=%d with head_dim_v=%d: no tile and its masks fit into shared memory and registers", problem->desc.head_dim,
                            problem->desc.head_dim_v);
     return false;
 }
