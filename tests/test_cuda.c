@@ -202,8 +202,8 @@ static void check_planned(void)
 
 /* ---- repeats: a deterministic plan's bits, 100 times ---- */
 static const char *const repeat_lines[] = {
-    "bwd bf16 h4/2 d128 10x12x14 w5x7x7", "bwd bf16 b2 h2 d64 40x40 w13x13",    "bwd f16 h2 d64/128 700 w201 ec extra=77",
-    "bwd bf16 b3 h2 d96 20x24 w5x6 r1x2", "bwd bf16 b8 h2 d64 32x32 w7x7",      "bwd f16 h4 d32 200 kv=333",
+    "bwd bf16 h2 d128 8x9x10 w5x7x7", "bwd bf16 b2 h2 d64 24x24 w13x13", "bwd f16 h2/1 d64/128 300 w101 ec extra=7",
+    "bwd bf16 b4 h2 d32 16x16 w7x7",
 };
 
 static void check_repeats(void)
@@ -214,7 +214,7 @@ static void check_repeats(void)
                                            .repeats = 100, .memory = gpu, .flags = NBHD_PLAN_DETERMINISTIC};
             struct case_result result;
             nbhd_desc desc;
-            if (!is_fused(k) || k->pass != NBHD_BACKWARD || strstr(k->name, "_simt") ||
+            if (!is_fused(k) || k->pass != NBHD_BACKWARD || !strstr(k->name, "_sm90") ||
                 !CHECK(!nbhd_desc_parse(&desc, repeat_lines[i]), "%s", nbhd_last_error()) ||
                 case_run(&desc, &options, &result) == NBHD_ERROR_UNSUPPORTED)
                 continue;
