@@ -708,7 +708,7 @@ static bool compare(const struct run *r, const struct tensor *t, const char *got
         if (isfinite(t->exact[i]))
             error = fmax(error, fabs(value - t->exact[i]));
     }
-    plain_error = fmax(plain_error, half_unit[t->dtype] * largest);
+    plain_error = fmax(plain_error, half_unit[t->dtype] * exp2(floor(log2(fmax(largest, 1e-30)))));
     const double factor = (r->options->large_values ? 4 : 2) * (tf32 ? 2 : 1);
     const double allowed = factor * plain_error + unit * (1 + largest) + given_error(r) * largest +
                            cancelled_error(r, largest < 1e-9);
