@@ -181,10 +181,12 @@ static double median(double *values, int count)
 }
 
 /* Burst: 0.25 s idle before each of 5 launches, so at the highest clock. Sustained: 10 back to back after 0.9 s of the same,
- * where the card's power limit sets the clock. Both are medians; the work counted is that of visible pairs. */
-static void bench_row(const struct nbhd_kernel *k, const char *line, FILE *csv)
+ * where the card's power limit sets the clock. Both are medians; the work counted is that of visible pairs.
+ * False: the row does not take the problem. */
+static bool bench_row(const struct nbhd_kernel *k, const char *line, FILE *csv)
 {
     struct problem p;
+    bool timed = false;
     nbhd_plan *plan = NULL;
     struct CUevent_st *event[2] = {NULL, NULL};
     double burst[5], sustained[10];
@@ -216,15 +218,18 @@ static void bench_row(const struct nbhd_kernel *k, const char *line, FILE *csv)
     printf("%-58s %-16s burst %9.3f ms %6.1f  sustained %9.3f ms %6.1f TFLOP/s  (%.1f s)\n", text, k->name, b, tera / b, s,
            tera / s, now_s() - start);
     fflush(stdout);
+    timed = true;
 done:
     for (int i = 0; i < 2; i++)
         if (event[i])
             nbhd_cu.cuEventDestroy_v2(event[i]);
     nbhd_plan_destroy(&plan);
     close_problem(&p);
+    return timed;
 }
 
-/* A line's own pass decides; "simt" rows are timed only on float32, where they are the fastest. */
+/* A line's own pass decides. The best row is timed, or every row that takes it where the line's comment says "every row";
+ * "simt" rows are timed only on float32, where they are the fastest. */
 static void measure_bench(void)
 {
     const char *lines = getenv("NBHD_BENCH_LINES"), *table = getenv("NBHD_BENCH_CSV"), *only = getenv("NBHD_BENCH_KERNEL");
@@ -236,6 +241,7 @@ static void measure_bench(void)
         fprintf(csv ? csv : stdout, "line,kernel,plan,burst_ms,sustained_ms,burst_tflops,sustained_tflops\n");
         while (fgets(line, sizeof line, in)) {
             nbhd_desc desc;
+            const bool every = strstr(line, "every row") != NULL;
             line[strcspn(line, "#\n")] = 0;
             if (!line[strspn(line, " \t")])
                 continue;
@@ -243,8 +249,8 @@ static void measure_bench(void)
                 continue;
             for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
                 if (is_fused(k) && k->pass == desc.pass && (!only || !strcmp(k->name, only)) &&
-                    (desc.dtype == NBHD_F32 || !strstr(k->name, "_simt")))
-                    bench_row(k, line, csv ? csv : stdout);
+                    (desc.dtype == NBHD_F32 || !strstr(k->name, "_simt")) && bench_row(k, line, csv ? csv : stdout) && !every)
+                    break;
         }
         fclose(in);
     }
