@@ -77,6 +77,7 @@ double nbhd_cpu_peak_gflops(unsigned isa, int threads)
     return 0;
 }
 
+#if defined(__x86_64__)
 /* Operations a second on this thread, the best of some short runs. */
 static double short_rate(double (*loop)(long))
 {
@@ -93,12 +94,13 @@ double nbhd_cpu_dots_speed(void)
 {
     static _Atomic double known; /* 0: not yet; a race only repeats the measurement */
     double speed = atomic_load_explicit(&known, memory_order_relaxed);
-#if defined(__x86_64__)
     if (speed == 0 && nbhd_isa_available() & NBHD_ISA_AVX512BF16) {
         speed = short_rate(nbhd_peak_loop_avx512);
         speed = short_rate(nbhd_peak_loop_avx512bf16) / speed;
         atomic_store_explicit(&known, speed, memory_order_relaxed);
     }
-#endif
     return speed;
 }
+#else
+double nbhd_cpu_dots_speed(void) { return 0; }
+#endif
