@@ -1,6 +1,5 @@
 /* Planning and executing: choice and refusal, arguments one by one, threads that share a plan. */
-#include <pthread.h>
-#include <stdint.h>
+#include "callers.h"
 #include "core/kernel.h"
 #include "cpu/isa.h"
 #include "nbhd.h"
@@ -96,48 +95,10 @@ static void check_arguments(void)
     nbhd_plan_destroy(&plan);
 }
 
-/* Several threads execute one plan at a time, each with its own workspace; every result is that of one alone. */
-enum { CALLERS = 4, ROUNDS = 20, ELEMENTS = 2 * 64 * 16 };
-
-struct caller {
-    const nbhd_plan *plan;
-    const float *q;
-    float o[ELEMENTS];
-    int failures;
-};
-
-static void *call_often(void *context)
-{
-    struct caller *c = context;
-    void *workspace = aligned_alloc(64, (nbhd_plan_workspace(c->plan) + 127) / 64 * 64);
-    nbhd_args args = NBHD_ARGS_INIT;
-    args.q.data = args.k.data = args.v.data = (void *)(uintptr_t)c->q;
-    args.o.data = c->o;
-    for (int i = 0; i < ROUNDS; i++)
-        c->failures += nbhd_execute(c->plan, &args, workspace, NULL) != NBHD_OK;
-    free(workspace);
-    return NULL;
-}
-
 static void check_threads(void)
 {
-    static float q[ELEMENTS];
-    static struct caller callers[CALLERS], alone;
-    for (int i = 0; i < ELEMENTS; i++)
-        q[i] = (float)(i * 7919 % 1000) / 500.0f - 1.0f;
     nbhd_plan *plan = plan_of("h2 d16 64 w9", NULL);
-    alone = (struct caller){.plan = plan, .q = q};
-    call_often(&alone);
-    pthread_t threads[CALLERS];
-    for (int i = 0; i < CALLERS; i++) {
-        callers[i] = (struct caller){.plan = plan, .q = q};
-        pthread_create(&threads[i], NULL, call_often, &callers[i]);
-    }
-    for (int i = 0; i < CALLERS; i++) {
-        pthread_join(threads[i], NULL);
-        CHECK(!callers[i].failures, "%d executions failed", callers[i].failures);
-        CHECK(!memcmp(callers[i].o, alone.o, sizeof alone.o), "caller %d has other bits", i);
-    }
+    check_callers(plan, 2 * 64 * 16, 20);
     nbhd_plan_destroy(&plan);
 }
 

@@ -1,8 +1,8 @@
 /* Ragged batches: every CPU row against the oracle, sequence by sequence, in every placement; the same bits as a plan of one
  * sequence; refusals one by one; threads. */
-#include <pthread.h>
 #include <stdint.h>
 #include "batches.h"
+#include "callers.h"
 #include "core/kernel.h"
 #include "cpu/isa.h"
 #include "test.h"
@@ -205,36 +205,10 @@ static void check_shared_keys(void)
 
 /* ---- threads share a plan ---- */
 
-enum { CALLERS = 4, ROUNDS = 10 };
-
-struct caller {
-    const nbhd_plan *plan;
-    const float *q;
-    float o[ROOM / 8];
-    int failures;
-};
-
-static void *call_often(void *context)
-{
-    struct caller *c = context;
-    void *workspace = aligned_alloc(64, (nbhd_plan_workspace(c->plan) + 127) / 64 * 64);
-    nbhd_args args = NBHD_ARGS_INIT;
-    args.q.data = args.k.data = args.v.data = (void *)(uintptr_t)c->q;
-    args.o.data = c->o;
-    for (int i = 0; i < ROUNDS; i++)
-        c->failures += nbhd_execute(c->plan, &args, workspace, NULL) != NBHD_OK;
-    free(workspace);
-    return NULL;
-}
-
 static void check_threads(void)
 {
-    static float q[ROOM / 8];
-    static struct caller callers[CALLERS];
     static int lengths[SEQUENCES];
     size_t tokens = 0;
-    for (int i = 0; i < ROOM / 8; i++)
-        q[i] = (float)(i * 7919 % 1000) / 500.0f - 1.0f;
     for (int i = 0; i < SEQUENCES; i++)
         tokens += (size_t)(lengths[i] = 7 + i % 11);
     nbhd_desc desc = packed("h2 d8 9 w5");
@@ -242,17 +216,8 @@ static void check_threads(void)
     nbhd_ragged ragged = NBHD_RAGGED_INIT;
     ragged.sequences = SEQUENCES, ragged.lengths = lengths;
     nbhd_plan *plan = NULL;
-    CHECK(!nbhd_plan_create_ragged(&plan, &desc, &ragged, NBHD_DEVICE_CPU, 0, NULL), "%s", nbhd_last_error());
-    pthread_t threads[CALLERS];
-    for (int i = 0; i < CALLERS; i++) {
-        callers[i] = (struct caller){.plan = plan, .q = q};
-        pthread_create(&threads[i], NULL, call_often, &callers[i]);
-    }
-    for (int i = 0; i < CALLERS; i++) {
-        pthread_join(threads[i], NULL);
-        CHECK(!callers[i].failures, "%d executions failed", callers[i].failures);
-        CHECK(!memcmp(callers[i].o, callers[0].o, tokens * 16 * sizeof(float)), "caller %d has other bits", i);
-    }
+    if (CHECK(!nbhd_plan_create_ragged(&plan, &desc, &ragged, NBHD_DEVICE_CPU, 0, NULL), "%s", nbhd_last_error()))
+        check_callers(plan, tokens * 16, 10);
     nbhd_plan_destroy(&plan);
 }
 
