@@ -65,6 +65,13 @@ V_FN void qk_micro(const float *qt, int begin, int end, const float *const *k, f
             v_store(s + r * width + v * VF, acc[r][v]);
 }
 
+/* The microkernel of whole strips, a function of its own: inside a large one the compiler runs out of registers for the keys'
+ * addresses, and loads them anew for every product. */
+static __attribute__((noinline)) void qk_whole(const float *qt, int begin, int end, const float *const *k, float *s, int width)
+{
+    qk_micro(qt, begin, end, k, s, width, V_ROWS, V_STRIP);
+}
+
 /* Of qt, so many rows at once as leave half of a first-level cache of 32 KiB to the rest. */
 enum { PANEL_DIMS = 16384 / (FWD_LANES * (int)sizeof(float)) };
 
@@ -76,15 +83,19 @@ V_FN void prefetch_rows(const float *const *rows, int n, int begin, int end)
             __builtin_prefetch(rows[r] + i);
 }
 
-V_FN void qk_panel(const float *qt, int d, const float *const *k, int keys, float *s, const int width,
-                   const int nv)
+/* far: the keys are read for the first time. */
+V_FN void qk_panel(const float *qt, int d, const float *const *k, int keys, float *s, const int width, const int nv, bool far)
 {
     for (int begin = 0; begin < d; begin += PANEL_DIMS) {
         const int end = nbhd_min(begin + PANEL_DIMS, d);
         int i = 0;
         for (; i + V_ROWS <= keys; i += V_ROWS) {
-            prefetch_rows(k + i + V_ROWS, nbhd_min(V_ROWS, keys - i - V_ROWS), begin, end);
-            qk_micro(qt, begin, end, k + i, s + i * width, width, V_ROWS, nv);
+            if (far)
+                prefetch_rows(k + i + V_ROWS, nbhd_min(V_ROWS, keys - i - V_ROWS), begin, end);
+            if (nv == V_STRIP)
+                qk_whole(qt, begin, end, k + i, s + i * width, width);
+            else
+                qk_micro(qt, begin, end, k + i, s + i * width, width, V_ROWS, nv);
         }
         if (i + 4 <= keys) {
             qk_micro(qt, begin, end, k + i, s + i * width, width, 4, nv);
@@ -128,16 +139,24 @@ V_FN void pv_micro(const float *p, const float *const *value, int column, int ke
             v_store(ot + r * FWD_LANES + v * VF, acc[r][v]);
 }
 
+/* As qk_whole. */
+static __attribute__((noinline)) void pv_whole(const float *p, const float *const *value, int column, int keys,
+                                               const float *alpha, float *ot)
+{
+    pv_micro(p, value, column, keys, alpha, ot, V_ROWS, V_STRIP);
+}
+
 V_FN void pv_panel(const float *p, const float *const *value, int columns, int keys, const float *alpha, float *ot,
                    const int nv)
 {
     int c = 0;
-    for (; c + V_ROWS <= columns; c += V_ROWS)
-        pv_micro(p, value, c, keys, alpha, ot + c * FWD_LANES, V_ROWS, nv);
-    if (c + 4 <= columns) {
+    for (; c + V_ROWS <= columns && c + 8 != columns; c += V_ROWS) /* the last 8 as 4 and 4: 2 alone are slow */
+        if (nv == V_STRIP)
+            pv_whole(p, value, c, keys, alpha, ot + c * FWD_LANES);
+        else
+            pv_micro(p, value, c, keys, alpha, ot + c * FWD_LANES, V_ROWS, nv);
+    for (; c + 4 <= columns; c += 4)
         pv_micro(p, value, c, keys, alpha, ot + c * FWD_LANES, 4, nv);
-        c += 4;
-    }
     if (c + 2 <= columns) {
         pv_micro(p, value, c, keys, alpha, ot + c * FWD_LANES, 2, nv);
         c += 2;
@@ -151,15 +170,15 @@ static inline void block_scores(const float *qt, int d, const float *const *k, i
 {
     int v = 0;
     for (; v + V_STRIP <= vectors; v += V_STRIP)
-        qk_panel(qt + v * VF, d, k, keys, s + v * VF, FWD_LANES, V_STRIP);
+        qk_panel(qt + v * VF, d, k, keys, s + v * VF, FWD_LANES, V_STRIP, v == 0);
 #if V_STRIP > 2
     if (v + 3 == vectors)
-        qk_panel(qt + v * VF, d, k, keys, s + v * VF, FWD_LANES, 3);
+        qk_panel(qt + v * VF, d, k, keys, s + v * VF, FWD_LANES, 3, v == 0);
     if (v + 2 == vectors)
-        qk_panel(qt + v * VF, d, k, keys, s + v * VF, FWD_LANES, 2);
+        qk_panel(qt + v * VF, d, k, keys, s + v * VF, FWD_LANES, 2, v == 0);
 #endif
     if (v + 1 == vectors)
-        qk_panel(qt + v * VF, d, k, keys, s + v * VF, FWD_LANES, 1);
+        qk_panel(qt + v * VF, d, k, keys, s + v * VF, FWD_LANES, 1, v == 0);
 }
 
 static inline void block_output(const float *p, const float *const *value, int keys, int columns, int vectors,
