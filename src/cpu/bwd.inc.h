@@ -30,19 +30,19 @@
 
 /* ---- phases ---- */
 
-static void zero_rows(const struct bwd_call *c, const struct nbhd_view *view, bool of_keys, int heads, int width, int batch, int y)
+static void zero_rows(const struct bwd_call *c, const struct nbhd_view *view, int width, int batch, int y)
 {
-    const struct nbhd_axis *a = c->p->axis;
-    for (int x = 0; x < (of_keys ? a[0].keys : a[0].length); x++)
-        for (int z = 0; z < (of_keys ? a[2].keys : a[2].length); z++)
-            for (int h = 0; h < heads; h++)
+    const struct nbhd_params *p = c->p;
+    for (int x = 0; x < p->axis[0].keys; x++)
+        for (int z = 0; z < p->axis[2].keys; z++)
+            for (int h = 0; h < p->kv_heads; h++)
                 memset(nbhd_view_at(view, batch, (const int[3]){x, y, z}, h), 0, (size_t)width * sizeof(float));
 }
 
-/* A task is a batch entry and a coordinate of axis 1, or a share of the workspace's sums. */
+/* A task is a batch entry and a coordinate of axis 1, and a share of the workspace's sums. */
 static long long zero_tasks(const struct nbhd_params *p)
 {
-    return (long long)p->batch * nbhd_max(p->axis[1].length, p->axis[1].keys);
+    return (long long)p->batch * p->axis[1].keys;
 }
 
 static void zero_share(float *array, size_t count, long long task, long long tasks)
@@ -56,16 +56,12 @@ static void zero_task(void *context, long long task, int thread)
 {
     const struct bwd_call *c = context;
     const struct nbhd_params *p = c->p;
-    const int rows = nbhd_max(p->axis[1].length, p->axis[1].keys), batch = (int)(task / rows), y = (int)(task % rows);
+    const int rows = p->axis[1].keys, batch = (int)(task / rows), y = (int)(task % rows);
     const size_t slots = (size_t)p->batch * (size_t)c->b->slots;
     const size_t width = (size_t)(p->head_dim + p->head_dim_v);
     (void)thread;
-    if (y < p->axis[1].keys) {
-        zero_rows(c, &c->dk, true, p->kv_heads, p->head_dim, batch, y);
-        zero_rows(c, &c->dv, true, p->kv_heads, p->head_dim_v, batch, y);
-    }
-    if (c->b->sum_dq && y < p->axis[1].length)
-        zero_rows(c, &c->dq, false, p->heads, p->head_dim, batch, y);
+    zero_rows(c, &c->dk, p->head_dim, batch, y);
+    zero_rows(c, &c->dv, p->head_dim_v, batch, y);
     zero_share(c->extra, slots * (size_t)p->kv_heads * (size_t)p->extra * width, task, zero_tasks(p));
     zero_share(c->bias, slots * (size_t)p->heads * (size_t)c->b->table, task, zero_tasks(p));
 }
@@ -75,7 +71,7 @@ static bool find_task(const struct bwd_call *c, int round, long long task, struc
 {
     const struct nbhd_bwd *b = c->b;
     const int groups = c->p->kv_heads / b->group;
-    *t = (struct bwd_task){.call = c, .slot = (int)(task % b->slots), .extra = true};
+    *t = (struct bwd_task){.call = c, .slot = (int)(task % b->slots), .first = true};
     t->kv_head = (int)(task / b->slots % groups) * b->group;
     t->batch = (int)(task / b->slots / groups);
     int slot = t->slot;
@@ -83,7 +79,7 @@ static bool find_task(const struct bwd_call *c, int round, long long task, struc
         const struct nbhd_rounds *axis = &b->axis[i];
         if (!nbhd_rounds_at(axis, b->cut[i], round % axis->rounds, slot % axis->slots, &t->region[i]))
             return false;
-        t->extra &= !axis->paired || round % axis->rounds == 0; /* extra keys once for each query */
+        t->first &= !axis->paired || round % axis->rounds == 0;
         slot /= axis->slots;
         round /= axis->rounds;
     }
@@ -212,6 +208,8 @@ static nbhd_status bwd_run(const struct nbhd_plan *plan, const struct nbhd_param
         if (b->sum_dq)
             c.dq = sums_view(w + b->at_dq, p, false, p->heads, p->head_dim);
     }
+    if (b->sum_dq)
+        c.delta = sums_view(w + b->at_delta, p, false, p->heads, 1);
     nbhd_parallel(b->threads, zero_tasks(p), zero_task, &c);
     for (c.round = 0; c.round < b->rounds; c.round++)
         nbhd_parallel(b->threads, b->tasks, round_task, &c);
@@ -220,7 +218,7 @@ static nbhd_status bwd_run(const struct nbhd_plan *plan, const struct nbhd_param
     if (p->dbias)
         nbhd_parallel(b->threads, p->heads * b->table / (2 * p->axis[2].window - 1), bias_task, &c);
     if (c.dtype != NBHD_F32)
-        nbhd_parallel(b->threads, zero_tasks(p), round_off_task, &c);
+        nbhd_parallel(b->threads, (long long)p->batch * nbhd_max(p->axis[1].length, p->axis[1].keys), round_off_task, &c);
     return NBHD_OK;
 }
 

@@ -200,12 +200,10 @@ static void load_tile(const struct bwd_task *task, struct bwd_tile *t)
     for (int lane = 0; lane < t->tile.lanes; lane++) {
         const int *x = t->tile.token[lane], head = t->tile.head[lane];
         const char *dout = nbhd_view_at(&p->dout, task->batch, x, head);
-        float lse, dlse = 0;
+        float lse;
         memcpy(&lse, nbhd_view_at(&p->lse, task->batch, x, head), sizeof lse);
-        if (p->dlse.data)
-            memcpy(&dlse, nbhd_view_at(&p->dlse, task->batch, x, head), sizeof dlse);
         t->lse[lane] = lse * LOG2E;
-        t->delta[lane] = p->scale * (dot_rows(dout, nbhd_view_at(&p->o, task->batch, x, head), c->dtype, p->head_dim_v) - dlse);
+        t->delta[lane] = find_delta(task, x, head);
         const bool fine = load_strips(t->q, lane, nbhd_view_at(&p->q, task->batch, x, head), c->dtype, p->head_dim);
         if (!load_strips(t->d, lane, dout, c->dtype, p->head_dim_v) || !fine)
             odd |= 1ull << lane;
@@ -223,12 +221,12 @@ static void load_tile(const struct bwd_task *task, struct bwd_tile *t)
     memset(t->dqt, 0, (size_t)p->head_dim * FWD_LANES * sizeof(float));
 }
 
-/* dq out: stored, or added to what other rounds have summed. */
+/* dq out: stored, or added to what earlier rounds have summed. */
 static void store_tile(const struct bwd_task *task, const struct bwd_tile *t)
 {
     const struct bwd_call *c = task->call;
-    const bool add = c->b->sum_dq;
-    const int dtype = add ? NBHD_F32 : c->dtype;
+    const bool add = !task->first;
+    const int dtype = c->b->sum_dq ? NBHD_F32 : c->dtype;
     char *rows[FWD_LANES];
     lane_rows(&t->tile, &c->dq, rows);
     for (int v = 0; v < t->tile.vectors; v++)
@@ -255,7 +253,7 @@ static void bwd_tile(const struct bwd_task *task, struct bwd_tile *t, struct key
     const float factor = p->scale * LOG2E;
     load_tile(task, t);
     struct key_walk walk = walk_begin(p, &t->tile);
-    if (!task->extra)
+    if (!task->first)
         walk.extra = p->extra;
     while (walk_block(p, &t->tile, &walk, b)) {
         if (c->dtype != NBHD_F32)
@@ -277,16 +275,19 @@ static void bwd_tile(const struct bwd_task *task, struct bwd_tile *t, struct key
     store_tile(task, t);
 }
 
-/* The keys of the task's regions only. */
-static void clip_keys(struct tile *t, const struct nbhd_region region[3])
+/* The keys of the task's regions only; false: there are none. */
+static bool clip_keys(struct tile *t, const struct nbhd_region region[3])
 {
     for (int a = 0; a < 3; a++) {
         t->axis[a].any.begin = nbhd_max(t->axis[a].any.begin, region[a].keys.begin);
         t->axis[a].any.end = nbhd_min(t->axis[a].any.end, region[a].keys.end);
     }
+    bool some = true;
     for (int a = 0; a < 3; a++)
-        if (t->axis[a].any.begin >= t->axis[a].any.end)
-            t->axis[0].any.end = t->axis[0].any.begin;
+        some &= t->axis[a].any.begin < t->axis[a].any.end;
+    if (!some)
+        t->axis[0].any.end = t->axis[0].any.begin;
+    return some;
 }
 
 static void bwd_broadcast_task(const struct bwd_task *task, char *scratch)
@@ -323,7 +324,7 @@ static void bwd_broadcast_task(const struct bwd_task *task, char *scratch)
                     }
                     t.tile.heads = nbhd_range_of(h, nbhd_min(h + b->head_tile, first + share));
                     tile_lanes(&t.tile, c->p);
-                    clip_keys(&t.tile, task->region);
-                    bwd_tile(task, &t, (struct key_block *)(void *)(scratch + b->at_block));
+                    if (clip_keys(&t.tile, task->region) || task->first)
+                        bwd_tile(task, &t, (struct key_block *)(void *)(scratch + b->at_block));
                 }
 }

@@ -5,6 +5,7 @@ struct bwd_call {
     const struct nbhd_bwd *b;
     int dtype;
     struct nbhd_view dq, dk, dv; /* float32 sums: the caller's tensors, or the workspace's */
+    struct nbhd_view delta;      /* a float a query and head: the workspace's, or no data */
     float *extra, *bias;         /* the workspace's, of all slots */
     char *scratch;
     int round;
@@ -15,7 +16,7 @@ struct bwd_task {
     const struct bwd_call *call;
     struct nbhd_region region[3];
     int batch, kv_head, slot;
-    bool extra; /* the extra keys are this task's, too */
+    bool first; /* the first that its queries meet: extra keys are this one's, dq begins here */
 };
 
 /* Sums of an extra key's gradients, apart for each slot. */
@@ -37,11 +38,33 @@ static float *bias_sums(const struct bwd_call *c, int batch, int slot)
     return c->bias + ((size_t)batch * (size_t)c->b->slots + (size_t)slot) * (size_t)c->p->heads * (size_t)c->b->table;
 }
 
-/* o.dout of one query. */
 static float dot_rows(const char *a, const char *b, int dtype, int n)
 {
     vf sum = v_zero();
     for (int i = 0; i < n; i += VF)
         sum = v_fma(v_load_as(a, dtype, i, nbhd_min(VF, n - i)), v_load_as(b, dtype, i, nbhd_min(VF, n - i)), sum);
     return v_sum(sum);
+}
+
+/* Of a query: scale (o.dout - dlse). */
+static float make_delta(const struct bwd_call *c, int batch, const int token[3], int head)
+{
+    const struct nbhd_params *p = c->p;
+    float dlse = 0;
+    if (p->dlse.data)
+        memcpy(&dlse, nbhd_view_at(&p->dlse, batch, token, head), sizeof dlse);
+    const char *o = nbhd_view_at(&p->o, batch, token, head), *dout = nbhd_view_at(&p->dout, batch, token, head);
+    return p->scale * (dot_rows(dout, o, c->dtype, p->head_dim_v) - dlse);
+}
+
+/* The same; if tasks of several rounds need it, made once. */
+static float find_delta(const struct bwd_task *t, const int token[3], int head)
+{
+    const struct bwd_call *c = t->call;
+    if (!c->delta.data)
+        return make_delta(c, t->batch, token, head);
+    float *saved = (float *)(void *)nbhd_view_at(&c->delta, t->batch, token, head);
+    if (t->first)
+        *saved = make_delta(c, t->batch, token, head);
+    return *saved;
 }

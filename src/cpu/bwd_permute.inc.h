@@ -335,13 +335,10 @@ static void load_rows(const struct bwd_box *x, const struct lane_block *b, int z
             int at[3];
             tile_token(x, b, z, y, r, l, at);
             const char *dout = nbhd_view_at(&p->dout, batch, at, x->head);
-            float lse, dlse = 0;
+            float lse;
             memcpy(&lse, nbhd_view_at(&p->lse, batch, at, x->head), sizeof lse);
-            if (p->dlse.data)
-                memcpy(&dlse, nbhd_view_at(&p->dlse, batch, at, x->head), sizeof dlse);
             x->lse[lane] = lse * LOG2E;
-            x->delta[lane] =
-                p->scale * (dot_rows(dout, nbhd_view_at(&p->o, batch, at, x->head), c->dtype, p->head_dim_v) - dlse);
+            x->delta[lane] = find_delta(x->task, at, x->head);
             unpack_row(x->q + lane * width, nbhd_view_at(&p->q, batch, at, x->head), c->dtype, p->head_dim);
             unpack_row(x->d + lane * width_v, dout, c->dtype, p->head_dim_v);
         }

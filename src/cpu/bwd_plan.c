@@ -130,6 +130,7 @@ static void place_shared(const struct nbhd_problem *problem, struct nbhd_bwd *b,
     }
     const bool half = d->dtype != NBHD_F32;
     b->at_dq = place(end, half && b->sum_dq ? queries * width * sizeof(float) : 0);
+    b->at_delta = place(end, b->sum_dq ? queries * sizeof(float) : 0);
     b->at_dk = place(end, half ? keys * width * sizeof(float) : 0);
     b->at_dv = place(end, half ? keys * width_v * sizeof(float) : 0);
     b->at_extra = place(end, extra * (width + width_v) * sizeof(float));

@@ -28,6 +28,7 @@ struct nbhd_bwd {
     bool unpack;   /* rows of K are unpacked: 16-bit, or not whole vectors */
     /* The workspace: shared parts first, then each thread's scratch. Offsets in bytes. */
     size_t at_dq, at_dk, at_dv; /* float32 sums of 16-bit gradients, contiguous */
+    size_t at_delta;            /* float32 [batch][axes][heads], where dq is summed over rounds */
     size_t at_extra;            /* [batch][kv_heads][slots][extra][head_dim + head_dim_v] */
     size_t at_bias;             /* [batch][slots][heads][table] */
     size_t at_scratch, scratch; /* scratch: bytes a thread */
