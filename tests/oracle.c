@@ -57,20 +57,20 @@ double oracle_round(enum oracle_precision precision, double value)
     }
 }
 
-/* What a product takes of a value: it is rounded to the type, or to TF32. */
+/* What a product takes of a value: it is rounded to the type. Of a float32 that is given to them as it stands, tensor cores
+ * read the 19 bits of a TF32: they cut the others off. */
 static double operand(const struct oracle_problem *p, double value)
 {
     if (p->precision != ORACLE_TF32)
         return oracle_round(p->precision, value);
-    const float single = (float)value;
+    float single = (float)value;
     uint32_t bits;
     memcpy(&bits, &single, 4);
     if (!isfinite(single))
         return value;
-    bits = (bits + 0xfff + (bits >> 13 & 1)) & ~UINT32_C(0x1fff);
-    float rounded;
-    memcpy(&rounded, &bits, 4);
-    return (double)rounded;
+    bits &= ~UINT32_C(0x1fff);
+    memcpy(&single, &bits, 4);
+    return (double)single;
 }
 
 /* Of a tensor's element, which has its type already. */
@@ -187,8 +187,8 @@ static double dot(const struct oracle *c, const double *a, const double *b, int 
     return sum;
 }
 
-/* Fills weights with the probabilities of one query; returns its logsumexp. With a logsumexp given (float32, as it is stored),
- * they are relative to that one, rounding and all. */
+/* Fills weights with the probabilities of one query; returns its logsumexp. With a logsumexp given, they are relative to that
+ * one, rounding and all. */
 static double softmax(struct oracle *c, int batch, long long query, int head, const double *given)
 {
     const struct oracle_problem *p = c->p;
@@ -208,7 +208,7 @@ static double softmax(struct oracle *c, int batch, long long query, int head, co
     }
     for (long long j = 0; given && j < all; j++)
         if (c->visible[j])
-            c->weights[j] = sum_up(p, exp(sum_up(p, c->weights[j] - (double)(float)*given)));
+            c->weights[j] = sum_up(p, exp(sum_up(p, c->weights[j] - *given)));
     if (given)
         return *given;
     for (long long j = 0; j < all; j++)
@@ -263,7 +263,7 @@ static void add_scaled(const struct oracle *c, double *to, double factor, const 
 }
 
 /* One query's share of every gradient: dV += P dO; dP = dO.v; dS = P (dP - delta); dQ += scale dS K; dK += scale dS Q. */
-static void differentiate(struct oracle *c, int batch, long long query, int head, double *o)
+static void differentiate(struct oracle *c, int batch, long long query, int head)
 {
     const struct oracle_problem *p = c->p;
     const struct oracle_tensors *t = c->t;
@@ -271,13 +271,8 @@ static void differentiate(struct oracle *c, int batch, long long query, int head
     double *q = query_row(c, t->q, batch, query, head, p->head_dim);
     double *dq = query_row(c, t->dq, batch, query, head, p->head_dim);
     double *dout = query_row(c, t->dout, batch, query, head, p->head_dim_v);
-    softmax(c, batch, query, head, p->precision == ORACLE_EXACT ? NULL : query_row(c, t->lse, batch, query, head, 1));
-    if (p->precision == ORACLE_TF32) /* o is given as float32: more exact than the products that it is compared with */
-        memcpy(o, query_row(c, t->o, batch, query, head, p->head_dim_v), sizeof *o * (size_t)p->head_dim_v);
-    else
-        weigh_values(c, batch, head, o);
-    for (int d = 0; d < p->head_dim_v; d++)
-        o[d] = oracle_round(p->precision, o[d]);
+    const double *o = query_row(c, t->o, batch, query, head, p->head_dim_v);
+    softmax(c, batch, query, head, query_row(c, t->lse, batch, query, head, 1));
     double delta = 0; /* a sum of few products, which are not rounded to TF32 */
     for (int d = 0; d < p->head_dim_v; d++)
         delta = sum_up(p, delta + sum_up(p, o[d] * dout[d]));
@@ -315,11 +310,8 @@ static void clear(double *array, long long count)
 bool oracle_backward(const struct oracle_problem *p, const struct oracle_tensors *t)
 {
     struct oracle c;
-    double *o = malloc(sizeof(double) * (size_t)p->head_dim_v);
-    if (!o || !open_oracle(&c, p, t)) {
-        free(o);
+    if (!open_oracle(&c, p, t))
         return false;
-    }
     const long long queries = c.tokens * p->batch * p->heads, keys = c.keys * p->batch * p->kv_heads;
     const long long extra = (long long)p->extra * p->batch * p->kv_heads;
     long long table = p->heads;
@@ -335,14 +327,13 @@ bool oracle_backward(const struct oracle_problem *p, const struct oracle_tensors
         find_visible(&c, query);
         for (int batch = 0; batch < p->batch; batch++)
             for (int head = 0; head < p->heads; head++)
-                differentiate(&c, batch, query, head, o);
+                differentiate(&c, batch, query, head);
     }
     finish(p, t->dq, p->scale, queries * p->head_dim);
     finish(p, t->dk, p->scale, keys * p->head_dim);
     finish(p, t->dv, 1, keys * p->head_dim_v);
     finish(p, t->dextra_k, p->scale, extra * p->head_dim);
     finish(p, t->dextra_v, 1, extra * p->head_dim_v);
-    free(o);
     close_oracle(&c);
     return true;
 }

@@ -7,7 +7,7 @@
 
 /* The arithmetic to compute in. EXACT: double. The others are a plain computation in that precision, whose own error is the
  * yardstick for a kernel's: sums in float, probabilities and results rounded to the type. TF32: float32 tensors, whose products
- * round their operands to 11 bits. */
+ * take the upper 11 bits of their operands. */
 enum oracle_precision { ORACLE_EXACT, ORACLE_F32, ORACLE_F16, ORACLE_BF16, ORACLE_TF32 };
 
 enum oracle_edge { ORACLE_NEAREST, ORACLE_CAUSAL, ORACLE_TRUNCATED };
@@ -38,9 +38,8 @@ struct oracle_tensors {
 bool oracle_sees(const struct oracle_axis *axis, int query, int key);
 /* Writes o and lse. false: out of memory. */
 bool oracle_forward(const struct oracle_problem *problem, const struct oracle_tensors *tensors);
-/* From q, k, v (extra, bias), dout and dlse (may be NULL): writes all gradients whose arrays are there. Probabilities are
- * computed afresh where exact; a plain computation takes them from lse as a kernel is given it, rounded to float (and where it
- * is of TF32, o as well). */
+/* From q, k, v (extra, bias), o, lse, dout and dlse (may be NULL): writes all gradients whose arrays are there. As a kernel, it
+ * takes o and lse as they are given: their roundings move its result, and are no error. */
 bool oracle_backward(const struct oracle_problem *problem, const struct oracle_tensors *tensors);
 
 /* The unfused products, without a softmax. Entries of scores that no key has (a causal or truncated window may hold fewer
