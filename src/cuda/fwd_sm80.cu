@@ -136,6 +136,7 @@ NBHD_FN void finish(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b
             if (p->lse.data && !(threadIdx.x & 3) && !(row & NBHD_ROW_ABSENT))
                 *(float *)row_address(p, &p->lse, t, row) = r->max[m][i] * (NBHD_SCALED ? 1 : p->scale) + logf(sum);
         }
+    __syncwarp(); /* all lanes have read Q */
     stage_rows(&o[0][0][0], factor, mem->q, Q_PITCH, V_STEPS);
     __syncwarp();
     store_warp_rows(p, &p->o, t, mem->tab, own, Q_PITCH, NBHD_HEAD_DIM_V, b->wide);
