@@ -277,7 +277,7 @@ NBHD_FN void find_probabilities(struct registers *r, const struct consumer *c, c
     wgmma_wait_1(); /* S, and dK of the box before */
     NBHD_PIN_F(r->s, NBHD_N / 2);
     NBHD_PIN_F(r->dk, NBHD_HEAD_DIM / 2);
-    NBHD_PIN_R(r->ds, NBHD_N / 4);
+    NBHD_KEEP_R(r->ds, NBHD_N / 4);
     if (previous && (threadIdx.x & 31) == 0)
         mbar_arrive(smem_address(&tab->q_empty[(c->step + 1) % STAGES]));
     if (NBHD_MASK_BITS && c->flags & FLAG_MASK)

@@ -161,7 +161,7 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_boxes *b, st
         wgmma_commit();
         wgmma_wait_1(); /* dQ of the box before */
         NBHD_PIN_F(dq, NBHD_HEAD_DIM / 2);
-        NBHD_PIN_R(ds, NBHD_N / 4);
+        NBHD_KEEP_R(ds, NBHD_N / 4);
         if (lane == 0 && last >= 0)
             mbar_arrive(k_empty + 8 * last);
         mbar_wait(v_full + 8 * v, v_phase);

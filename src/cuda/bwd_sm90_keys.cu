@@ -157,7 +157,7 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
         wgmma_wait_1(); /* S, and dK of the step before */
         NBHD_PIN_F(s, NBHD_N / 2);
         NBHD_PIN_F(dk, NBHD_HEAD_DIM / 2);
-        NBHD_PIN_R(ds, NBHD_N / 4);
+        NBHD_KEEP_R(ds, NBHD_N / 4);
         if (begun && lane == 0)
             mbar_arrive(q_empty + 8 * (stage ^ 1));
         begun = 1;

@@ -72,6 +72,15 @@ NBHD_FN void wgmma_wait_0_after_bits(unsigned bits, unsigned scratch)
 #define NBHD_PIN_R(a, count)                                                                                          \
     _Pragma("unroll") for (int pin = 0; pin < (count); pin++) asm volatile("" : "+r"((a)[pin])::"memory")
 
+/* Pins A operands, `count` a multiple of 4, also before ptxas, after a wait in a later turn of the loop than their wgmma: it
+ * has been seen to give their registers away at the loop's end, while the wgmma was reading them. So something must
+ * read them after the wait: stores that are never executed, as no grid is empty. */
+#define NBHD_KEEP_R(a, count)                                                                                         \
+    _Pragma("unroll") for (int pin = 0; pin < (count); pin += 4)                                                      \
+        asm volatile("{ .reg .pred p; .reg .b32 n; mov.u32 n, %%nctaid.x; setp.eq.u32 p, n, 0;\n"                     \
+                     "@p st.shared.v4.b32 [n], {%0, %1, %2, %3}; }"                                                   \
+                     : "+r"((a)[pin]), "+r"((a)[pin + 1]), "+r"((a)[pin + 2]), "+r"((a)[pin + 3])::"memory")
+
 /* Picks bytes of b:a; bit 3 of a selector's digit takes the byte's sign, eight times. */
 NBHD_FN unsigned prmt_b32(unsigned a, unsigned b, unsigned selector)
 {
