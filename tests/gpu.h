@@ -12,6 +12,7 @@
 #include "test.h"
 
 static struct nbhd_cuda_machine gpu_machine;
+static int shard, shards = 1; /* NBHD_TEST_SHARD=i/n: of what processes share out, the i-th n-th part */
 
 static void *gpu_alloc(size_t bytes)
 {
@@ -173,7 +174,9 @@ static bool gpu_wants(const char *name, int argc, char **argv)
 static int gpu_main(const struct gpu_part *parts, int argc, char **argv)
 {
     char why[NBHD_TEXT];
-    const char *required = getenv("NBHD_REQUIRE");
+    const char *required = getenv("NBHD_REQUIRE"), *part = getenv("NBHD_TEST_SHARD");
+    if (part)
+        sscanf(part, "%d/%d", &shard, &shards);
     const char *missing = nbhd_cuda_machine(&gpu_machine) ? nbhd_last_error() : nbhd_nvrtc(why) ? NULL : why;
     if (missing) {
         if (required && strstr(required, "cuda"))

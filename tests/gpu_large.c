@@ -1,9 +1,13 @@
-/* Every CUDA row on a large GPU: large problems against the simt rows, tensors of over 2^31 elements, the time that a call
- * costs its thread, and the table of benchmarks. Run by scripts/gpu-check.
+/* Every CUDA row on a large GPU: large problems against the simt rows, the Hopper rows with their waits and arrivals delayed by
+ * chance, tensors of over 2^31 elements, the time that a call costs its thread, and the table of benchmarks. Run by
+ * scripts/gpu-check.
  *
- *     gpu_large [part]...   parts: large offsets overhead bench
- *     NBHD_BENCH_LINES=file the problems of bench, one a line; NBHD_BENCH_CSV=file takes its table; NBHD_BENCH_KERNEL=name
- *                           times only that row; NBHD_BENCH_DETERMINISTIC=1 its deterministic plans */
+ *     gpu_large [part]...   parts: large races offsets overhead compile bench
+ *     NBHD_TEST_SHARD=i/n   of large, races and compile, the i-th n-th part, so that n processes share the work
+ *     NBHD_AMPLIFIED=dir    the kernels' files for races, with NBHD_AMPLIFY defined (device/tma_sm90.cuh)
+ *     NBHD_BENCH_LINES=file the problems of bench, and of compile, which fills the cache for it, one a line
+ *     NBHD_BENCH_CSV=file   takes bench's table, each record as soon as it is there, after what stands in the file
+ *     NBHD_BENCH_KERNEL=name times only that row; NBHD_BENCH_DETERMINISTIC=1 its deterministic plans */
 #define _GNU_SOURCE
 #include "case.h"
 #include "gpu.h"
@@ -56,15 +60,89 @@ done:
     close_problem(&p);
 }
 
+static bool is_mine(void)
+{
+    static int turn;
+    return turn++ % shards == shard;
+}
+
 static void check_large(void)
 {
     for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
         for (size_t i = 0; is_fused(k) && i < sizeof large_lines / sizeof *large_lines; i++)
             if (!strstr(k->name, "_simt")) {
-                compare_with_simt(k, large_lines[i], 0);
-                if (k->pass == NBHD_BACKWARD)
+                if (is_mine())
+                    compare_with_simt(k, large_lines[i], 0);
+                if (k->pass == NBHD_BACKWARD && is_mine())
                     compare_with_simt(k, large_lines[i], NBHD_PLAN_DETERMINISTIC);
             }
+}
+
+/* ---- races: the Hopper rows' bits do not depend on how fast a warp is ---- */
+/* Tiles of all kinds of boxes, some for every multiprocessor; masks by columns and by bits; packed heads. */
+static const char *const race_lines[] = {
+    "f16 h8/2 d64/128 64x64x8 w7x7x8 ennc", "bf16 h4 d64 16x32x32 w3x5x5", "bf16 h8 d128 64x64 w13x13",
+    "bf16 b2 h2/1 d128 4000 w300 s4 ec",    "bf16 h4 d256 56x56 w9x9",    "f16 h4 d96/40 12x20x20 w5x5x5 r1x2x2",
+};
+
+/* Executes often; all outputs must be those in `expected`, but for a dQ that is added up in any order. */
+static void repeat_amplified(struct problem *p, const nbhd_plan *plan, const char *kernel, const char *line,
+                             char *const expected[TENSORS])
+{
+    enum { TIMES = 20 };
+    const int first = p->desc.pass == NBHD_BACKWARD ? DQ : O, last = p->desc.pass == NBHD_BACKWARD ? DV : LSE;
+    for (int i = first; i <= last; i++) {
+        const bool any_order = i == DQ && !(p->flags & NBHD_PLAN_DETERMINISTIC);
+        char *got = malloc(p->bytes[i]);
+        int others = 0;
+        for (int time = 0; got && time < TIMES && !any_order; time++) {
+            const nbhd_status status = nbhd_execute(plan, &p->args, p->workspace, NULL);
+            others += status || !gpu_download(got, p->data[i], p->bytes[i]) || memcmp(got, expected[i], p->bytes[i]) != 0;
+        }
+        CHECK(got && !others, "%s '%s': tensor %d has other bits in %d of %d executions with delays", kernel, line, i, others,
+              TIMES);
+        free(got);
+    }
+}
+
+static void check_races_of(const struct nbhd_kernel *k, const char *line, unsigned flags, const char *amplified)
+{
+    struct problem p;
+    nbhd_plan *plan = NULL, *delayed = NULL;
+    char *expected[TENSORS] = {NULL};
+    if (!open_problem(&p, line, k->pass) || (k->pass == NBHD_BACKWARD && !prepare_backward(&p)))
+        goto done;
+    p.flags = flags;
+    if (!execute(&p, k->name, &plan))
+        goto done; /* a refusal */
+    for (int i = O; i < TENSORS; i++)
+        if (p.data[i] && (expected[i] = malloc(p.bytes[i])))
+            gpu_download(expected[i], p.data[i], p.bytes[i]);
+    setenv("NBHD_KERNEL_DIR", amplified, 1);
+    if (CHECK(execute(&p, k->name, &delayed), "%s '%s': %s", k->name, line, nbhd_last_error()))
+        repeat_amplified(&p, delayed, k->name, line, expected);
+    compare_with_simt(k, line, flags);
+    unsetenv("NBHD_KERNEL_DIR");
+done:
+    for (int i = 0; i < TENSORS; i++)
+        free(expected[i]);
+    nbhd_plan_destroy(&plan);
+    nbhd_plan_destroy(&delayed);
+    close_problem(&p);
+}
+
+static void check_races(void)
+{
+    const char *amplified = getenv("NBHD_AMPLIFIED");
+    if (!amplified)
+        test_skip("races: NBHD_AMPLIFIED names no kernels with delays");
+    for (const struct nbhd_kernel *k = nbhd_kernels; amplified && k->name; k++)
+        for (size_t i = 0; is_fused(k) && strstr(k->name, "_sm90") && i < sizeof race_lines / sizeof *race_lines; i++) {
+            if (is_mine())
+                check_races_of(k, race_lines[i], 0, amplified);
+            if (k->pass == NBHD_BACKWARD && is_mine())
+                check_races_of(k, race_lines[i], NBHD_PLAN_DETERMINISTIC, amplified);
+        }
 }
 
 /* ---- offsets: tensors of over 2^31 elements ---- */
@@ -213,7 +291,8 @@ static bool bench_row(const struct nbhd_kernel *k, const char *line, FILE *csv)
         sustained[i] = time_one(plan, &p, event);
     const double b = median(burst, bursts), s = median(sustained, runs), tera = nbhd_desc_flops(&p.desc) * 1e-9;
     nbhd_desc_format(&p.desc, text, sizeof text);
-    fprintf(csv, "\"%s\",%s,\"%s\",%.4f,%.4f,%.1f,%.1f\n", text, k->name, nbhd_plan_describe(plan), b, s, tera / b, tera / s);
+    fprintf(csv, "\"%s\",%s%s,\"%s\",%.4f,%.4f,%.1f,%.1f\n", text, k->name, p.flags ? " deterministic" : "",
+            nbhd_plan_describe(plan), b, s, tera / b, tera / s);
     fflush(csv);
     printf("%-58s %-16s burst %9.3f ms %6.1f  sustained %9.3f ms %6.1f TFLOP/s  (%.1f s)\n", text, k->name, b, tera / b, s,
            tera / s, now_s() - start);
@@ -228,39 +307,64 @@ done:
     return timed;
 }
 
-/* A line's own pass decides. The best row is timed, or every row that takes it where the line's comment says "every row";
- * "simt" rows are timed only on float32, where they are the fastest. */
+/* Plans what bench_row will, so that the code is in the cache. */
+static bool compile_row(const struct nbhd_kernel *k, const char *line, FILE *csv)
+{
+    static const unsigned flags[] = {0, NBHD_PLAN_DETERMINISTIC};
+    nbhd_plan *plan = NULL;
+    nbhd_desc desc;
+    bool taken = false;
+    (void)csv;
+    nbhd_desc_parse(&desc, line);
+    for (int i = 0; i < (k->pass == NBHD_BACKWARD ? 2 : 1); i++) {
+        taken = !nbhd_plan_create_with(&plan, &desc, NBHD_DEVICE_CUDA, flags[i], k->name);
+        nbhd_plan_destroy(&plan);
+    }
+    desc.pass = NBHD_FORWARD; /* comes before a backward */
+    if (k->pass == NBHD_BACKWARD && !nbhd_plan_create_with(&plan, &desc, NBHD_DEVICE_CUDA, 0, NULL))
+        nbhd_plan_destroy(&plan);
+    return taken;
+}
+
+/* Calls visit for the row that is the best for each line, or every row that takes it where the line's comment says "every
+ * row", until it returns true for one; "simt" rows only on float32, where they are the fastest. Lines: of the process's share. */
+static void each_bench(bool (*visit)(const struct nbhd_kernel *k, const char *line, FILE *csv), FILE *csv)
+{
+    const char *lines = getenv("NBHD_BENCH_LINES"), *only = getenv("NBHD_BENCH_KERNEL");
+    FILE *in = lines ? fopen(lines, "r") : NULL;
+    char line[NBHD_TEXT];
+    if (!in)
+        test_skip("NBHD_BENCH_LINES names no file of problems");
+    while (in && fgets(line, sizeof line, in)) {
+        nbhd_desc desc;
+        const bool every = strstr(line, "every row") != NULL;
+        line[strcspn(line, "#\n")] = 0;
+        if (!line[strspn(line, " \t")] || !is_mine() || !CHECK(!nbhd_desc_parse(&desc, line), "%s", nbhd_last_error()))
+            continue;
+        for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
+            if (is_fused(k) && k->pass == desc.pass && (!only || !strcmp(k->name, only)) &&
+                (desc.dtype == NBHD_F32 || !strstr(k->name, "_simt")) && visit(k, line, csv) && !every)
+                break;
+    }
+    if (in)
+        fclose(in);
+}
+
+static void compile_bench(void) { each_bench(compile_row, NULL); }
+
 static void measure_bench(void)
 {
-    const char *lines = getenv("NBHD_BENCH_LINES"), *table = getenv("NBHD_BENCH_CSV"), *only = getenv("NBHD_BENCH_KERNEL");
-    FILE *in = lines ? fopen(lines, "r") : NULL, *csv = table ? fopen(table, "w") : NULL;
-    char line[NBHD_TEXT];
-    if (!in) {
-        test_skip("NBHD_BENCH_LINES names no file of problems");
-    } else {
-        fprintf(csv ? csv : stdout, "line,kernel,plan,burst_ms,sustained_ms,burst_tflops,sustained_tflops\n");
-        while (fgets(line, sizeof line, in)) {
-            nbhd_desc desc;
-            const bool every = strstr(line, "every row") != NULL;
-            line[strcspn(line, "#\n")] = 0;
-            if (!line[strspn(line, " \t")])
-                continue;
-            if (!CHECK(!nbhd_desc_parse(&desc, line), "%s", nbhd_last_error()))
-                continue;
-            for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
-                if (is_fused(k) && k->pass == desc.pass && (!only || !strcmp(k->name, only)) &&
-                    (desc.dtype == NBHD_F32 || !strstr(k->name, "_simt")) && bench_row(k, line, csv ? csv : stdout) && !every)
-                    break;
-        }
-        fclose(in);
-    }
+    const char *table = getenv("NBHD_BENCH_CSV");
+    FILE *csv = table ? fopen(table, "a") : NULL;
+    each_bench(bench_row, csv ? csv : stdout);
     if (csv)
         fclose(csv);
 }
 
 static const struct gpu_part parts[] = {
-    {"large", check_large},   {"offsets", check_offsets}, {"overhead", measure_overhead},
-    {"bench", measure_bench}, {NULL, NULL},
+    {"large", check_large},         {"races", check_races},     {"offsets", check_offsets},
+    {"overhead", measure_overhead}, {"compile", compile_bench}, {"bench", measure_bench},
+    {NULL, NULL},
 };
 
 int main(int argc, char **argv) { return gpu_main(parts, argc, argv); }

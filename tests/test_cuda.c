@@ -12,8 +12,6 @@
 #include "batches.h"
 #include "gpu.h"
 
-static int shard, shards = 1;
-
 /* ---- rows and random: against the oracle ---- */
 /* Returns true if the row took the problem. */
 static bool check_case(const char *kernel, const nbhd_desc *desc, unsigned seed)
@@ -386,10 +384,4 @@ static const struct gpu_part parts[] = {
     {NULL, NULL},
 };
 
-int main(int argc, char **argv)
-{
-    const char *part = getenv("NBHD_TEST_SHARD");
-    if (part)
-        sscanf(part, "%d/%d", &shard, &shards);
-    return gpu_main(parts, argc, argv);
-}
+int main(int argc, char **argv) { return gpu_main(parts, argc, argv); }

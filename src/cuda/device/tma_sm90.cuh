@@ -63,6 +63,17 @@ NBHD_FN unsigned long long shl_b64(unsigned long long x, unsigned n)
     return y;
 }
 
+/* A test's copy of these files defines NBHD_AMPLIFY (scripts/gpu-check): each warp then sleeps, up to a microsecond, before it
+ * waits or arrives. What is right only as long as one side is the faster goes wrong. */
+NBHD_FN void amplify(void)
+{
+#ifdef NBHD_AMPLIFY
+    unsigned clock, warp = threadIdx.x >> 5;
+    asm volatile("mov.u32 %0, %%clock;" : "=r"(clock)::"memory");
+    asm volatile("nanosleep.u32 %0;" ::"r"((clock ^ warp * 0x9e3779b9u) * 0x85ebca6bu >> 22) : "memory");
+#endif
+}
+
 /* ---- mbarriers: 8 bytes, 8-byte aligned. The phase bit of the n-th use of a ring of stages is n / stages & 1. ---- */
 
 NBHD_FN void mbar_init(unsigned bar, int count)
@@ -75,12 +86,14 @@ NBHD_FN void mbar_fence_init(void) { asm volatile("fence.mbarrier_init.release.c
 
 NBHD_FN void mbar_arrive(unsigned bar)
 {
+    amplify();
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
 
 /* Arrives, and lets the phase end only after `bytes` more have been copied. Before the copies are issued. */
 NBHD_FN void mbar_arrive_expect(unsigned bar, int bytes)
 {
+    amplify();
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
 }
 
@@ -98,6 +111,7 @@ NBHD_FN int mbar_try_wait(unsigned bar, int phase)
  * it gives up after so many tries: wrong results instead of a hang. No trap in here: it makes ptxas spill. */
 NBHD_FN void mbar_wait(unsigned bar, int phase)
 {
+    amplify();
 #ifdef NBHD_SPIN_LIMIT
     for (int i = 0; i < NBHD_SPIN_LIMIT && !mbar_try_wait(bar, phase); i++)
         ;
@@ -111,11 +125,13 @@ NBHD_FN void mbar_wait(unsigned bar, int phase)
 
 NBHD_FN void named_barrier_sync(int id, int threads)
 {
+    amplify();
     asm volatile("barrier.cta.sync.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 NBHD_FN void named_barrier_arrive(int id, int threads)
 {
+    amplify();
     asm volatile("barrier.cta.arrive.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
@@ -161,6 +177,7 @@ NBHD_FN void cp_async_4(unsigned dst, const void *src, int inside)
 /* Arrives when this thread's cp_async so far are done; counts among the barrier's arrivals. */
 NBHD_FN void cp_async_mbar_arrive(unsigned bar)
 {
+    amplify();
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
 }
 
