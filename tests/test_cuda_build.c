@@ -50,6 +50,8 @@ static const char *const lines[] = {
     "f16 h8/2 d64/128 64x64x8 w7x7x8 ennc", /* few registers: operands of dQ once were given away */
     "f16 h4 d128 40x40x8 w7x7x7 bias",
     "bf16 h4 d256 56x56 w9x9 bias scale=-1",
+    "f16 h4/2 d256 16x44x80 w15x24x15",
+    "bf16 h2 d136/200 40x50 w13x14 ecn extra=5",
 };
 
 struct seen {

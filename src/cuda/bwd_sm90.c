@@ -103,10 +103,6 @@ static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
     double queries = 1;
     if (nbhd_sm90_refuses(problem, why))
         return true;
-    if (d->head_dim > 128)
-        return nbhd_refuse(why, "head_dim=%d: it takes multiples of 8 up to 128", d->head_dim);
-    if (d->head_dim_v > 128)
-        return nbhd_refuse(why, "head_dim_v=%d: it takes multiples of 8 up to 128", d->head_dim_v);
     for (int a = 0; a < 3; a++)
         queries *= problem->axis[a].length;
     if (queries * d->heads * d->batch > INT_MAX)
@@ -175,11 +171,10 @@ static nbhd_status build_keys(struct keys *keys, const struct nbhd_problem *prob
                     dq_queries, dq_queries, dq_queries);
     nbhd_option(&o, "-DNBHD_MASK_STEPS=%d -DNBHD_MASK_BITS=%d -DNBHD_MAPS=%d", p->mask_steps, p->mask_bits, keys->maps);
     nbhd_option(&o, "-DNBHD_GROUPS=%d -DNBHD_CTAS=%d -DNBHD_REGISTERS=%d", p->groups, p->ctas, nbhd_sm90_bwd_registers(p));
-    const nbhd_status status = nbhd_cuda_acquire(&keys->module, p->adds_dq ? "bwd_sm90.cu" : "bwd_sm90_keys.cu", &o,
-                                                 problem->flags);
-    if (status)
-        return status;
-    return nbhd_cuda_function(&keys->function, keys->module, p->adds_dq ? "nbhd_bwd_sm90" : "nbhd_bwd_sm90_keys");
+    const char *file = p->adds_dq ? "bwd_sm90.cu" : p->apart ? "bwd_sm90_apart.cu" : "bwd_sm90_keys.cu";
+    const char *name = p->adds_dq ? "nbhd_bwd_sm90" : p->apart ? "nbhd_bwd_sm90_apart" : "nbhd_bwd_sm90_keys";
+    const nbhd_status status = nbhd_cuda_acquire(&keys->module, file, &o, problem->flags);
+    return status ? status : nbhd_cuda_function(&keys->function, keys->module, name);
 }
 
 static nbhd_status build_extra(struct state *state, const struct nbhd_problem *problem)

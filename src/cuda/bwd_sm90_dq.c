@@ -43,6 +43,8 @@ static int shared_bytes(const struct nbhd_problem *problem, const struct nbhd_sm
 static int has_registers(const nbhd_desc *d, const struct nbhd_sm90_plan *plan)
 {
     const struct nbhd_sm90_variant *v = &plan->variant;
+    if (v->groups != 2 && d->head_dim > 192) /* ptxas does not take so wide a product among 128 registers at launch */
+        return 0;
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         if (kinds[i].groups == v->groups && kinds[i].ctas == v->ctas)
             return v->n * 9 / 8 + (d->head_dim + 1) / 2 <= kinds[i].room[plan->mask_steps];

@@ -16,105 +16,13 @@
  *     issue S, mask | issue dP | wait S | P | wait dP | issue dV | dS | issue dK | wait dV
  *
  * Registers of a consumer thread: dK head_dim/2, dV head_dim_v/2, S, dP N/2 each, P and dS N/4 each. */
-#define SLOTS 2 /* as many as stages */
+#define SLOTS 4 /* twice the stages: what is small is loaded before its stage is free */
 #define FLAG_SETS 1
 #include "device/keys_sm90.cuh"
+#include "device/key_loaders_sm90.cuh"
 
 /* Both warpgroups' masks are in a box's flags. */
 #define GROUP_MASK(g) (FLAG_MASK << 3 * (g))
-
-/* ---- loading ---- */
-
-/* The flags of this warp's box: a lane looks for each bit. */
-NBHD_FN unsigned box_flags(const struct nbhd_bwd_boxes *b, const struct tables *tab)
-{
-    int lane = threadIdx.x & 31, axis = lane < 9 ? lane % 3 : 3, set = 0;
-    int origin = ld_shared_b32(smem_address(&tab->at[threadIdx.x >> 5]) + 4 * axis);
-    if (lane < 3 * NBHD_GROUPS) {
-        int2 all = tab->all[lane >= 3][axis];
-        set = origin < all.x || origin + b->q_box[axis] > all.y;
-    } else if (lane >= 6 && lane < 9) {
-        set = origin + b->q_box[axis] < tab->any[axis].y;
-    } else if (lane == 9) {
-        set = origin + 1 < tab->place.head_end;
-    }
-    return __ballot_sync(~0u, set);
-}
-
-/* One lane's part of a box's statistics: rows lane, lane + 32, ...; those outside the tensor get 0. */
-NBHD_FN void load_statistics(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, const struct tables *tab,
-                             int stage)
-{
-    const struct place *t = &tab->place;
-    struct box x = box_at(tab);
-    unsigned first = (unsigned)t->batch * p->heads + x.head;
-#pragma unroll
-    for (int a = 0; a < 3; a++) {
-        first = first * p->axis[a].length + x.origin[a] * p->axis[a].dilation + t->group[a];
-        x.origin[a] = t->queries[a] - x.origin[a]; /* rows that are inside */
-    }
-#pragma unroll 1
-    for (int r = threadIdx.x & 31; r < b->queries; r += 32) {
-        int2 query = tab->query[r];
-        int inside = coordinate(query.x, 0) < x.origin[0] && coordinate(query.x, 1) < x.origin[1] &&
-                     coordinate(query.x, 2) < x.origin[2];
-        unsigned token = inside ? first + query.y : 0;
-        cp_async_4(smem_address(&tab->lse[stage][r]), b->lse + token, inside);
-        cp_async_4(smem_address(&tab->delta[stage][r]), b->delta + token, inside);
-    }
-    cp_async_mbar_arrive(smem_address(&tab->do_full[stage]));
-}
-
-/* Warp 0: all boxes of Q, and what the consumers must know of each. */
-NBHD_FN void load_queries(const struct nbhd_bwd_boxes *b, struct tables *tab, const struct nbhd_tensor_map *map,
-                          unsigned q_tiles)
-{
-    int stage = 0, phase = 1, lane = threadIdx.x & 31, axis = NBHD_MASK_STEPS ? column_axis(b, lane) : 3;
-    set_first_box(tab);
-    do {
-        mbar_wait(smem_address(&tab->q_empty[stage]), phase);
-        if (NBHD_MASK_STEPS && axis < 3) {
-            int origin = ld_shared_b32(smem_address(&tab->at[0]) + 4 * axis);
-            tab->position[stage][lane] = (unsigned)(origin - tab->any[axis].x + MASK_BIAS) * 0x10001;
-        }
-        unsigned flags = box_flags(b, tab);
-        __syncwarp();
-        if (lane == 0) {
-            struct box x = box_at(tab);
-            unsigned full = smem_address(&tab->q_full[stage]), dst = q_tiles + stage * Q_BYTES;
-            tab->flags[stage][0] = flags;
-            tab->origin[stage] = x.origin[2];
-            mbar_arrive_expect(full, K_CHUNKS * b->queries * 128);
-            for (int c = 0; c < K_CHUNKS; c++)
-                tma_load_5d(dst + c * NBHD_N * 128, map, full, 64 * c, x.head, x.origin[2], x.origin[1],
-                            slowest(b, tab, x.origin));
-        }
-        stage ^= 1;
-        phase ^= stage == 0;
-    } while (set_next_box(b, tab));
-}
-
-/* Warp 1: all boxes of dO, and their statistics. */
-NBHD_FN void load_gradients(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, struct tables *tab,
-                            const struct nbhd_tensor_map *map, unsigned do_tiles)
-{
-    int stage = 0, phase = 1;
-    set_first_box(tab);
-    do {
-        mbar_wait(smem_address(&tab->do_empty[stage]), phase);
-        if ((threadIdx.x & 31) == 0) {
-            struct box x = box_at(tab);
-            unsigned full = smem_address(&tab->do_full[stage]), dst = do_tiles + stage * DO_BYTES;
-            mbar_arrive_expect(full, V_CHUNKS * b->queries * 128);
-            for (int c = 0; c < V_CHUNKS; c++)
-                tma_load_5d(dst + c * NBHD_N * 128, map, full, 64 * c, x.head, x.origin[2], x.origin[1],
-                            slowest(b, tab, x.origin));
-        }
-        load_statistics(p, b, tab, stage);
-        stage ^= 1;
-        phase ^= stage == 0;
-    } while (set_next_box(b, tab));
-}
 
 /* ---- the products ---- */
 
@@ -131,7 +39,6 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
     int number = group * 64 + warp * 16 + (lane >> 2); /* the thread's first row; its second: + 8 */
     unsigned q_full = smem_address(tab->q_full), q_empty = smem_address(tab->q_empty);
     unsigned do_full = smem_address(tab->do_full), do_empty = smem_address(tab->do_empty);
-    float scale_log2 = p->scale * 1.44269504f;
     float s[NBHD_N / 2], dp[NBHD_N / 2], dk[NBHD_HEAD_DIM / 2], dv[NBHD_HEAD_DIM_V / 2];
     unsigned packed[NBHD_N / 4], ds[NBHD_N / 4];
 #pragma unroll
@@ -145,13 +52,14 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
     unsigned long long k = wgmma_k_major(m->k + group * 8192), v = wgmma_k_major(m->v + group * 8192);
     mbar_wait(smem_address(&tab->kv_full), 0);
 
-    int stage = 0, phase = 0, flags, begun = 0;
+    int step = 0, flags, begun = 0;
     do {
+        int stage = step % STAGES, phase = step / STAGES & 1, slot = step % SLOTS;
         mbar_wait(q_full + 8 * stage, phase);
-        flags = __shfl_sync(~0u, tab->flags[stage][0], 0);
+        flags = __shfl_sync(~0u, tab->flags[slot][0], 0);
         issue_scores(s, k, wgmma_k_major(m->q + stage * Q_BYTES), K_STEPS);
         if (NBHD_MASK_STEPS && flags & GROUP_MASK(group))
-            issue_mask(s, tab, stage, m->probes, m->queries, threadIdx.x & 3, threadIdx.x - 128);
+            issue_mask(s, tab, slot, m->probes, m->queries, threadIdx.x & 3, threadIdx.x - 128);
         mbar_wait(do_full + 8 * stage, phase);
         issue_scores(dp, v, wgmma_k_major(m->dout + stage * DO_BYTES), V_STEPS);
         wgmma_wait_1(); /* S, and dK of the step before */
@@ -162,8 +70,8 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
             mbar_arrive(q_empty + 8 * (stage ^ 1));
         begun = 1;
         if (NBHD_MASK_BITS && flags & GROUP_MASK(group))
-            compare_mask(s, b, tab, stage, number);
-        probabilities(s, packed, tab->lse[stage], scale_log2);
+            compare_mask(s, b, tab, slot, number);
+        probabilities(s, packed, tab->lse[slot], b->scale_log2);
         unsigned all = 0;
 #pragma unroll
         for (int i = 0; i < NBHD_N / 4; i++)
@@ -171,15 +79,14 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
         wgmma_wait_0_after_bits(all, smem_address(&tab->scratch));
         NBHD_PIN_F(dp, NBHD_N / 2);
         issue_dv(dv, packed, m->dout + stage * DO_BYTES);
-        score_gradients(ds, s, dp, tab->delta[stage]);
+        score_gradients(ds, s, dp, tab->delta[slot]);
         issue_dk(dk, ds, m->q + stage * Q_BYTES);
         wgmma_wait_1(); /* dV */
         NBHD_PIN_F(dv, NBHD_HEAD_DIM_V / 2);
         NBHD_PIN_R(packed, NBHD_N / 4);
         if (lane == 0)
             mbar_arrive(do_empty + 8 * stage);
-        stage ^= 1;
-        phase ^= stage == 0;
+        step = (step + 1) % (2 * SLOTS);
     } while (flags & FLAG_MORE);
     wgmma_wait_0();
     NBHD_PIN_F(dk, NBHD_HEAD_DIM / 2);

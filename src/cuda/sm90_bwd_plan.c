@@ -45,16 +45,18 @@ static double step_clocks(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p
     const int k = (d->head_dim + 15) / 16 * 16, v = (d->head_dim_v + 15) / 16 * 16;
     if (p->adds_dq) /* the way of dS and dQ through shared memory is hidden in part */
         return 0.81 * 256 * p->n * (2 * k + 2 * v + (k + 63) / 64 * 64) / 4096 + 11.3 * p->n + 1060;
-    const double scores = p->groups * (k + v) / 16 * fmax(p->n / 2, 16 + p->n / 4); /* A and B from shared memory */
-    const double products = scores + p->groups * p->n * (k + v) / 32;
+    const double scores = p->blocks * (k + v) / 16 * fmax(p->n / 2, 16 + p->n / 4); /* A and B from shared memory */
+    const double products = scores + p->blocks * p->n * (k + v) / 32;
     const double load = p->n * (double)(d->head_dim + d->head_dim_v) * 2 / 32;
+    if (p->apart)
+        return fmax(1.2 * products + 100, load);
     const double fixed = p->groups == 1 ? 80 + 1.5 * nbhd_max(0, 80 - p->n) : 60;
     return fmax(1.25 * products + 2.25 * p->groups * p->n + fixed, load);
 }
 
 static double mask_clocks(const struct nbhd_sm90_bwd_plan *p)
 {
-    return p->adds_dq ? 50 + 100 * p->mask_steps : (50 + 50 * p->mask_steps) * p->groups;
+    return p->adds_dq ? 50 + 100 * p->mask_steps : (50 + 50 * p->mask_steps) * p->blocks;
 }
 
 /* Statistics, zeroing and conversion of dQ: bytes, at what the memory gives. */
@@ -80,11 +82,12 @@ static double plan_ms(const struct search *s, const struct nbhd_sm90_bwd_plan *p
 
 /* ---- what fits ---- */
 
-/* One warpgroup, several CTAs: their set-ups and steps overlap, so for small windows; without dQ, whose sum needs two. */
-enum { KINDS = 3 };
+/* One warpgroup, several CTAs: their set-ups and steps overlap, so for small windows; without dQ, whose sum needs two.
+ * Apart: a warpgroup for each of dK and dV, where a head_dim over 128 is too wide for one to hold both. */
+enum { KINDS = 4 };
 static const struct kind {
-    int groups, ctas, registers;
-} kinds[KINDS] = {{2, 1, 240}, {1, 2, 232}, {1, 3, 136}};
+    int groups, blocks, ctas, registers, apart;
+} kinds[KINDS] = {{2, 2, 1, 240, 0}, {1, 1, 2, 232, 0}, {1, 1, 3, 136, 0}, {2, 1, 1, 240, 1}};
 
 int nbhd_sm90_bwd_registers(const struct nbhd_sm90_bwd_plan *plan)
 {
@@ -97,8 +100,9 @@ int nbhd_sm90_bwd_registers(const struct nbhd_sm90_bwd_plan *plan)
 int nbhd_sm90_bwd_shared(const struct nbhd_problem *problem, const struct nbhd_sm90_bwd_plan *plan)
 {
     const int k = ceil_div(problem->desc.head_dim, 64), v = ceil_div(problem->desc.head_dim_v, 64), n = plan->n;
-    const int tiles = (k + v) * 64 * plan->groups + 2 * (k + v) * n, sums = plan->adds_dq ? 4 * n + 2 * k * n : 0;
-    return 128 * (tiles + sums) + plan->mask_steps * (plan->groups * 128 + n) * 32 + NBHD_BWD_SM90_TABLES(n);
+    const int tiles = (k + v) * 64 * plan->blocks + 2 * (k + v) * n;
+    const int others = plan->adds_dq ? 4 * n + 2 * k * n : plan->apart ? 2 * plan->blocks * n + 1 : 0;
+    return 128 * (tiles + others) + plan->mask_steps * (plan->blocks * 128 + n) * 32 + NBHD_BWD_SM90_TABLES(n);
 }
 
 /* Lays out the mask columns; false if they are too many. A problem of one axis compares coordinates instead. */
@@ -122,6 +126,8 @@ static bool lay_out_mask(const struct search *s, struct nbhd_sm90_bwd_plan *p)
  * serialized products. The A operand of a second mask step wants a few more. */
 static bool has_registers(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p)
 {
+    if (p->apart)
+        return nbhd_max(d->head_dim, d->head_dim_v) / 2 + 3 * p->n / 4 <= nbhd_sm90_bwd_registers(p) - 16;
     return (d->head_dim + d->head_dim_v) / 2 + 3 * p->n / 2 <= nbhd_sm90_bwd_registers(p) - (p->mask_steps > 1 ? 28 : 16);
 }
 
@@ -140,8 +146,8 @@ static void count_boxes(struct search *s, struct nbhd_sm90_bwd_plan *p)
         p->boxes *= c->visited;
         p->full_boxes *= c->full;
     }
-    if (p->k_box[0] * p->k_box[1] * p->k_box[2] < 64 * p->groups)
-        p->full_boxes *= (p->groups - 1) / (double)p->groups; /* one of the warpgroups masks all */
+    if (p->k_box[0] * p->k_box[1] * p->k_box[2] < 64 * p->blocks)
+        p->full_boxes *= (p->blocks - 1) / (double)p->blocks; /* one of the blocks masks all */
     p->ms = plan_ms(s, p);
 }
 
@@ -198,10 +204,10 @@ static int search_boxes(struct search *s, struct nbhd_sm90_bwd_plan *plan, struc
         keys[a] = s->memo[a].keys;
         queries[a] = s->memo[a].queries;
     }
-    const int k_count = list_boxes(s, keys, 64 * plan->groups, NULL), q_count = list_boxes(s, queries, plan->n, NULL);
+    const int k_count = list_boxes(s, keys, 64 * plan->blocks, NULL), q_count = list_boxes(s, queries, plan->n, NULL);
     int(*k)[3] = malloc((size_t)k_count * sizeof *k + 1), (*q)[3] = malloc((size_t)q_count * sizeof *q + 1);
     if (k && q) {
-        list_boxes(s, keys, 64 * plan->groups, k);
+        list_boxes(s, keys, 64 * plan->blocks, k);
         list_boxes(s, queries, plan->n, q);
         for (int i = 0; i < k_count; i++)
             for (int j = 0; j < q_count; j++) {
@@ -246,15 +252,19 @@ int nbhd_sm90_bwd_plans(const struct nbhd_problem *problem, int adds_dq, int mul
         s->memo[a].keys = axis.keys == axis.length ? s->memo[a].queries : axis.keys;
         s->one_axis &= a == 2 || (axis.length == 1 && axis.keys == 1);
     }
-    for (int kind = 0; kind < (adds_dq ? 1 : KINDS); kind++)
-        for (int n = kind ? 32 : 64; n <= MOST_QUERIES; n += 16) {
-            struct nbhd_sm90_bwd_plan plan = {.groups = kinds[kind].groups,
-                                              .ctas = kinds[kind].ctas,
-                                              .n = n,
-                                              .adds_dq = adds_dq,
-                                              .sliced = is_sliced(problem)};
-            count = search_boxes(s, &plan, plans, count, room);
-        }
+    const bool wide = nbhd_max(problem->desc.head_dim, problem->desc.head_dim_v) > 128;
+    for (int kind = 0; kind < KINDS; kind++)
+        if (kinds[kind].apart == wide && (!adds_dq || kind == 0))
+            for (int n = kind ? 32 : 64; n <= MOST_QUERIES; n += 16) {
+                struct nbhd_sm90_bwd_plan plan = {.groups = kinds[kind].groups,
+                                                  .blocks = kinds[kind].blocks,
+                                                  .ctas = kinds[kind].ctas,
+                                                  .apart = kinds[kind].apart,
+                                                  .n = n,
+                                                  .adds_dq = adds_dq,
+                                                  .sliced = is_sliced(problem)};
+                count = search_boxes(s, &plan, plans, count, room);
+            }
     for (int a = 0; a < 3; a++)
         for (int k = 0; k <= MOST_ROWS; k++)
             for (int q = 0; q <= MOST_QUERIES; q++)

@@ -7,7 +7,9 @@
 #include "device/bwd_boxes_sm90.cuh"
 
 struct nbhd_sm90_bwd_plan {
-    int groups, ctas;          /* consumer warpgroups of 64 keys each; CTAs of a multiprocessor */
+    int groups, ctas;          /* consumer warpgroups; CTAs of a multiprocessor */
+    int blocks;                /* of 64 keys: a tile's */
+    int apart;                 /* 1: one warpgroup has dV, one dK; 0: each has both, of a block of its own */
     int n;                     /* queries that a step has room for */
     int adds_dq;               /* 1: dQ is added up beside dK and dV; 0: somebody else computes it */
     int k_box[3], q_box[3];

@@ -10,7 +10,7 @@
  * seen from nowhere; queries outside it, and rows past a box, have dO, delta and logsumexp 0 and add nothing.
  *
  * The kernel defines, before it includes this: SLOTS, boxes whose small things (logsumexp, delta, mask positions, flags) have a
- * place; FLAG_SETS, 2 where each warpgroup has its own flags. */
+ * place; FLAG_SETS, 2 where each warpgroup has its own flags; BLOCKS, unless each consumer warpgroup has 64 keys of its own. */
 #ifndef NBHD_DEVICE_KEYS_SM90_CUH
 #define NBHD_DEVICE_KEYS_SM90_CUH
 
@@ -38,6 +38,9 @@
 #ifndef NBHD_MAPS
 #error "NBHD_MAPS: slices of a launch, at most"
 #endif
+#ifndef BLOCKS
+#define BLOCKS NBHD_GROUPS /* of 64 keys: one for each consumer warpgroup */
+#endif
 
 #include "nbhd_params.h"
 #include "device/bwd_boxes_sm90.cuh"
@@ -49,12 +52,12 @@
 #define V_STEPS ((NBHD_HEAD_DIM_V + 15) / 16)
 #define K_CHUNKS ((NBHD_HEAD_DIM + 63) / 64)
 #define V_CHUNKS ((NBHD_HEAD_DIM_V + 63) / 64)
-#define ROWS (64 * NBHD_GROUPS)
+#define ROWS (64 * BLOCKS)
 #define K_BYTES (K_CHUNKS * ROWS * 128)
 #define V_BYTES (V_CHUNKS * ROWS * 128)
 #define Q_BYTES (K_CHUNKS * NBHD_N * 128) /* a stage */
 #define DO_BYTES (V_CHUNKS * NBHD_N * 128)
-#define PROBE_STEP (NBHD_GROUPS * 128 * 32)
+#define PROBE_STEP (BLOCKS * 128 * 32)
 #define PROBE_BYTES (NBHD_MASK_STEPS * PROBE_STEP)
 #define MASK_BYTES (NBHD_MASK_STEPS * NBHD_N * 32)
 #define MASK_BIAS 256 /* as in fwd_sm90.cu: origins and bounds count from the begin of the union, plus this */
@@ -82,7 +85,7 @@ struct tables {
     unsigned row[ROWS];
     int2 query[NBHD_N]; /* row of a box: its place, packed as in row, and its distance from the box's origin in tokens */
     int2 window[ROWS + 2]; /* queries that see each coordinate of the key box, axis after axis */
-    int2 any[3], all[NBHD_GROUPS][3]; /* queries that see some key of the tile, all keys of a warpgroup, per axis */
+    int2 any[3], all[BLOCKS][3]; /* queries that see some key of the tile, all keys of a block of 64, per axis */
     uint4 at[4]; /* each loading warp's box */
     struct place place;
     unsigned scratch;
@@ -209,7 +212,7 @@ NBHD_FN int column_axis(const struct nbhd_bwd_boxes *b, int column)
  * a half set where the origin has reached the bound. In shared memory, 16 bytes a thread for the begins, then the ends. */
 NBHD_FN void write_probes(const struct nbhd_bwd_boxes *b, const struct tables *tab, unsigned probes, int number)
 {
-    int q = threadIdx.x & 3, thread = threadIdx.x - 128;
+    int q = threadIdx.x & 3, thread = number / 64 * 128 + (threadIdx.x & 127);
 #pragma unroll 1
     for (int i = 0; i < NBHD_MASK_STEPS; i++) {
         unsigned begin[4], end[4];
@@ -253,8 +256,8 @@ NBHD_FN void write_mask_queries(const struct nbhd_bwd_boxes *b, unsigned queries
     }
 }
 
-/* Issues the mask's part of S for the box in `slot`. thread: among the consumers; q: of its quad. */
-NBHD_FN void issue_mask(float *s, const struct tables *tab, int slot, unsigned probes, unsigned queries, int q, int thread)
+/* Issues the mask's part of S for the box in `slot`, to be committed. thread: whose probes; q: its place in its quad. */
+NBHD_FN void add_mask(float *s, const struct tables *tab, int slot, unsigned probes, unsigned queries, int q, int thread)
 {
     unsigned a[4 * NBHD_MASK_STEPS + !NBHD_MASK_STEPS];
 #pragma unroll
@@ -275,6 +278,11 @@ NBHD_FN void issue_mask(float *s, const struct tables *tab, int slot, unsigned p
 #pragma unroll
     for (int i = 0; i < NBHD_MASK_STEPS; i++)
         NBHD_MASK(s, a + 4 * i, wgmma_k_major_32(queries + i * NBHD_N * 32), 1);
+}
+
+NBHD_FN void issue_mask(float *s, const struct tables *tab, int slot, unsigned probes, unsigned queries, int q, int thread)
+{
+    add_mask(s, tab, slot, probes, queries, q, thread);
     wgmma_commit();
 }
 
@@ -305,8 +313,8 @@ NBHD_FN unsigned pack(float low, float high)
     return NBHD_DTYPE == 2 ? cvt_rn_bf16x2_f32(low, high) : cvt_rn_f16x2_f32(low, high);
 }
 
-/* x = A B^T for a warpgroup's rows of a key tile and a box of queries. */
-NBHD_FN void issue_scores(float *x, unsigned long long a, unsigned long long b, int steps)
+/* x = A B^T for 64 rows of a key tile and a box of queries, to be committed. */
+NBHD_FN void add_scores(float *x, unsigned long long a, unsigned long long b, int steps)
 {
     wgmma_fence();
     NBHD_SCORES_FIRST(x, a, b);
@@ -314,6 +322,11 @@ NBHD_FN void issue_scores(float *x, unsigned long long a, unsigned long long b, 
     for (int i = 1; i < steps; i++)
         NBHD_SCORES(x, wgmma_advance(a, i / 4 * (ROWS * 8) + i % 4 * 2),
                     wgmma_advance(b, i / 4 * (NBHD_N * 8) + i % 4 * 2), 1);
+}
+
+NBHD_FN void issue_scores(float *x, unsigned long long a, unsigned long long b, int steps)
+{
+    add_scores(x, a, b, steps);
     wgmma_commit();
 }
 
@@ -446,7 +459,7 @@ NBHD_FN void prepare_bounds(const struct nbhd_bwd_boxes *b, struct tables *tab)
     const int2 *window = tab->window + (a > 0) * b->k_box[0] + (a > 1) * b->k_box[1];
     int last = nbhd_min(b->k_box[a], tab->place.keys[a] - tab->place.origin[a]) - 1;
     tab->any[a] = make_int2(window[0].x, window[last].y);
-    for (int g = 0; g < NBHD_GROUPS; g++) {
+    for (int g = 0; g < BLOCKS; g++) {
         int2 all = make_int2(window[coordinate(b->high[g], a)].x, window[coordinate(b->low[g], a)].y);
         tab->all[g][a] = 64 * (g + 1) > b->rows ? make_int2(NOWHERE, 0) : all;
     }

@@ -1,0 +1,222 @@
+/* Gradients of K and V on Hopper, one warpgroup for each: for rows too wide for one warpgroup to hold both. dQ is computed by
+ * bwd_sm90_dq.cu. Host half: bwd_sm90.c; box shapes: sm90_bwd_plan.c.
+ *
+ * A CTA holds 64 keys and streams boxes of queries (device/keys_sm90.cuh). With keys as rows:
+ *     warpgroup 1      S = K Q^T      P = exp2(S scale - lse)    dV += P dO
+ *     warpgroup 2      dP = V dO^T    dS = P (dP - delta)        dK += dS Q
+ * P goes from one to the other through shared memory, packed, as the accumulator lies: a thread reads what the thread with its
+ * number in the other warpgroup wrote. So each warpgroup holds one sum, and each has half of the products.
+ * Nothing is shared between CTAs, so the sums have one order.
+ *
+ *     warpgroup 0      warp 0: K, V, Q boxes, and what each box needs of a mask    warp 1: dO boxes and statistics
+ *
+ *     shared memory, from a multiple of 1024:
+ *     | K, later dK | V, later dV | Q: 2 stages | dO: 2 | P: 2 x N x 128 | mask probes | mask queries | barriers of P |
+ *     | struct tables |
+ *
+ * A step of warpgroup 1, with dV of the step before still running when it begins, and of warpgroup 2, with dK:
+ *     issue S, mask | wait dV | wait S | P | to shared memory | issue dV
+ *     issue dP | wait dK | wait for P | wait dP | dS | issue dK
+ *
+ * Registers of a consumer thread: the sum head_dim/2 or head_dim_v/2, scores N/2, packed N/4. */
+#if NBHD_GROUPS != 2
+#error "NBHD_GROUPS: one warpgroup for dV, one for dK"
+#endif
+
+#define BLOCKS 1
+#define SLOTS 4 /* twice the stages: what is small is loaded before its stage is free */
+#define FLAG_SETS 1
+#include "device/keys_sm90.cuh"
+#include "device/key_loaders_sm90.cuh"
+
+#define P_BYTES (NBHD_N * 128) /* a stage */
+
+struct memory {
+    unsigned k, v, q, dout, p, probes, queries, p_full, p_empty; /* the last two: barriers */
+};
+
+NBHD_FN void zero(float *x, int count)
+{
+#pragma unroll
+    for (int i = 0; i < count; i++)
+        x[i] = 0;
+}
+
+/* P, to the other warpgroup. place: of this thread. */
+NBHD_FN void hand_over(const unsigned *p, unsigned place)
+{
+#pragma unroll
+    for (int i = 0; i < NBHD_N / 16; i++)
+        st_shared_v4(place + i * 2048, make_uint4(p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3]));
+}
+
+NBHD_FN float2 unpack(unsigned x)
+{
+    if (NBHD_DTYPE == 2)
+        return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u));
+    return make_float2(cvt_f32_f16((unsigned short)x), cvt_f32_f16((unsigned short)(x >> 16)));
+}
+
+/* dS = P (dP - delta), packed, from P as hand_over left it. */
+NBHD_FN void receive(unsigned *ds, unsigned place, const float *dp, const float *delta)
+{
+    delta += 2 * (threadIdx.x & 3);
+#pragma unroll
+    for (int i = 0; i < NBHD_N / 16; i++) {
+        uint4 x = ld_shared_v4(place + i * 2048);
+        unsigned word[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+        for (int w = 0; w < 4; w++) {
+            float2 p = unpack(word[w]), d = *(const float2 *)&delta[16 * i + w / 2 * 8];
+            const float *g = dp + 8 * i + 2 * w;
+            ds[4 * i + w] = pack(p.x * (g[0] - d.x), p.y * (g[1] - d.y));
+        }
+    }
+}
+
+/* Warpgroup 1: all boxes, then the rows of dV. The loop ends with only dV in flight: ptxas would not keep scores in flight
+ * across its end. */
+NBHD_FN void sum_dv(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, struct tables *tab,
+                    const struct memory *m)
+{
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3, number = warp * 16 + (lane >> 2);
+    unsigned place = m->p + (threadIdx.x & 127) * 16;
+    float s[NBHD_N / 2], dv[NBHD_HEAD_DIM_V / 2];
+    unsigned packed[NBHD_N / 4];
+    zero(dv, NBHD_HEAD_DIM_V / 2);
+    if (NBHD_MASK_STEPS)
+        write_probes(b, tab, m->probes, number);
+    unsigned long long k = wgmma_k_major(m->k);
+    mbar_wait(smem_address(&tab->kv_full), 0);
+
+    int step = 0, flags, begun = 0;
+    do {
+        int stage = step % STAGES, phase = step / STAGES & 1, slot = step % SLOTS;
+        mbar_wait(smem_address(&tab->q_full[stage]), phase);
+        flags = __shfl_sync(~0u, tab->flags[slot][0], 0);
+        add_scores(s, k, wgmma_k_major(m->q + stage * Q_BYTES), K_STEPS);
+        if (NBHD_MASK_STEPS && flags & FLAG_MASK)
+            add_mask(s, tab, slot, m->probes, m->queries, threadIdx.x & 3, threadIdx.x & 127);
+        wgmma_fence(); /* for what comes together here: ptxas would add it, with a remark */
+        wgmma_commit();
+        mbar_wait(smem_address(&tab->do_full[stage]), phase);
+        wgmma_wait_1(); /* dV of the step before */
+        NBHD_PIN_F(dv, NBHD_HEAD_DIM_V / 2);
+        NBHD_KEEP_R(packed, NBHD_N / 4);
+        if (begun && lane == 0)
+            mbar_arrive(smem_address(&tab->do_empty[stage ^ 1]));
+        begun = 1;
+        wgmma_wait_0();
+        NBHD_PIN_F(s, NBHD_N / 2);
+        if (NBHD_MASK_BITS && flags & FLAG_MASK)
+            compare_mask(s, b, tab, slot, number);
+        probabilities(s, packed, tab->lse[slot], b->scale_log2);
+        mbar_wait(m->p_empty + 8 * stage, phase ^ 1);
+        hand_over(packed, place + stage * P_BYTES);
+        __syncwarp();
+        if (lane == 0) {
+            mbar_arrive(m->p_full + 8 * stage);
+            mbar_arrive(smem_address(&tab->q_empty[stage]));
+        }
+        issue_dv(dv, packed, m->dout + stage * DO_BYTES);
+        step = (step + 1) % (2 * SLOTS);
+    } while (flags & FLAG_MORE);
+    wgmma_wait_0();
+    NBHD_PIN_F(dv, NBHD_HEAD_DIM_V / 2);
+    named_barrier_sync(1, 256); /* V has been read, whose place dV takes */
+    store_rows(p, b, tab, &p->dv, dv, NBHD_HEAD_DIM_V, 1, m->v + warp * 2048, warp * 16);
+}
+
+/* Warpgroup 2: all boxes, then the rows of dK. */
+NBHD_FN void sum_dk(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, struct tables *tab,
+                    const struct memory *m)
+{
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3;
+    unsigned place = m->p + (threadIdx.x & 127) * 16;
+    float dp[NBHD_N / 2], dk[NBHD_HEAD_DIM / 2];
+    unsigned ds[NBHD_N / 4];
+    zero(dk, NBHD_HEAD_DIM / 2);
+    unsigned long long v = wgmma_k_major(m->v);
+    mbar_wait(smem_address(&tab->kv_full), 0);
+
+    int step = 0, flags, begun = 0;
+    do {
+        int stage = step % STAGES, phase = step / STAGES & 1, slot = step % SLOTS;
+        mbar_wait(smem_address(&tab->do_full[stage]), phase);
+        issue_scores(dp, v, wgmma_k_major(m->dout + stage * DO_BYTES), V_STEPS);
+        wgmma_wait_1(); /* dK of the step before */
+        NBHD_PIN_F(dk, NBHD_HEAD_DIM / 2);
+        NBHD_KEEP_R(ds, NBHD_N / 4);
+        if (begun && lane == 0)
+            mbar_arrive(smem_address(&tab->q_empty[stage ^ 1]));
+        begun = 1;
+        mbar_wait(smem_address(&tab->q_full[stage]), phase);
+        flags = __shfl_sync(~0u, tab->flags[slot][0], 0);
+        mbar_wait(m->p_full + 8 * stage, phase);
+        wgmma_wait_0();
+        NBHD_PIN_F(dp, NBHD_N / 2);
+        receive(ds, place + stage * P_BYTES, dp, tab->delta[slot]);
+        __syncwarp();
+        if (lane == 0) {
+            mbar_arrive(smem_address(&tab->do_empty[stage]));
+            mbar_arrive(m->p_empty + 8 * stage);
+        }
+        issue_dk(dk, ds, m->q + stage * Q_BYTES);
+        step = (step + 1) % (2 * SLOTS);
+    } while (flags & FLAG_MORE);
+    wgmma_wait_0();
+    NBHD_PIN_F(dk, NBHD_HEAD_DIM / 2);
+    named_barrier_sync(1, 256); /* K has been read, whose place dK takes */
+    store_rows(p, b, tab, &p->dk, dk, NBHD_HEAD_DIM, p->scale, m->k + warp * 2048, warp * 16);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
+    nbhd_bwd_sm90_apart(const __grid_constant__ struct nbhd_params p, const __grid_constant__ struct nbhd_bwd_boxes b,
+                        const __grid_constant__ struct maps maps)
+{
+    extern __shared__ __align__(1024) char shared[];
+    struct memory m;
+    m.k = smem_address(shared);
+    m.v = m.k + K_BYTES;
+    m.q = m.v + V_BYTES;
+    m.dout = m.q + STAGES * Q_BYTES;
+    m.p = m.dout + STAGES * DO_BYTES;
+    m.probes = m.p + STAGES * P_BYTES;
+    m.queries = m.probes + PROBE_BYTES;
+    m.p_full = m.queries + MASK_BYTES;
+    m.p_empty = m.p_full + 8 * STAGES;
+    struct tables *tab = (struct tables *)(shared + (m.p_full - m.k) + 16 * STAGES);
+    struct place t = tile_place(&p, &b);
+    if (t.origin[0] >= t.keys[0] || t.origin[1] >= t.keys[1] || t.origin[2] >= t.keys[2])
+        return; /* a dilation group with fewer elements than the first */
+    int slice = b.sliced ? blockIdx.z : 0;
+    if (threadIdx.x < 2 * STAGES)
+        mbar_init(m.p_full + 8 * threadIdx.x, 4); /* one lane of each warp */
+    mbar_fence_init();
+    prepare(&p, &b, &t, tab);
+    clear_rows(m.k, K_CHUNKS + V_CHUNKS, ROWS, b.rows);
+    clear_rows(m.q, STAGES * (K_CHUNKS + V_CHUNKS), NBHD_N, b.queries);
+    if (NBHD_MASK_STEPS)
+        write_mask_queries(&b, m.queries);
+    fence_proxy_async();
+    __syncthreads();
+    prepare_bounds(&b, tab);
+    __syncthreads();
+
+    if (threadIdx.x < 128) {
+        NBHD_SET_REGISTERS_DOWN(24);
+        int warp = threadIdx.x / 32;
+        if (threadIdx.x == 0)
+            load_keys(&b, tab, &maps, slice, m.k, m.v);
+        if (warp == 0)
+            load_queries(&b, tab, &maps.q[slice], m.q);
+        else if (warp == 1)
+            load_gradients(&p, &b, tab, &maps.dout[slice], m.dout);
+    } else {
+        NBHD_SET_REGISTERS_UP(NBHD_REGISTERS);
+        if (__shfl_sync(~0u, threadIdx.x / 128, 0) == 1)
+            sum_dv(&p, &b, tab, &m);
+        else
+            sum_dk(&p, &b, tab, &m);
+    }
+}
