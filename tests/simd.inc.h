@@ -130,6 +130,11 @@ static void check_moves(const struct simd_test *t)
         v_store(x, v_lookup(v_load(table), v_load(table + VF), v_iload(index)));
         for (int l = 0; l < VF; l++)
             t->check(same(x[l], table[index[l]]), "lookup", l, index[l], (double)x[l]);
+        for (int l = 0; l < VF; l++)
+            index[l] %= VF;
+        v_store(x, v_permute(v_load(table), v_iload(index)));
+        for (int l = 0; l < VF; l++)
+            t->check(same(x[l], table[index[l]]), "permute", l, index[l], (double)x[l]);
         /* Lanes without their bit must not be read: their index points far outside. */
         for (int l = 0; l < VF; l++)
             if (!(0x96u >> l & 1))

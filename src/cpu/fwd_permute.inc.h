@@ -133,11 +133,11 @@ static void softmax_row(const struct permute_task *t, const struct key_run *runs
 
 /* ---- output ---- */
 
-V_FN void pv_run(vf acc[FWD_ROWS][V_DIMS], const char *v, long long step, const float *p, int count, const int begin,
+V_FN void pv_run(vf acc[V_OUT_ROWS][V_OUT_DIMS], const char *v, long long step, const float *p, int count, const int begin,
                  const int end, const int dims)
 {
     for (int j = 0; j < count; j++, v += step, p += ROW_WIDTH) {
-        vf value[V_DIMS];
+        vf value[V_OUT_DIMS];
 #pragma GCC unroll 4
         for (int i = 0; i < dims; i++)
             value[i] = v_keep(v_load((const float *)v + i * VF));
@@ -151,49 +151,55 @@ V_FN void pv_run(vf acc[FWD_ROWS][V_DIMS], const char *v, long long step, const 
     }
 }
 
-/* One lane's output from some runs, for `dims` vectors of the head from `column` on. The first portion of the runs begins
- * it, the last one writes it; in between it waits in t->o. */
+/* One lane's output of V_OUT_ROWS rows, the first of them `from`, from some runs, for `dims` vectors of the head from `column`
+ * on. The first portion of the runs begins it, the last one writes it; in between it waits in t->o. */
 V_FN void pv_lane(const struct permute_task *t, const struct lane_block *b, const struct key_run *runs, int n, int lane,
-                  int column, const struct row_set *to, bool first, bool last, const int dims)
+                  int from, int column, const struct row_set *to, bool first, bool last, const int dims)
 {
-    vf acc[FWD_ROWS][V_DIMS];
-    float *o = t->o + lane * t->f->value_width + column;
+    const bool all = V_OUT_ROWS == FWD_ROWS;
+    const int top = all ? 0 : from;
+    vf acc[V_OUT_ROWS][V_OUT_DIMS];
     const int o_step = VF * t->f->value_width;
+    float *o = t->o + top * o_step + lane * t->f->value_width + column;
 #pragma GCC unroll 4
-    for (int r = 0; r < FWD_ROWS; r++)
+    for (int r = 0; r < V_OUT_ROWS; r++)
 #pragma GCC unroll 4
         for (int i = 0; i < dims; i++)
-            acc[r][i] = first ? v_zero() : v_mul(v_set1(t->alpha[r * VF + lane]), v_load(o + r * o_step + i * VF));
+            acc[r][i] = first ? v_zero() : v_mul(v_set1(t->alpha[(top + r) * VF + lane]), v_load(o + r * o_step + i * VF));
     for (const struct key_run *run = runs; run < runs + n; run++) {
         const bool extra = !run->line;
         const long long key = extra ? 0 : t->f->pack_values ? b->key[lane] : b->token[lane];
         const char *v = run->v + column * (long long)sizeof(float) + key * t->v_lane_step;
         const long long step = extra ? t->extra_v_step : t->v_step;
         const int count = extra ? run->columns : b->count[lane];
-        const float *p = t->s + run->entry * ROW_WIDTH + lane;
-        switch (run->begin * 8 + run->end) {
+        const float *p = t->s + run->entry * ROW_WIDTH + top * VF + lane;
+        const int begin = all ? run->begin : nbhd_max(run->begin - top, 0);
+        const int end = all ? run->end : nbhd_min(run->end - top, V_OUT_ROWS);
+        switch (begin * 8 + end) { /* begin >= end: none of these */
         case 0 * 8 + 1: pv_run(acc, v, step, p, count, 0, 1, dims); break;
         case 0 * 8 + 2: pv_run(acc, v, step, p, count, 0, 2, dims); break;
+        case 1 * 8 + 2: pv_run(acc, v, step, p, count, 1, 2, dims); break;
+#if V_OUT_ROWS > 2
         case 0 * 8 + 3: pv_run(acc, v, step, p, count, 0, 3, dims); break;
         case 0 * 8 + 4: pv_run(acc, v, step, p, count, 0, 4, dims); break;
-        case 1 * 8 + 2: pv_run(acc, v, step, p, count, 1, 2, dims); break;
         case 1 * 8 + 3: pv_run(acc, v, step, p, count, 1, 3, dims); break;
         case 1 * 8 + 4: pv_run(acc, v, step, p, count, 1, 4, dims); break;
         case 2 * 8 + 3: pv_run(acc, v, step, p, count, 2, 3, dims); break;
         case 2 * 8 + 4: pv_run(acc, v, step, p, count, 2, 4, dims); break;
         case 3 * 8 + 4: pv_run(acc, v, step, p, count, 3, 4, dims); break;
+#endif
         }
     }
     const int columns = t->p->head_dim_v - column;
 #pragma GCC unroll 4
-    for (int r = 0; r < FWD_ROWS; r++) {
+    for (int r = 0; r < V_OUT_ROWS; r++) {
         if (!last) {
 #pragma GCC unroll 4
             for (int i = 0; i < dims; i++)
                 v_store(o + r * o_step + i * VF, acc[r][i]);
-        } else if (r < to->rows) {
-            char *row = to->o[r] + b->query[lane] * t->p->o.axis[2];
-            const vf factor = v_set1(t->sum[r * VF + lane]); /* its inverse: see permute_tile */
+        } else if (top + r < to->rows) {
+            char *row = to->o[top + r] + b->query[lane] * t->p->o.axis[2];
+            const vf factor = v_set1(t->sum[(top + r) * VF + lane]); /* its inverse: see permute_tile */
             float *past = (float *)row + column; /* where f->stream says float32, aligned */
             const bool stream = t->f->stream && (uintptr_t)past % sizeof(vf) == 0 && columns >= dims * VF;
 #pragma GCC unroll 4
@@ -213,16 +219,16 @@ static void look_ahead(const struct permute_task *t, int beat, int beats)
 }
 
 static void pv_portion(const struct permute_task *t, const struct lane_block *b, const struct key_run *runs, int n,
-                       int lane, const struct row_set *to, bool first, bool last)
+                       int lane, int top, const struct row_set *to, bool first, bool last)
 {
     for (int column = 0; column < t->f->value_width;) {
-        const int dims = nbhd_min((t->f->value_width - column) / VF, V_DIMS);
+        const int dims = nbhd_min((t->f->value_width - column) / VF, V_OUT_DIMS);
         switch (dims) {
-        case 1: pv_lane(t, b, runs, n, lane, column, to, first, last, 1); break;
-        case 2: pv_lane(t, b, runs, n, lane, column, to, first, last, 2); break;
-#if V_DIMS > 2
-        case 3: pv_lane(t, b, runs, n, lane, column, to, first, last, 3); break;
-        case 4: pv_lane(t, b, runs, n, lane, column, to, first, last, 4); break;
+        case 1: pv_lane(t, b, runs, n, lane, top, column, to, first, last, 1); break;
+        case 2: pv_lane(t, b, runs, n, lane, top, column, to, first, last, 2); break;
+#if V_OUT_DIMS > 2
+        case 3: pv_lane(t, b, runs, n, lane, top, column, to, first, last, 3); break;
+        case 4: pv_lane(t, b, runs, n, lane, top, column, to, first, last, 4); break;
 #endif
         }
         column += dims * VF;
@@ -284,7 +290,8 @@ static void permute_tile(const struct permute_task *t, const struct lane_block *
         if (last)
             tile_sums(t, b, rows);
         for (int lane = 0; lane < b->lanes; lane++) {
-            pv_portion(t, b, runs + at, end - at, lane, rows, first, last);
+            for (int top = 0; top < rows->rows; top += V_OUT_ROWS)
+                pv_portion(t, b, runs + at, end - at, lane, top, rows, first, last);
             look_ahead(t, at + end + (end - at) * (lane + 1) / b->lanes, beats);
         }
     }

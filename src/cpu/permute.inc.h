@@ -59,6 +59,7 @@ struct lane_block {
     int base;       /* position of lane 0's first key */
     bool ragged;    /* some windows have fewer keys than others */
     bool straight;  /* each window begins one position after the previous lane's */
+    bool near;      /* all windows begin at most VF - 1 positions after the first */
     bool even_bias; /* all lanes have the same relative positions */
     int start[VF];  /* position of the first key, less base */
     int count[VF];  /* keys */
@@ -80,6 +81,7 @@ static void set_lane(struct nbhd_axis a, struct lane_block *b, int l, struct pos
     b->bias[l] = keys.begin - x.element + a.window - 1;
     b->ragged |= b->count[l] != a.window;
     b->straight &= b->start[l] == l;
+    b->near &= b->start[l] < VF;
     b->even_bias &= b->bias[l] == b->bias[0];
 }
 
@@ -95,7 +97,7 @@ static int make_blocks(struct nbhd_axis a, struct nbhd_range queries, int first_
     struct position x = position_of(a, queries.begin);
     struct lane_block *b = block;
     for (int i = queries.begin; i < queries.end; b++) {
-        *b = (struct lane_block){.lanes = nbhd_min(queries.end - i, VF), .straight = true, .even_bias = true};
+        *b = (struct lane_block){.lanes = nbhd_min(queries.end - i, VF), .straight = true, .near = true, .even_bias = true};
         for (int l = 0; l < b->lanes; l++, i++) {
             set_lane(a, b, l, x, i, first_key);
             if (i + 1 < queries.end)
@@ -121,10 +123,22 @@ static void pack_line(const char *row, long long step, const int *token, int key
     }
 }
 
+/* How lanes get their keys of a column: straight, each its neighbour's next one, by a load; near, all among the next VF
+ * positions, by a load and a permute; far, by a permute of two loads, which all columns share. */
+enum look_up { LOOK_STRAIGHT, LOOK_NEAR, LOOK_FAR };
+
+/* p, as an address of which the compiler knows nothing: what is loaded there takes no register from one use to the next. */
+V_FN const int *not_kept(const int *p)
+{
+    __asm__("" : "+r"(p));
+    return p;
+}
+
 /* s[columns][rows] = sum over i < d of xt[i][rows] * line[i][start[lane] + column] */
 V_FN void look_up_micro(const float *xt, const float *line, int line_step, const int *start, int d, float *s, const int rows,
-                        const int columns, const bool straight)
+                        const int columns, const enum look_up how)
 {
+    const bool keep_rows = V_FAST_LOOKUP || rows <= columns; /* in registers; else keys, and each row in turn */
     vf acc[V_COLUMNS][FWD_ROWS];
     vi index[V_COLUMNS];
 #pragma GCC unroll 8
@@ -135,16 +149,29 @@ V_FN void look_up_micro(const float *xt, const float *line, int line_step, const
             acc[j][r] = v_zero();
     }
     for (int i = 0; i < d; i++, xt += ROW_WIDTH, line += line_step) {
-        vf low = v_keep(v_load(line)), high = v_keep(v_load(line + VF)), x[FWD_ROWS];
+        vf low = v_zero(), high = v_zero(), x[FWD_ROWS], key[V_COLUMNS];
+        if (how == LOOK_FAR) {
+            low = v_keep(v_load(line));
+            high = v_keep(v_load(line + VF));
+        }
 #pragma GCC unroll 4
-        for (int r = 0; r < rows; r++)
+        for (int r = 0; r < rows && keep_rows; r++)
             x[r] = v_keep(v_load(xt + r * VF));
 #pragma GCC unroll 8
         for (int j = 0; j < columns; j++) {
-            vf key = straight ? v_load(line + j) : v_lookup(low, high, index[j]);
+            key[j] = how == LOOK_FAR ? v_lookup(low, high, index[j]) : v_keep(v_load(line + j));
+            if (how == LOOK_NEAR)
+                key[j] = v_permute(key[j], v_iload(not_kept(start)));
 #pragma GCC unroll 4
-            for (int r = 0; r < rows; r++)
-                acc[j][r] = v_fma(x[r], key, acc[j][r]);
+            for (int r = 0; r < rows && keep_rows; r++)
+                acc[j][r] = v_fma(x[r], key[j], acc[j][r]);
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < rows && !keep_rows; r++) {
+            const vf one = v_keep(v_load(xt + r * VF));
+#pragma GCC unroll 8
+            for (int j = 0; j < columns; j++)
+                acc[j][r] = v_fma(one, key[j], acc[j][r]);
         }
     }
 #pragma GCC unroll 8
@@ -154,44 +181,61 @@ V_FN void look_up_micro(const float *xt, const float *line, int line_step, const
             v_store(s + j * ROW_WIDTH + r * VF, acc[j][r]);
 }
 
-V_FN void look_up_columns(const float *xt, const float *line, int line_step, const int *start, int d, float *s,
-                          const int rows, int columns, const bool straight)
+/* Columns that a product of so many rows takes at once: of what accumulators there are, some make room for a slow table. */
+V_FN int look_up_most(int rows, enum look_up how)
 {
-    switch (columns) {
-    case 1: look_up_micro(xt, line, line_step, start, d, s, rows, 1, straight); return;
-    case 2: look_up_micro(xt, line, line_step, start, d, s, rows, 2, straight); return;
+    const int room = V_ROWS * V_STRIP;
+    return nbhd_min(V_COLUMNS, (how == LOOK_FAR && !V_FAST_LOOKUP ? room * 2 / 3 : room) / rows);
+}
+
+V_FN void look_up_columns(const float *xt, const float *line, int line_step, const int *start, int d, float *s,
+                          const int rows, int columns, const enum look_up how)
+{
+    const int most = look_up_most(rows, how); /* the compiler leaves out cases that it does not allow */
+    switch (columns <= most ? columns : 0) {
+    case 1: look_up_micro(xt, line, line_step, start, d, s, rows, 1, how); return;
+    case 2: look_up_micro(xt, line, line_step, start, d, s, rows, 2, how); return;
 #if V_COLUMNS > 2
-    case 3: look_up_micro(xt, line, line_step, start, d, s, rows, 3, straight); return;
-    case 4: look_up_micro(xt, line, line_step, start, d, s, rows, 4, straight); return;
-    case 5: look_up_micro(xt, line, line_step, start, d, s, rows, 5, straight); return;
-    case 6: look_up_micro(xt, line, line_step, start, d, s, rows, 6, straight); return;
+    case 3: look_up_micro(xt, line, line_step, start, d, s, rows, 3, how); return;
+    case 4: look_up_micro(xt, line, line_step, start, d, s, rows, 4, how); return;
+    case 5: look_up_micro(xt, line, line_step, start, d, s, rows, 5, how); return;
+    case 6: look_up_micro(xt, line, line_step, start, d, s, rows, 6, how); return;
+#endif
+#if V_COLUMNS > 6
+    case 7: look_up_micro(xt, line, line_step, start, d, s, rows, 7, how); return;
+    case 8: look_up_micro(xt, line, line_step, start, d, s, rows, 8, how); return;
 #endif
     default: return;
     }
 }
 
 V_FN void look_up_rows(const float *xt, const float *line, int line_step, const int *start, int d, float *s, int rows,
-                       int columns, const bool straight)
+                       int columns, const enum look_up how)
 {
     switch (rows) {
-    case 1: look_up_columns(xt, line, line_step, start, d, s, 1, columns, straight); return;
-    case 2: look_up_columns(xt, line, line_step, start, d, s, 2, columns, straight); return;
-    case 3: look_up_columns(xt, line, line_step, start, d, s, 3, columns, straight); return;
-    default: look_up_columns(xt, line, line_step, start, d, s, 4, columns, straight); return;
+    case 1: look_up_columns(xt, line, line_step, start, d, s, 1, columns, how); return;
+    case 2: look_up_columns(xt, line, line_step, start, d, s, 2, columns, how); return;
+    case 3: look_up_columns(xt, line, line_step, start, d, s, 3, columns, how); return;
+    default: look_up_columns(xt, line, line_step, start, d, s, 4, columns, how); return;
     }
 }
 
-/* s[columns][rows] for all columns of a window, at most `most` at a time; line: of the task's first key. */
+/* s[columns][rows] for all columns of a window; a table of two vectors serves `most` of them at a time. line: of the task's
+ * first key. */
 static void look_up_product(const struct lane_block *b, const float *xt, const float *line, int line_step, int d, float *s,
                             int rows, int columns, int most)
 {
-    const int parts = (columns + most - 1) / most;
+    const enum look_up how = V_FAST_LOOKUP ? LOOK_FAR : b->straight ? LOOK_STRAIGHT : b->near ? LOOK_NEAR : LOOK_FAR;
+    const int room = nbhd_min(how == LOOK_FAR ? most : columns, look_up_most(rows, how)), parts = (columns + room - 1) / room;
     line += b->base;
     for (int part = 0; part < parts; part++) {
         const int j = columns * part / parts, n = columns * (part + 1) / parts - j;
-        if (!V_FAST_LOOKUP && b->straight)
-            look_up_rows(xt, line + j, line_step, b->start, d, s + j * ROW_WIDTH, rows, n, true);
+        float *to = s + j * ROW_WIDTH;
+        if (how == LOOK_FAR)
+            look_up_rows(xt, line + j, line_step, b->start, d, to, rows, n, LOOK_FAR);
+        else if (how == LOOK_STRAIGHT)
+            look_up_rows(xt, line + j, line_step, b->start, d, to, rows, n, LOOK_STRAIGHT);
         else
-            look_up_rows(xt, line + j, line_step, b->start, d, s + j * ROW_WIDTH, rows, n, false);
+            look_up_rows(xt, line + j, line_step, b->start, d, to, rows, n, LOOK_NEAR);
     }
 }

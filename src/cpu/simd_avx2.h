@@ -7,13 +7,15 @@
 #include <stdint.h>
 #include <string.h>
 
-#define VF        8
-#define V_STRIP   2 /* 6 x 2 accumulators of 16 registers */
-#define V_ROWS    6
-#define V_COLUMNS 2 /* 4 x 2 accumulators */
-#define V_DIMS    2
+#define VF         8
+#define V_STRIP    2 /* 6 x 2 accumulators of 16 registers */
+#define V_ROWS     6
+#define V_COLUMNS  8 /* with 4 rows 3 */
+#define V_DIMS     2 /* 4 x 2 accumulators */
+#define V_OUT_ROWS 2 /* 2 x 4 */
+#define V_OUT_DIMS 4
 #define V_FAST_LOOKUP 0
-#define V_FN      static inline __attribute__((always_inline, unused))
+#define V_FN       static inline __attribute__((always_inline, unused))
 
 typedef __m256 vf;
 typedef __m256i vi;
@@ -63,6 +65,7 @@ V_FN vf v_gather(const float *p, vi index, unsigned bits)
 {
     return _mm256_mask_i32gather_ps(_mm256_setzero_ps(), p, index, _mm256_castsi256_ps(v_mask(bits)), 4);
 }
+V_FN vf v_permute(vf x, vi index) { return _mm256_permutevar8x32_ps(x, index); }
 V_FN vf v_lookup(vf low, vf high, vi index)
 {
     vf in_high = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));

@@ -9,8 +9,10 @@
 #define VF         16 /* floats in a vector */
 #define V_STRIP    4  /* vectors of queries that a microkernel holds at once: 6 x 4 accumulators of 32 registers */
 #define V_ROWS     6
-#define V_COLUMNS  6  /* most columns of a permuted product: 4 x 6 accumulators */
+#define V_COLUMNS  6  /* most columns of a permuted product, with 4 rows 4 x 6 accumulators */
 #define V_DIMS     4  /* vectors of head dimensions: 4 x 4 accumulators */
+#define V_OUT_ROWS 4  /* rows and vectors of head dimensions of a permuted output */
+#define V_OUT_DIMS 4
 #define V_FAST_LOOKUP 1 /* v_lookup is as cheap as a load */
 #define V_FN       static inline __attribute__((always_inline, unused))
 
@@ -47,6 +49,8 @@ V_FN vf v_gather(const float *p, vi index, unsigned bits)
 {
     return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), (__mmask16)bits, index, p, 4);
 }
+/* Lane l: element index[l] of x. */
+V_FN vf v_permute(vf x, vi index) { return _mm512_permutexvar_ps(index, x); }
 /* Lane l: element index[l] of the 2 * VF elements low, high. */
 V_FN vf v_lookup(vf low, vf high, vi index) { return _mm512_permutex2var_ps(low, index, high); }
 

@@ -13,6 +13,8 @@
 #define V_ROWS    6
 #define V_COLUMNS 6
 #define V_DIMS    4
+#define V_OUT_ROWS 4
+#define V_OUT_DIMS 4
 #define V_FAST_LOOKUP 0
 #define V_FN      static inline __attribute__((always_inline, unused))
 
@@ -81,7 +83,14 @@ V_FN vf v_gather(const float *p, vi index, unsigned bits)
         r[i] = bits >> i & 1 ? p[at[i]] : 0.0f;
     return vld1q_f32(r);
 }
-/* A table of 32 bytes: each lane's four are 4 * index + 0 .. 3. */
+/* A table of 16 bytes: each lane's four are 4 * index + 0 .. 3. */
+V_FN vf v_permute(vf x, vi index)
+{
+    const uint32x4_t first = vmulq_n_u32(vreinterpretq_u32_s32(index), 0x04040404u);
+    const uint8x16_t bytes = vreinterpretq_u8_u32(vaddq_u32(first, vdupq_n_u32(0x03020100u)));
+    return vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_f32(x), bytes));
+}
+/* Likewise of 32 bytes. */
 V_FN vf v_lookup(vf low, vf high, vi index)
 {
     const uint8x16x2_t table = {{vreinterpretq_u8_f32(low), vreinterpretq_u8_f32(high)}};

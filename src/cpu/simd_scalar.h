@@ -12,6 +12,8 @@
 #define V_ROWS    4
 #define V_COLUMNS 2
 #define V_DIMS    2
+#define V_OUT_ROWS 4
+#define V_OUT_DIMS 2
 #define V_FAST_LOOKUP 0
 #define V_FN      static inline __attribute__((always_inline, unused))
 #define V_EACH    for (int i = 0; i < VF; i++)
@@ -64,6 +66,12 @@ V_FN vf v_gather(const float *p, vi index, unsigned bits)
 {
     vf r = v_zero();
     V_EACH if (bits >> i & 1) r.x[i] = p[index.x[i]];
+    return r;
+}
+V_FN vf v_permute(vf x, vi index)
+{
+    vf r;
+    V_EACH r.x[i] = x.x[index.x[i]];
     return r;
 }
 V_FN vf v_lookup(vf low, vf high, vi index)
