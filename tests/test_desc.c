@@ -1,4 +1,5 @@
 /* The problem: its line of text both ways, each illegal field's sentence, sizes of older and newer callers. */
+#include <locale.h>
 #include "nbhd.h"
 #include "case.h"
 #include "test.h"
@@ -36,8 +37,13 @@ static const struct {
     {"d64 8 w3 r3", "window[0]"}, {"d64 8 r9", "dilation[0]"}, {"d64 8 eq", "'eq'"},   {"d64 8 encn", "e (edge)"},
     {"d513 8", "head_dim"},   {"d8/513 8", "head_dim_v"}, {"h3/2 d8 8", "kv_heads"},   {"h0 d8 8", "'h0'"},
     {"b0 d8 8", "'b0'"},      {"d8 8 8", "twice"},        {"d8 d8 8", "twice"},        {"d8 8 extra=", "extra="},
-    {"d8 8 extra=-1", "extra"}, {"d8 8 scale=nan", "scale"}, {"d8 8 scale=0", "scale"}, {"d8 8 hello", "hello"},
+    {"d8 8 extra=-1", "extra"}, {"d8 8 scale=nan", "scale"}, {"d8 8 scale=0", "scale"},
     {"d8 99999999999", "99999999999"}, {"d8 2000000000", "length[0]"}, {"d8 8x w3", "'8x'"}, {"d8 8 w", "'w'"},
+    {"d8 8 hello", "'hello' is no field"}, {"d8 8 w3 w3", "'w3': w (window) is given twice"}, {"d8 8 bf16 f32", "the dtype is given twice"},
+    {"d0 8", "'d0': d (head_dim) must be"}, {"d8 8 w3x0", "'w3x0': w (window) must be"}, {"d8 8 s-1", "'s-1': s (stride) must be"},
+    {"D8 8", "'D8' is no field"}, {"d8 8 bias=1", "'bias=1': bias must be"}, {"d8 8 scale=0x1p3", "'scale=0x1p3': scale must be"},
+    {"d8 8 scale=1e400", "scale is inf"}, {"d8 8 kv", "'kv': kv (key tokens) must be"}, {"d8 8 extra", "'extra': extra must be"},
+    {"d8 8 scale", "'scale': scale must be"}, {"d8 8 window=3", "'window=3' is no field"}, {"d8 10000000000000000000", "lengths must be"},
     {"d8 8 ep", "periodic"},  {"qk d8 8 w3 extra=4", "extra"}, {"d8 5 kv=9 w3", "kv_length[0]"}, {"d8 5 kv=9 bias", "bias"},
     {"b2000000000 h1000000 d512 1000000000x1000000000 w1x1", "too large"}, {"bf32 d8 8", "bf32"}, {"d8 1x1x1 w1x1", "w (window)"},
 };
@@ -76,6 +82,27 @@ static void check_round_trip(void)
                         !nbhd_desc_format(&again, second, sizeof second);
         CHECK(ok && !strcmp(first, second), "seed %u: '%s', then '%s' (%s)", seed, first, second, nbhd_last_error());
     }
+}
+
+/* A host program's locale, where numbers have a comma, changes nothing. */
+static void check_locale(void)
+{
+    static const char *const commas[] = {"de_DE.UTF-8", "fr_FR.UTF-8", "es_ES.UTF-8", "pt_BR.UTF-8", "ru_RU.UTF-8"};
+    char text[NBHD_TEXT];
+    nbhd_desc desc;
+    const char *found = NULL;
+    for (size_t i = 0; !found && i < sizeof commas / sizeof *commas; i++)
+        found = setlocale(LC_NUMERIC, commas[i]);
+    if (!found) {
+        test_skip("no locale that writes numbers with a comma is installed");
+        return;
+    }
+    const char *const line = "fwd f32 d8 9 w3 scale=0.0885";
+    CHECK(!nbhd_desc_parse(&desc, line) && desc.scale == 0.0885f, "%s: %s, scale %g", found, nbhd_last_error(), (double)desc.scale);
+    CHECK(!nbhd_desc_format(&desc, text, sizeof text) && !strcmp(text, line), "%s: '%s'", found, text);
+    CHECK(nbhd_desc_parse(&desc, "d8 9 scale=0,5") == NBHD_ERROR_INVALID, "%s: a comma passed", found);
+    check_round_trip();
+    setlocale(LC_NUMERIC, "C");
 }
 
 static void check_fields(void)
@@ -143,6 +170,7 @@ int main(void)
 {
     check_lines();
     check_round_trip();
+    check_locale();
     check_fields();
     check_sizes();
     check_counts();

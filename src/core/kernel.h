@@ -82,6 +82,10 @@ size_t nbhd_dtype_size(int dtype);
 const char *nbhd_dtype_name(int dtype);
 const char *nbhd_pass_name(int pass);
 
+/* number.c: numbers as text with a point, whatever the process's locale says. read: *end is text where there is none. */
+double nbhd_read_number(const char *text, const char **end);
+void nbhd_write_number(char text[32], int digits, double value);
+
 /* env.c: the only reader of the environment. NULL if unset or empty. */
 const char *nbhd_env(const char *name);
 /* log.c: to stderr; level 0 always, 1 and 2 when NBHD_LOG is that or more. */

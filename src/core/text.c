@@ -64,21 +64,33 @@ static bool read_pair(const char *p, int *first, int *second)
     return *p++ == '/' && read_int(&p, second) && *second > 0 && *p == '\0';
 }
 
-struct parse {
-    nbhd_desc desc;
-    unsigned seen;    /* one bit a field, against a field given twice */
-    int edges, counts[4]; /* numbers of axes given: window, stride, dilation, kv */
+/* The fields, and what their values must look like. */
+enum { PASS, DTYPE, BATCH, HEADS, DIM, LENGTH, WINDOW, STRIDE, DILATION, KV, EDGE, EXTRA, SCALE, BIAS, TF32 };
+static const struct {
+    const char *name, *form;
+} fields[] = {
+    [PASS] = {"the pass", ""},
+    [DTYPE] = {"the dtype", ""},
+    [BATCH] = {"b (batch)", "one whole number of at least 1, as b2"},
+    [HEADS] = {"h (heads)", "one or two whole numbers of at least 1, as h24 or h24/8"},
+    [DIM] = {"d (head_dim)", "one or two whole numbers of at least 1, as d128 or d128/64"},
+    [LENGTH] = {"the axes' lengths", "one to three whole numbers of at least 1, as 30x48x80"},
+    [WINDOW] = {"w (window)", "one to three whole numbers of at least 1, as w18x24x24"},
+    [STRIDE] = {"s (stride)", "one to three whole numbers of at least 1, as s16x8x8"},
+    [DILATION] = {"r (dilation)", "one to three whole numbers of at least 1, as r1x1x2"},
+    [KV] = {"kv (key tokens)", "one to three whole numbers of at least 1, as kv=8x8"},
+    [EDGE] = {"e (edge)", "one to three letters of n, c, t (p, periodic, is reserved), as enct"},
+    [EXTRA] = {"extra", "one whole number, as extra=512"},
+    [SCALE] = {"scale", "a number other than 0, as scale=0.125"},
+    [BIAS] = {"bias", "without a value"},
+    [TF32] = {"tf32", "without a value"},
 };
 
-enum { SEEN_PASS, SEEN_DTYPE, SEEN_BATCH, SEEN_HEADS, SEEN_DIM, SEEN_LENGTH, SEEN_WINDOW, SEEN_STRIDE, SEEN_DILATION,
-       SEEN_KV, SEEN_EDGE, SEEN_EXTRA, SEEN_SCALE, SEEN_BIAS, SEEN_TF32 };
-
-static bool once(struct parse *p, int field)
-{
-    bool first = !(p->seen & 1u << field);
-    p->seen |= 1u << field;
-    return first;
-}
+struct parse {
+    nbhd_desc desc;
+    unsigned seen;       /* one bit a field, against a field given twice */
+    int counts[EDGE + 1]; /* numbers, or letters, of axes given */
+};
 
 static bool positive(const int *values, int count)
 {
@@ -90,93 +102,115 @@ static bool positive(const int *values, int count)
 
 static bool read_edges(struct parse *p, const char *letters)
 {
-    for (p->edges = 0; letters[p->edges]; p->edges++) {
-        const char *at = strchr(edge_letters, letters[p->edges]);
-        if (!at || p->edges == 3)
+    int count = 0;
+    for (; letters[count]; count++) {
+        const char *at = strchr(edge_letters, letters[count]);
+        if (!at || count == 3)
             return false;
-        p->desc.edge[p->edges] = (int)(at - edge_letters);
+        p->desc.edge[count] = (int)(at - edge_letters);
     }
-    return p->edges > 0;
+    return (p->counts[EDGE] = count) > 0;
 }
 
-static bool read_option(struct parse *p, const char *word)
+/* Which field a word gives, and where its value begins; -1: none. */
+static int field_of(const char *word, const char **value)
 {
-    nbhd_desc *d = &p->desc;
-    if (!strcmp(word, "bias"))
-        return d->bias = 1, once(p, SEEN_BIAS);
-    if (!strcmp(word, "tf32"))
-        return d->tf32 = 1, once(p, SEEN_TF32);
-    if (!strncmp(word, "extra=", 6)) {
-        const char *at = word + 6;
-        return once(p, SEEN_EXTRA) && read_int(&at, &d->extra) && !*at;
-    }
-    if (!strncmp(word, "kv=", 3))
-        return once(p, SEEN_KV) && positive(d->kv_length, p->counts[3] = read_axes(word + 3, d->kv_length));
-    if (!strncmp(word, "scale=", 6)) {
-        char *end;
-        d->scale = strtof(word + 6, &end);
-        return once(p, SEEN_SCALE) && end != word + 6 && !*end && d->scale != 0.0f;
-    }
-    return false;
+    static const char *const options[] = {"kv", "extra", "scale", "bias", "tf32"};
+    static const int option_fields[] = {KV, EXTRA, SCALE, BIAS, TF32};
+    static const char letters[] = "bhdwsre"; /* in the order of the fields from BATCH, but for LENGTH and KV */
+    static const int letter_fields[] = {BATCH, HEADS, DIM, WINDOW, STRIDE, DILATION, EDGE};
+    *value = word;
+    if (isdigit((unsigned char)*word))
+        return LENGTH;
+    if (find_name(pass_names, 6, word) >= 0)
+        return PASS;
+    if (find_name(dtype_names, 4, word) >= 0)
+        return DTYPE;
+    const size_t name = strcspn(word, "=");
+    for (int i = 0; i < 5; i++)
+        if (strlen(options[i]) == name && !strncmp(word, options[i], name))
+            return *value += name, option_fields[i];
+    *value += 1;
+    const char *letter = strchr(letters, *word);
+    return letter && (isdigit((unsigned char)**value) || **value == '-' || *word == 'e' || !**value)
+               ? letter_fields[letter - letters]
+               : -1;
 }
 
-static bool read_word(struct parse *p, const char *word)
+static bool read_axis_field(struct parse *p, int field, const char *text, int values[3])
+{
+    return positive(values, p->counts[field] = read_axes(text, values));
+}
+
+/* A field's value; false if it is not of the field's form. */
+static bool read_value(struct parse *p, int field, const char *value)
 {
     nbhd_desc *d = &p->desc;
-    int found;
-    if (isdigit((unsigned char)word[0]))
-        return once(p, SEEN_LENGTH) && positive(d->length, d->rank = read_axes(word, d->length));
-    if ((found = find_name(pass_names, 6, word)) >= 0)
-        return d->pass = found, once(p, SEEN_PASS);
-    if ((found = find_name(dtype_names, 4, word)) >= 0)
-        return d->dtype = found, once(p, SEEN_DTYPE);
-    if (strchr(word, '=') || !strcmp(word, "bias") || !strcmp(word, "tf32"))
-        return read_option(p, word);
-    const char *value = word + 1;
-    switch (word[0]) {
-    case 'b': return once(p, SEEN_BATCH) && read_int(&value, &d->batch) && !*value && d->batch > 0;
-    case 'h': return once(p, SEEN_HEADS) && read_pair(value, &d->heads, &d->kv_heads) && d->heads > 0;
-    case 'd': return once(p, SEEN_DIM) && read_pair(value, &d->head_dim, &d->head_dim_v) && d->head_dim > 0;
-    case 'w': return once(p, SEEN_WINDOW) && positive(d->window, p->counts[0] = read_axes(value, d->window));
-    case 's': return once(p, SEEN_STRIDE) && positive(d->stride, p->counts[1] = read_axes(value, d->stride));
-    case 'r': return once(p, SEEN_DILATION) && positive(d->dilation, p->counts[2] = read_axes(value, d->dilation));
-    case 'e': return once(p, SEEN_EDGE) && read_edges(p, value);
+    const char *end;
+    switch (field) {
+    case PASS: return (d->pass = find_name(pass_names, 6, value)) >= 0;
+    case DTYPE: return (d->dtype = find_name(dtype_names, 4, value)) >= 0;
+    case BATCH: return read_int(&value, &d->batch) && !*value && d->batch > 0;
+    case HEADS: return read_pair(value, &d->heads, &d->kv_heads) && d->heads > 0;
+    case DIM: return read_pair(value, &d->head_dim, &d->head_dim_v) && d->head_dim > 0;
+    case LENGTH: return positive(d->length, d->rank = read_axes(value, d->length));
+    case WINDOW: return read_axis_field(p, field, value, d->window);
+    case STRIDE: return read_axis_field(p, field, value, d->stride);
+    case DILATION: return read_axis_field(p, field, value, d->dilation);
+    case KV: return *value++ && read_axis_field(p, field, value, d->kv_length);
+    case EDGE: return read_edges(p, value);
+    case EXTRA: return *value++ && read_int(&value, &d->extra) && !*value;
+    case SCALE:
+        d->scale = (float)nbhd_read_number(*value ? ++value : value, &end);
+        return end != value && !*end && d->scale != 0.0f;
+    case BIAS: return d->bias = 1, !*value;
+    default: return d->tf32 = 1, !*value;
     }
-    return false;
+}
+
+static nbhd_status read_word(struct parse *p, const char *word)
+{
+    const char *value;
+    const int field = field_of(word, &value);
+    if (field < 0)
+        return nbhd_fail(NBHD_ERROR_INVALID, "'%s' is no field of a problem line", word);
+    if (p->seen & 1u << field)
+        return nbhd_fail(NBHD_ERROR_INVALID, "'%s': %s is given twice", word, fields[field].name);
+    p->seen |= 1u << field;
+    if (!read_value(p, field, value))
+        return nbhd_fail(NBHD_ERROR_INVALID, "'%s': %s must be %s", word, fields[field].name, fields[field].form);
+    return NBHD_OK;
 }
 
 static nbhd_status check_axis_counts(const struct parse *p)
 {
-    static const char *const fields[] = {"w (window)", "s (stride)", "r (dilation)", "kv"};
-    if (!(p->seen & 1u << SEEN_LENGTH))
+    if (!(p->seen & 1u << LENGTH))
         return nbhd_fail(NBHD_ERROR_INVALID, "the axes' lengths are missing, e.g. 56x56");
-    if (!(p->seen & 1u << SEEN_DIM))
+    if (!(p->seen & 1u << DIM))
         return nbhd_fail(NBHD_ERROR_INVALID, "d (head_dim) is missing, e.g. d64");
-    for (int i = 0; i < 4; i++)
+    for (int i = WINDOW; i <= EDGE; i++)
         if (p->counts[i] && p->counts[i] != p->desc.rank)
-            return nbhd_fail(NBHD_ERROR_INVALID, "%s has %d numbers where the problem has %d axes", fields[i],
-                             p->counts[i], p->desc.rank);
-    if (p->edges && p->edges != p->desc.rank)
-        return nbhd_fail(NBHD_ERROR_INVALID, "e (edge) has %d letters where the problem has %d axes", p->edges,
-                         p->desc.rank);
+            return nbhd_fail(NBHD_ERROR_INVALID, "%s has %d %s where the problem has %d axes", fields[i].name, p->counts[i],
+                             i == EDGE ? "letters" : "numbers", p->desc.rank);
     return NBHD_OK;
 }
 
 nbhd_status nbhd_desc_parse(nbhd_desc *desc, const char *text)
 {
     struct parse p = {.desc = NBHD_DESC_INIT};
-    while (*text) {
-        size_t space = strspn(text, " \t\r\n"), length = strcspn(text + space, " \t\r\n");
+    nbhd_status status;
+    while (*(text += strspn(text, " \t\r\n"))) {
+        const size_t length = strcspn(text, " \t\r\n");
         char word[64];
-        snprintf(word, sizeof word, "%.*s", (int)(length < 63 ? length : 63), text + space);
-        if (length && (length > 63 || !read_word(&p, word)))
-            return nbhd_fail(NBHD_ERROR_INVALID, "'%s' is no field of a problem line, or is given twice or out of range",
-                             word);
-        text += space + length;
+        snprintf(word, sizeof word, "%.*s", (int)(length < 63 ? length : 63), text);
+        if (length > 63)
+            return nbhd_fail(NBHD_ERROR_INVALID, "'%s...' is no field of a problem line: it has %zu characters", word, length);
+        if ((status = read_word(&p, word)))
+            return status;
+        text += length;
     }
-    nbhd_status status = check_axis_counts(&p);
     struct nbhd_problem problem;
-    if (status || (status = nbhd_problem_init(&problem, &p.desc)))
+    if ((status = check_axis_counts(&p)) || (status = nbhd_problem_init(&problem, &p.desc)))
         return status;
     *desc = p.desc;
     return NBHD_OK;
@@ -219,9 +253,10 @@ static bool all_equal_to(const int *values, int rank, int value)
 static void put_scale(struct writer *w, float scale)
 {
     char text[32];
+    const char *end;
     for (int digits = 3; digits <= 9; digits++) {
-        snprintf(text, sizeof text, "%.*g", digits, (double)scale);
-        if (strtof(text, NULL) == scale)
+        nbhd_write_number(text, digits, (double)scale);
+        if ((float)nbhd_read_number(text, &end) == scale)
             break;
     }
     put(w, " scale=%s", text);

@@ -150,10 +150,13 @@ bool nbhd_wisdom_find(const struct nbhd_problem *problem, const struct nbhd_kern
 static bool read_entry(char *line, const char *machine, struct entry *e)
 {
     int at = 0;
+    char ms[32];
+    const char *end = ms;
     memset(e, 0, sizeof *e);
     snprintf(e->machine, sizeof e->machine, "%.*s", MACHINE - 1, machine);
-    if (sscanf(line, "%63s %95s %lf %n", e->kernel, e->config, &e->ms, &at) != 3 || !at || strlen(line + at) >= NBHD_TEXT ||
-        !(e->ms > 0) || (strncmp(line + at, "cpu ", 4) && strncmp(line + at, "cuda ", 5)))
+    if (sscanf(line, "%63s %95s %31s %n", e->kernel, e->config, ms, &at) != 3 || !at || strlen(line + at) >= NBHD_TEXT ||
+        !((e->ms = nbhd_read_number(ms, &end)) > 0) || *end ||
+        (strncmp(line + at, "cpu ", 4) && strncmp(line + at, "cuda ", 5)))
         return false;
     snprintf(e->problem, sizeof e->problem, "%s", line + at);
     return true;
@@ -203,7 +206,9 @@ static bool write_entries(FILE *file)
     for (const struct entry *e = wisdom.first; e && ok; e = e->next) {
         if (strcmp(machine, e->machine))
             ok = fprintf(file, "machine %s\n", machine = e->machine) > 0;
-        ok = ok && fprintf(file, "%s %s %.6g %s\n", e->kernel, e->config, e->ms, e->problem) > 0;
+        char ms[32];
+        nbhd_write_number(ms, 6, e->ms);
+        ok = ok && fprintf(file, "%s %s %s %s\n", e->kernel, e->config, ms, e->problem) > 0;
     }
     return ok;
 }

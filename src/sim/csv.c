@@ -111,8 +111,8 @@ static nbhd_status read_row(const char *at, const char *end, const enum column *
         return nbhd_fail(status, "row %d: %s", row, nbhd_last_error());
     const struct span ms = value[MS].length ? value[MS] : value[MS_MEDIAN].length ? value[MS_MEDIAN] : value[MS_MIN];
     copy_cell(ms, text, sizeof text);
-    char *stop;
-    sample->ms = strtod(text, &stop);
+    const char *stop;
+    sample->ms = nbhd_read_number(text, &stop);
     if (stop == text || *stop || !(sample->ms > 0))
         return nbhd_fail(NBHD_ERROR_INVALID, "row %d: '%s' is no time in milliseconds", row, text);
     if (value[TILING].length && !read_tiling(value[TILING], &sample->tiles.tiling))
