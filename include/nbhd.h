@@ -8,7 +8,7 @@
  *     if (nbhd_plan_create(&plan, &desc, NBHD_DEVICE_CPU, 0)) puts(nbhd_last_error());
  *     nbhd_args args = NBHD_ARGS_INIT;
  *     args.q.data = q; args.k.data = k; args.v.data = v; args.o.data = o;
- *     void *workspace = malloc(nbhd_plan_workspace(plan));
+ *     void *workspace = aligned_alloc(64, (nbhd_plan_workspace(plan) + 63) / 64 * 64);
  *     nbhd_execute(plan, &args, workspace, NULL);
  *     nbhd_plan_destroy(&plan);
  *
@@ -196,7 +196,8 @@ typedef struct nbhd_args {
 
 /* Runs the plan. workspace: nbhd_plan_workspace bytes, aligned to 64, one per concurrent call. stream: a CUstream, or
  * NULL; ignored on the CPU, where the call returns when the result is there. Any number of threads may execute one plan.
- * Allocates nothing, and on a GPU does not wait. */
+ * Allocates nothing, and on a GPU does not wait. What is written must not overlap what is read, nor itself; tensors that
+ * the pass does not use are not looked at. */
 NBHD_API nbhd_status nbhd_execute(const nbhd_plan *plan, const nbhd_args *args, void *workspace, void *stream);
 
 /* ---- merge ---- */

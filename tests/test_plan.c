@@ -62,7 +62,7 @@ static void check_refusals(void)
 static void check_arguments(void)
 {
     static float q[2 * 20 * 16], k[2 * 20 * 16], v[2 * 20 * 16], o[2 * 20 * 16], extra[64];
-    static double workspace[1 << 16];
+    static _Alignas(64) double workspace[1 << 16];
     nbhd_plan *plan = plan_of("h2 d16 20 w5 extra=2", NULL);
     if (!plan || !CHECK(nbhd_plan_workspace(plan) <= sizeof workspace, "%zu", nbhd_plan_workspace(plan)))
         return;
@@ -90,8 +90,51 @@ static void check_arguments(void)
     CHECK(nbhd_execute(plan, &bad, workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "args.o"),
           "an output of stride 0 passed: %s", nbhd_last_error());
     CHECK(nbhd_execute(plan, &good, NULL, NULL) == NBHD_ERROR_INVALID, "no workspace passed");
+    CHECK(nbhd_execute(plan, &good, workspace + 4, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "aligned to 64"),
+          "a workspace aligned to 32 bytes passed: %s", nbhd_last_error());
     CHECK(nbhd_execute(NULL, &good, workspace, NULL) == NBHD_ERROR_INVALID, "no plan passed");
     CHECK(nbhd_execute(plan, NULL, workspace, NULL) == NBHD_ERROR_INVALID, "no args passed");
+    nbhd_plan_destroy(&plan);
+}
+
+/* NULL where something must be: a status and a sentence that names it, and no crash. */
+static void check_null(void)
+{
+    nbhd_desc desc;
+    nbhd_plan *plan = NULL;
+    nbhd_ragged ragged = NBHD_RAGGED_INIT;
+    char text[NBHD_TEXT];
+    int n;
+    CHECK(nbhd_desc_parse(NULL, "d16 20") == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "desc"), "%s", nbhd_last_error());
+    CHECK(nbhd_desc_parse(&desc, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "text"), "%s", nbhd_last_error());
+    nbhd_desc_parse(&desc, "d16 20 w5");
+    CHECK(nbhd_desc_format(NULL, text, sizeof text) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "desc"), "%s", nbhd_last_error());
+    CHECK(nbhd_desc_format(&desc, NULL, 99) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "text"), "%s", nbhd_last_error());
+    CHECK(nbhd_desc_keys(&desc, 0, 0, NULL, &n) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "first"), "%s", nbhd_last_error());
+    CHECK(nbhd_desc_keys(&desc, 0, 0, &n, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "count"), "%s", nbhd_last_error());
+    CHECK(nbhd_desc_pairs(NULL) == 0 && nbhd_desc_flops(NULL) == 0, "pairs of no problem");
+    CHECK(nbhd_plan_create(NULL, &desc, NBHD_DEVICE_CPU, 0) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "plan"), "%s", nbhd_last_error());
+    CHECK(nbhd_plan_create(&plan, NULL, NBHD_DEVICE_CPU, 0) == NBHD_ERROR_INVALID && !plan, "%s", nbhd_last_error());
+    CHECK(nbhd_plan_create_ragged(NULL, &desc, &ragged, NBHD_DEVICE_CPU, 0, NULL) == NBHD_ERROR_INVALID, "no plan passed");
+    CHECK(nbhd_plan_create_ragged(&plan, NULL, &ragged, NBHD_DEVICE_CPU, 0, NULL) == NBHD_ERROR_INVALID, "no desc passed");
+    CHECK(nbhd_plan_create_ragged(&plan, &desc, NULL, NBHD_DEVICE_CPU, 0, NULL) == NBHD_ERROR_INVALID, "no ragged passed");
+    CHECK(nbhd_plan_workspace(NULL) == 0 && !*nbhd_plan_kernel(NULL) && !*nbhd_plan_describe(NULL) && nbhd_plan_predicted_ms(NULL) == 0,
+          "something of no plan");
+    CHECK(!nbhd_kernel_refusal(0, &desc, NBHD_DEVICE_CPU, NULL, 9), "%s", nbhd_last_error());
+}
+
+/* A machine without a GPU says so once, and not once a kernel. */
+static void check_missing_device(void)
+{
+    nbhd_desc desc;
+    nbhd_plan *plan = NULL;
+    nbhd_desc_parse(&desc, "d16 20 w5");
+    const nbhd_status status = nbhd_plan_create(&plan, &desc, NBHD_DEVICE_CUDA, 0);
+    if (!status)
+        test_skip("there is a GPU, so none is missing");
+    else
+        CHECK(status == NBHD_ERROR_DEVICE && strstr(nbhd_last_error(), "device is cuda") && !strstr(nbhd_last_error(), "fwd_"), "%d: %s",
+              (int)status, nbhd_last_error());
     nbhd_plan_destroy(&plan);
 }
 
@@ -128,6 +171,8 @@ int main(void)
     check_choice();
     check_refusals();
     check_arguments();
+    check_null();
+    check_missing_device();
     check_threads();
     check_isa();
     return test_done();

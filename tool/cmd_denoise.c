@@ -2,6 +2,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 #include <time.h>
 
 #include "args.h"
@@ -86,16 +87,28 @@ static int square(const char *name, const struct extents *e, int usual, bool odd
     return TOOL_DONE;
 }
 
+/* What is written is a PNG whatever it is called. */
+static int check_name(const char *option, const char *path)
+{
+    const size_t length = path ? strlen(path) : 0;
+    if (path && (length < 5 || strcasecmp(path + length - 4, ".png")))
+        return tool_fail(TOOL_USAGE, "--%s: %s: a PNG is written, and its name must end with .png", option, path);
+    return TOOL_DONE;
+}
+
 static int check_options(const struct options *o, struct nlm *nlm)
 {
     if (!o->out)
         return tool_fail(TOOL_USAGE, "where should the result go? -o OUT.png");
+    int status = check_name("out", o->out);
+    if (status || (status = check_name("save-noisy", o->save_noisy)))
+        return status;
     if (o->clean && o->noise > 0)
         return tool_fail(TOOL_USAGE, "--noise compares with the photograph itself and --clean with another; give one");
     if (o->save_noisy && o->noise <= 0)
         return tool_fail(TOOL_USAGE, "--save-noisy needs --noise, the noise to add");
     *nlm = (struct nlm){.device = o->device, .threads = o->threads, .kernel = o->kernel, .memory_mib = o->memory};
-    int status = square("window", &o->window, 21, false, nlm->window);
+    status = square("window", &o->window, 21, false, nlm->window);
     return status ? status : square("patch", &o->patch, 7, true, nlm->patch);
 }
 

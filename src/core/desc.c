@@ -152,6 +152,8 @@ static nbhd_status check_pass(const nbhd_desc *d)
 nbhd_status nbhd_problem_init(struct nbhd_problem *problem, const nbhd_desc *desc)
 {
     memset(problem, 0, sizeof *problem);
+    if (!desc)
+        return nbhd_fail(NBHD_ERROR_INVALID, "desc is NULL");
     nbhd_desc *d = &problem->desc;
     nbhd_status status = nbhd_copy_sized(d, sizeof *d, desc, "nbhd_desc");
     if (status)
@@ -183,6 +185,8 @@ nbhd_status nbhd_desc_keys(const nbhd_desc *desc, int axis, int query, int *firs
     if (status || (status = check_range("axis", axis, 0, problem.desc.rank - 1)) ||
         (status = check_range("query", query, 0, problem.desc.length[axis] - 1)))
         return status;
+    if (!first || !count)
+        return nbhd_fail(NBHD_ERROR_INVALID, "%s is NULL", first ? "count" : "first");
     struct nbhd_axis a = problem.axis[axis + 3 - problem.desc.rank];
     int group = query % a.dilation;
     struct nbhd_range keys = nbhd_keys(a, nbhd_group_size(a, group), query / a.dilation);

@@ -38,6 +38,15 @@ const struct nbhd_kernel *nbhd_kernel_named(const char *name)
     return NULL;
 }
 
+bool nbhd_device_missing(nbhd_device device, char why[NBHD_TEXT])
+{
+#ifdef NBHD_HAVE_CUDA
+    return device == NBHD_DEVICE_CUDA && nbhd_cuda_refuses(0, why);
+#else
+    return device == NBHD_DEVICE_CUDA && nbhd_refuse(why, "this build has no CUDA backend");
+#endif
+}
+
 bool nbhd_kernel_refuses(const struct nbhd_kernel *kernel, const struct nbhd_problem *problem, char why[NBHD_TEXT])
 {
     if (kernel->device != problem->device)

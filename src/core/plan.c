@@ -1,10 +1,13 @@
 /* The planner: walks the table, takes the first kernel that does not refuse, and can say why it took none. */
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "core/kernel.h"
 #include "core/plan.h"
 #include "core/wisdom.h"
+
+enum { WORKSPACE_ALIGN = 64 };
 
 const char *nbhd_kernel_forced(const struct nbhd_problem *problem)
 {
@@ -43,6 +46,9 @@ static nbhd_status choose(const struct nbhd_problem *problem, const struct nbhd_
     if (!used)
         return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "this build has no kernel for the pass %s on that device",
                          nbhd_pass_name(problem->desc.pass));
+    char missing[NBHD_TEXT];
+    if (nbhd_device_missing(problem->device, missing))
+        return nbhd_fail(NBHD_ERROR_DEVICE, "device is cuda: %s", missing);
     return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "no kernel takes this problem. %s", reasons);
 }
 
@@ -109,6 +115,8 @@ static nbhd_status build_best(nbhd_plan **plan, const struct nbhd_problem *probl
 nbhd_status nbhd_plan_create_with(nbhd_plan **plan, const nbhd_desc *desc, nbhd_device device, unsigned flags,
                                   const char *kernel)
 {
+    if (!plan)
+        return nbhd_fail(NBHD_ERROR_INVALID, "plan is NULL; it must point to where the plan goes");
     *plan = NULL;
     struct nbhd_problem problem;
     nbhd_status status = nbhd_problem_init(&problem, desc);
@@ -140,10 +148,10 @@ nbhd_status nbhd_plan_create(nbhd_plan **plan, const nbhd_desc *desc, nbhd_devic
     return nbhd_plan_create_with(plan, desc, device, flags, NULL);
 }
 
-size_t nbhd_plan_workspace(const nbhd_plan *plan) { return plan->workspace; }
-const char *nbhd_plan_kernel(const nbhd_plan *plan) { return plan->kernel->name; }
-const char *nbhd_plan_describe(const nbhd_plan *plan) { return plan->describe; }
-double nbhd_plan_predicted_ms(const nbhd_plan *plan) { return plan->config.predicted_ms; }
+size_t nbhd_plan_workspace(const nbhd_plan *plan) { return plan ? plan->workspace : 0; }
+const char *nbhd_plan_kernel(const nbhd_plan *plan) { return plan ? plan->kernel->name : ""; }
+const char *nbhd_plan_describe(const nbhd_plan *plan) { return plan ? plan->describe : ""; }
+double nbhd_plan_predicted_ms(const nbhd_plan *plan) { return plan ? plan->config.predicted_ms : 0; }
 
 void nbhd_plan_destroy(nbhd_plan **plan)
 {
@@ -178,7 +186,7 @@ nbhd_status nbhd_kernel_refusal(int i, const nbhd_desc *desc, nbhd_device device
     problem.device = device;
     char text[NBHD_TEXT] = "";
     nbhd_kernel_refuses(nbhd_kernel_named(name), &problem, text);
-    snprintf(why, capacity, "%s", text);
+    snprintf(why, why ? capacity : 0, "%s", text);
     return NBHD_OK;
 }
 
@@ -196,6 +204,8 @@ nbhd_status nbhd_execute(const nbhd_plan *plan, const nbhd_args *args, void *wor
         return nbhd_fail(NBHD_ERROR_INVALID, "%s is NULL", plan ? "args" : "plan");
     if (plan->workspace && !workspace)
         return nbhd_fail(NBHD_ERROR_INVALID, "workspace is NULL; this plan needs %zu bytes", plan->workspace);
+    if ((uintptr_t)workspace % WORKSPACE_ALIGN)
+        return nbhd_fail(NBHD_ERROR_INVALID, "workspace is at %p; it must be aligned to %d bytes", workspace, WORKSPACE_ALIGN);
     if (plan->ragged)
         return nbhd_ragged_execute(plan, args, workspace, stream);
     struct nbhd_params params;

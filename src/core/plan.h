@@ -42,6 +42,8 @@ void nbhd_ragged_drop(struct nbhd_ragged_plan *ragged);
 nbhd_status nbhd_args_copy(nbhd_args *to, const nbhd_args *from);
 /* kernel.c: the row of that name ("cpu.fwd_avx2"), or NULL. */
 const struct nbhd_kernel *nbhd_kernel_named(const char *name);
+/* kernel.c: true, with a sentence, if the machine has no such device at all. */
+bool nbhd_device_missing(nbhd_device device, char why[NBHD_TEXT]);
 /* kernel.c: true, with a sentence, if the row cannot compute the problem on this machine. */
 bool nbhd_kernel_refuses(const struct nbhd_kernel *kernel, const struct nbhd_problem *problem, char why[NBHD_TEXT]);
 

@@ -316,7 +316,11 @@ nbhd_status nbhd_plan_create_ragged(nbhd_plan **out, const nbhd_desc *desc, cons
                                     unsigned flags, const char *kernel)
 {
     struct nbhd_request r = {.device = device, .flags = flags, .kernel = kernel};
+    if (!out)
+        return nbhd_fail(NBHD_ERROR_INVALID, "plan is NULL; it must point to where the plan goes");
     *out = NULL;
+    if (!desc || !ragged)
+        return nbhd_fail(NBHD_ERROR_INVALID, "%s is NULL", desc ? "ragged" : "desc");
     nbhd_status status = nbhd_copy_sized(&r.desc, sizeof r.desc, desc, "nbhd_desc");
     if (!status)
         status = nbhd_copy_sized(&r.ragged, sizeof r.ragged, ragged, "nbhd_ragged");

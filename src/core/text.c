@@ -199,6 +199,8 @@ nbhd_status nbhd_desc_parse(nbhd_desc *desc, const char *text)
 {
     struct parse p = {.desc = NBHD_DESC_INIT};
     nbhd_status status;
+    if (!desc || !text)
+        return nbhd_fail(NBHD_ERROR_INVALID, "%s is NULL", desc ? "text" : "desc");
     while (*(text += strspn(text, " \t\r\n"))) {
         const size_t length = strcspn(text, " \t\r\n");
         char word[64];
@@ -272,7 +274,7 @@ nbhd_status nbhd_desc_format(const nbhd_desc *desc, char *text, size_t capacity)
     nbhd_desc unscaled = *d;
     unscaled.scale = 0.0f;
     nbhd_problem_init(&plain, &unscaled); /* for the default scale */
-    struct writer w = {text, capacity, 0};
+    struct writer w = {text, text ? capacity : 0, 0};
     put(&w, "%s %s", nbhd_pass_name(d->pass), nbhd_dtype_name(d->dtype));
     if (d->batch != 1)
         put(&w, " b%d", d->batch);
@@ -304,7 +306,8 @@ nbhd_status nbhd_desc_format(const nbhd_desc *desc, char *text, size_t capacity)
         put(&w, " bias");
     if (d->tf32)
         put(&w, " tf32");
-    if (w.length >= capacity)
-        return nbhd_fail(NBHD_ERROR_INVALID, "capacity is %zu; the problem line needs %zu bytes", capacity, w.length + 1);
+    if (w.length >= w.capacity)
+        return nbhd_fail(NBHD_ERROR_INVALID, "%s is %zu; the problem line needs %zu bytes", text ? "capacity" : "text is NULL; its capacity",
+                         w.capacity, w.length + 1);
     return NBHD_OK;
 }

@@ -166,7 +166,10 @@ static nbhd_status read_file(FILE *file, const char *path, int *ignored)
 {
     char line[LINE], machine[MACHINE] = "";
     struct entry e;
-    if (!fgets(line, sizeof line, file) || strncmp(line, HEADER, strlen(HEADER)) || line[strlen(HEADER)] != '\n')
+    const bool begun = fgets(line, sizeof line, file);
+    if (ferror(file))
+        return nbhd_fail(NBHD_ERROR_IO, "%s could not be read: %s", path, strerror(errno));
+    if (!begun || strncmp(line, HEADER, strlen(HEADER)) || line[strlen(HEADER)] != '\n')
         return nbhd_fail(NBHD_ERROR_INVALID, "%s does not begin with the line '" HEADER "'", path);
     for (int number = 2; fgets(line, sizeof line, file); number++) {
         line[strcspn(line, "\r\n")] = '\0';

@@ -12,6 +12,7 @@ cmp out.png again.png && echo "the same from the saved noisy picture"
 t denoise noisy.png -o found.png --window 3 --patch 1 --kernel cpu.fwd_scalar --threads 1 | sed -E 's/[0-9.]+ (s|GFLOP)/N \1/g'
 t denoise noisy.png -o out.png --clean $ROOT/data/coffee.png | sed "s#$ROOT/##g"
 t denoise
+t denoise noisy.png -o o.jpg
 t denoise noisy.png
 t denoise nofile.png -o out.png
 t denoise again.json -o out.png
@@ -24,7 +25,8 @@ t denoise noisy.png -o out.png --patch 15
 t denoise noisy.png -o out.png --window 3x3x3
 t denoise noisy.png -o out.png --strength 0
 t denoise noisy.png -o nofolder/out.png --window 3 --patch 1
-t denoise noisy.png -o /dev/null --window 3 --patch 1
+mkdir folder.png
+t denoise noisy.png -o folder.png --window 3 --patch 1
 head -c 3000 noisy.png >cut.png
 t denoise cut.png -o out.png
 ls
