@@ -65,9 +65,10 @@ V_FN void qk_micro(const float *qt, int begin, int end, const float *const *k, f
             v_store(s + r * width + v * VF, acc[r][v]);
 }
 
-/* The microkernel of whole strips, a function of its own: inside a large one the compiler runs out of registers for the keys'
- * addresses, and loads them anew for every product. */
-static __attribute__((noinline)) void qk_whole(const float *qt, int begin, int end, const float *const *k, float *s, int width)
+/* The microkernel of whole strips, a function of its own: inside a large one the compiler runs out of registers for the
+ * keys' addresses, and loads them anew for every product. */
+static __attribute__((noinline)) void qk_whole(const float *qt, int begin, int end, const float *const *k, float *s,
+                                               int width)
 {
     qk_micro(qt, begin, end, k, s, width, V_ROWS, V_STRIP);
 }
