@@ -9,7 +9,7 @@ static const struct nbhd_fwd_machine machine = {.vf = VF, .columns = V_COLUMNS, 
 
 static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
 {
-    const double speed = nbhd_cpu_dots_speed();
+    const double speed = problem->desc.dtype == NBHD_BF16 ? nbhd_cpu_dots_speed() : 2; /* measured once it matters */
     if (speed < 1.2)
         return nbhd_refuse(why, "dot products are %.1f times as fast as float32 multiply-adds here; that does not pay", speed);
     return nbhd_fwd_refuse_pairs(problem, &machine, why);

@@ -56,20 +56,24 @@ static bool tiles_permitted(void)
 #endif
 }
 
+/* Only what is needed: in a virtual machine each of these instructions traps, which takes microseconds. */
 static unsigned detect(void)
 {
     struct nbhd_cpuid words = {0};
     uint32_t a, b, c, d;
-    if (__get_cpuid(1, &a, &b, &c, &d))
-        words.leaf1_ecx = c;
-    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) {
+    __cpuid(1, a, b, c, d);
+    words.leaf1_ecx = c;
+    if (bit(c, 27)) { /* xgetbv, and with it leaf 13, so leaf 7 too */
+        words.xcr0 = read_xcr0();
+        uint32_t subleaves;
+        __cpuid_count(7, 0, subleaves, b, c, d);
         words.leaf7_ebx = b;
         words.leaf7_edx = d;
+        if (subleaves && bit(b, 16)) {
+            __cpuid_count(7, 1, a, b, c, d);
+            words.leaf7_1_eax = a;
+        }
     }
-    if (__get_cpuid_count(7, 1, &a, &b, &c, &d))
-        words.leaf7_1_eax = a;
-    if (bit(words.leaf1_ecx, 27))
-        words.xcr0 = read_xcr0();
     unsigned isa = nbhd_isa_from_cpuid(&words);
     if (isa & NBHD_ISA_AMX && !tiles_permitted())
         isa &= ~(unsigned)NBHD_ISA_AMX;

@@ -78,16 +78,25 @@ double nbhd_cpu_peak_gflops(unsigned isa, int threads)
 }
 
 #if defined(__x86_64__)
-/* Operations a second on this thread, the best of some short runs. */
 static double short_rate(double (*loop)(long))
 {
-    enum { ROUNDS = 400, RUNS = 12 };
-    double best = 0;
+    const double start = seconds(), work = loop(100);
+    return work / (seconds() - start);
+}
+
+/* A middle one of the ratios of neighbouring runs: one or two may be disturbed, or cores may change their clock meanwhile. */
+static double dots_speed(void)
+{
+    enum { RUNS = 5 };
+    double speed[RUNS];
     for (int i = 0; i < RUNS; i++) {
-        const double start = seconds(), work = loop(ROUNDS), rate = work / (seconds() - start);
-        best = rate > best ? rate : best;
+        const double plain = short_rate(nbhd_peak_loop_avx512), x = short_rate(nbhd_peak_loop_avx512bf16) / plain;
+        int at = i;
+        for (; at > 0 && speed[at - 1] > x; at--)
+            speed[at] = speed[at - 1];
+        speed[at] = x;
     }
-    return best;
+    return speed[RUNS / 2];
 }
 
 double nbhd_cpu_dots_speed(void)
@@ -95,8 +104,7 @@ double nbhd_cpu_dots_speed(void)
     static _Atomic double known; /* 0: not yet; a race only repeats the measurement */
     double speed = atomic_load_explicit(&known, memory_order_relaxed);
     if (speed == 0 && nbhd_isa_available() & NBHD_ISA_AVX512BF16) {
-        speed = short_rate(nbhd_peak_loop_avx512);
-        speed = short_rate(nbhd_peak_loop_avx512bf16) / speed;
+        speed = dots_speed();
         atomic_store_explicit(&known, speed, memory_order_relaxed);
     }
     return speed;

@@ -96,6 +96,8 @@ static void once(void) { pthread_atfork(NULL, NULL, forget_workers); }
 int nbhd_threads_prepare(int threads)
 {
     static pthread_once_t control = PTHREAD_ONCE_INIT;
+    if (threads <= 1)
+        return threads;
     pthread_once(&control, once);
     pthread_mutex_lock(&pool.lock);
     while (pool.workers < threads - 1 && pool.workers < MAX_WORKERS) {
