@@ -3,17 +3,54 @@
     import nbhd
     out = nbhd.attention(q, k, v, window=(13, 13))          # NumPy arrays, or PyTorch tensors (differentiable)
 
-Tensors are [batch, axis0(, axis1(, axis2)), heads, head_dim]. What a token sees is defined in docs/mask.md.
+Tensors are [batch, axis0(, axis1(, axis2)), heads, head_dim]. What a token sees is defined in docs/mask.md; docs/python.md has
+all functions, and how NATTEN's are written with them.
 """
+
+import sys
 
 from . import _lib
 from ._lib import InvalidError, NbhdError
 
-__all__ = ["attention", "attention_varlen", "InvalidError", "NbhdError", "version"]
+__all__ = ["attention", "attention_varlen", "qk", "av", "merge", "InvalidError", "NbhdError", "version"]
 
 
 def version():
+    """Of the C library: 10000 major + 100 minor + patch."""
     return _lib.library().nbhd_version()
+
+
+def _backend(q, **others):
+    """The module for q's kind of tensor, which all others must be of."""
+    torch = sys.modules.get("torch")
+    kind = torch.Tensor if torch and isinstance(q, torch.Tensor) else None
+    if not kind:
+        import numpy
+        kind = numpy.ndarray
+    for name, tensor in {"q": q, **others}.items():
+        if tensor is not None and not isinstance(tensor, kind):
+            raise TypeError(f"{name} is a {type(tensor).__name__}; q, k, v and what goes with them must all be NumPy arrays, or all "
+                            "PyTorch tensors")
+    if torch and kind is torch.Tensor:
+        from . import torch as backend
+    else:
+        from . import numpy as backend
+    return backend
+
+
+def _options(rank, window, stride, dilation, edge, scale, tf32, kernel):
+    return dict(window=_lib.per_axis(window, rank, "window"), stride=_lib.per_axis(stride, rank, "stride"),
+                dilation=_lib.per_axis(dilation, rank, "dilation"), edge=_lib.edges_of(edge, rank), scale=_lib.scale_of(scale),
+                tf32=bool(tf32), kernel=kernel)
+
+
+def _attention(q, k, v, extra_kv, bias, options, sequences=None):
+    extra = extra_kv if extra_kv is not None else (None, None)
+    backend = _backend(q, k=k, v=v, extra_k=extra[0], extra_v=extra[1], bias=bias)
+    rank = sequences.rank if sequences else q.ndim - 3
+    if not 1 <= rank <= 3:
+        raise InvalidError(1, f"q has {q.ndim} extents; it must have 4 to 6: [batch, 1 to 3 axes, heads, head_dim]")
+    return backend.attention(q, k, v, *extra, bias, _options(rank, **options), sequences)
 
 
 def attention(q, k, v, window=None, *, stride=1, dilation=1, edge="nearest", scale=None, extra_kv=None, bias=None,
@@ -21,21 +58,18 @@ def attention(q, k, v, window=None, *, stride=1, dilation=1, edge="nearest", sca
     """o[i] = sum over the neighbours j of i of softmax_j(scale q_i.k_j + bias) v_j.
 
     q: [batch, axes..., heads, head_dim]; k, v: the same axes (or others: cross attention), heads may be fewer (a divisor).
-    window, stride, dilation: an int or one per axis. window None: the whole axis.
+    window, stride, dilation: an int or one per axis. window None, for all or for an axis: the whole axis.
     edge: "nearest", "causal" or "truncated", one for all axes or one per axis.
+    scale: factor on q.k, default head_dim ** -0.5.
     extra_kv: (k, v) of shape [batch, extra, kv_heads, dim], seen by every query.
     bias: float32 [heads, 2 w0 - 1, ...], added to the scores by relative position.
     tf32: True lets a GPU's tensor cores round the operands of float32 products to TF32, 5 to 10 times as fast; the result then
         has errors of about 1e-3 of its size, as float16 has. Other types, and the CPU, are not affected.
+    kernel: a name as `nbhd list` prints it, and no other; the gradient is planned by itself.
     Returns o, or (o, lse) with lse float32 [batch, axes..., heads], natural logarithm.
     """
-    options = dict(window=window, stride=stride, dilation=dilation, edge=edge, scale=scale, tf32=tf32,
-                   kernel=kernel)
-    if type(q).__module__.startswith("torch"):
-        from . import torch as backend
-    else:
-        from . import numpy as backend
-    o, lse = backend.attention(q, k, v, extra_kv, bias, options)
+    o, lse = _attention(q, k, v, extra_kv, bias, dict(window=window, stride=stride, dilation=dilation, edge=edge, scale=scale,
+                                                      tf32=tf32, kernel=kernel))
     return (o, lse) if return_lse else o
 
 
@@ -53,11 +87,38 @@ def attention_varlen(q, k, v, lengths, window=None, *, kv_lengths=None, offsets=
     """
     from ._ragged import Sequences
     sequences = Sequences.of(lengths, kv_lengths, offsets, kv_offsets)
-    options = dict(window=window, stride=stride, dilation=dilation, edge=edge, scale=scale, tf32=tf32,
-                   kernel=kernel)
-    if type(q).__module__.startswith("torch"):
-        from . import torch as backend
-    else:
-        from . import numpy as backend
-    o, lse = backend.attention(q, k, v, extra_kv, bias, options, sequences)
+    o, lse = _attention(q, k, v, extra_kv, bias, dict(window=window, stride=stride, dilation=dilation, edge=edge, scale=scale,
+                                                      tf32=tf32, kernel=kernel), sequences)
     return (o, lse) if return_lse else o
+
+
+def qk(q, k, window, *, stride=1, dilation=1, edge="nearest", scale=None, bias=None, kernel=None):
+    """Scores: scale q_i.k_j + bias for each query i and the keys j of its window, [batch, axes..., heads, product of windows].
+
+    Entries of a window that holds fewer keys (causal, truncated) are -inf. docs/unfused.md tells their order. Arguments as
+    attention(); softmax over the last extent, then av(), gives what attention() gives.
+    """
+    options = _options(q.ndim - 3, window, stride, dilation, edge, scale, False, kernel)
+    return _backend(q, k=k, bias=bias).qk(q, k, bias, options)
+
+
+def av(weights, v, window, *, stride=1, dilation=1, edge="nearest", kernel=None):
+    """o[i] = sum over the window of i of weights[i, j] v_j, [batch, axes..., heads, head_dim of v]. weights: of qk()'s shape."""
+    options = _options(weights.ndim - 3, window, stride, dilation, edge, None, False, kernel)
+    return _backend(weights, v=v).av(weights, v, options)
+
+
+def merge(outputs, lses):
+    """Results over disjoint sets of keys, as attention(..., return_lse=True) gives them, into (o, lse) over all of them.
+
+    outputs: [batch, axes..., heads, head_dim] each; lses: float32 [batch, axes..., heads] each. Differentiable on tensors.
+    """
+    outputs, lses = list(outputs), list(lses)
+    if not outputs or len(outputs) != len(lses):
+        raise InvalidError(1, f"merge has {len(outputs)} outputs and {len(lses)} lses; it needs as many of each, and one at least")
+    parts = {f"outputs[{i}]": tensor for i, tensor in enumerate(outputs)} | {f"lses[{i}]": tensor for i, tensor in enumerate(lses)}
+    for i, (o, lse) in enumerate(zip(outputs, lses)):
+        if o.shape != outputs[0].shape or tuple(lse.shape) != tuple(o.shape[:-1]) or o.dtype != outputs[0].dtype:
+            raise InvalidError(1, f"outputs[{i}] and lses[{i}] have the shapes {tuple(o.shape)} and {tuple(lse.shape)}; they must be "
+                                  f"{tuple(outputs[0].shape)} and {tuple(outputs[0].shape[:-1])}, and all outputs of one type")
+    return _backend(outputs[0], **parts).merge(outputs, lses)

@@ -1,11 +1,14 @@
-"""The C interface by ctypes: the structs of include/nbhd.h, and its functions. Validates nothing: the C sentence is raised."""
+"""The C interface by ctypes: the structs of include/nbhd.h, and its functions. Validates only what C cannot see, the tensors'
+shapes, types and devices; for all else the C sentence is raised."""
 
 import ctypes as c
 import os
 from functools import lru_cache
+from math import prod
+from operator import index
 from pathlib import Path
 
-FORWARD, BACKWARD = 0, 1
+FORWARD, BACKWARD, QK, AV, QK_BACKWARD, AV_BACKWARD = range(6)
 DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "float64": 3}
 EDGES = {"nearest": 0, "causal": 1, "truncated": 2, "periodic": 3}
 CPU, CUDA = 0, 1
@@ -76,6 +79,7 @@ def library():
         "nbhd_plan_workspace": (c.c_size_t, [c.c_void_p]),
         "nbhd_plan_kernel": (c.c_char_p, [c.c_void_p]),
         "nbhd_plan_destroy": (None, [c.POINTER(c.c_void_p)]),
+        "nbhd_merge": (c.c_int, [c.POINTER(Desc), c.c_int] + [c.POINTER(Tensor)] * 4),
         "nbhd_execute": (c.c_int, [c.c_void_p, c.POINTER(Args), c.c_void_p, c.c_void_p]),
     }
     for name, (result, arguments) in signatures.items():
@@ -129,19 +133,62 @@ def plan(desc, device=CPU, flags=0, kernel=None, context=0, sequences=None):
 
 
 def edges_of(edge, rank):
-    """nbhd_edge values per axis, of one name for all or a name per axis."""
+    """nbhd_edge values per axis, of one name for all or a name per axis; values themselves will do."""
     names = _triple([edge] * rank if isinstance(edge, str) else edge, rank, "edge")
-    unknown = [name for name in names if name not in EDGES]
+    unknown = [name for name in names if name not in EDGES and name not in EDGES.values()]
     if unknown:
         raise InvalidError(1, f"edge is {unknown[0]!r}; it must be one of {', '.join(EDGES)}")
-    return [EDGES[name] for name in names]
+    return [EDGES.get(name, name) for name in names]
 
 
 def _triple(value, rank, name):
-    values = [value] * rank if isinstance(value, int) else list(value)
+    """One value per axis, from one for all or a sequence."""
+    values = list(value) if hasattr(value, "__iter__") else [value] * rank
     if len(values) != rank:
         raise InvalidError(1, f"{name} has {len(values)} numbers where the problem has {rank} axes")
     return values
+
+
+def per_axis(value, rank, name):
+    """A whole number per axis, from what a caller gives: a number, or a sequence of numbers; None is the default, 0 in C."""
+    numbers = []
+    for one in _triple(value, rank, name):
+        try:
+            numbers.append(0 if one is None else index(one))
+        except TypeError:
+            raise InvalidError(1, f"{name} is {value!r}; it must be a whole number, or one per axis") from None
+        if numbers[-1] < 1 and one is not None:
+            raise InvalidError(1, f"{name} is {value!r}; each number must be at least 1")
+    return numbers
+
+
+def scale_of(scale):
+    """The factor on q.k as a float; None is the default, 0 in C."""
+    if scale is not None and float(scale) == 0:
+        raise InvalidError(1, "scale is 0, which would make all keys weigh the same; it must be another number, or None")
+    return 0.0 if scale is None else float(scale)
+
+
+def windows_of(desc):
+    return [desc.window[i] or desc.length[i] // (desc.dilation[i] or 1) for i in range(desc.rank)]
+
+
+def check_tensors(desc, batch, tensors):
+    """tensors: name to (shape, dtype, device). All are of q's type and device, but the biases, which are float32; those whose
+    shape follows from desc have it. batch: of the extra keys."""
+    biases = (desc.heads, *(2 * window - 1 for window in windows_of(desc)))
+    shapes = {"bias": biases, "extra_k": (batch, desc.extra, desc.kv_heads, desc.head_dim),
+              "extra_v": (batch, desc.extra, desc.kv_heads, desc.head_dim_v)}
+    _, dtype, device = next(iter(tensors.values()))
+    for name, (shape, its_dtype, its_device) in tensors.items():
+        wanted = "float32" if name == "bias" else dtype
+        if its_dtype != wanted:
+            raise InvalidError(1, f"{name} is {its_dtype}; it must be {wanted}, as {next(iter(tensors))} is" if name != "bias" else
+                               f"bias is {its_dtype}; it must be float32")
+        if its_device != device:
+            raise InvalidError(1, f"{name} is on {its_device} and {next(iter(tensors))} on {device}; they must be on one device")
+        if name in shapes and tuple(shape) != shapes[name]:
+            raise InvalidError(1, f"{name} has the shape {tuple(shape)}; it must be {shapes[name]}")
 
 
 def describe(q_shape, k_shape, v_shape, dtype, *, pass_=FORWARD, window=None, stride=1, dilation=1, edge="nearest",
@@ -151,6 +198,9 @@ def describe(q_shape, k_shape, v_shape, dtype, *, pass_=FORWARD, window=None, st
     if not 1 <= rank <= 3 or len(k_shape) != len(q_shape) or len(v_shape) != len(q_shape):
         raise InvalidError(1, f"q, k and v have {len(q_shape)}, {len(k_shape)} and {len(v_shape)} extents; "
                               "they must be [batch, 1 to 3 axes, heads, head_dim]")
+    if 0 in (*q_shape[-2:], *k_shape[-2:], *v_shape[-2:]): # C's default
+        raise InvalidError(1, f"q, k and v have the shapes {tuple(q_shape)}, {tuple(k_shape)}, {tuple(v_shape)}; "
+                              "heads and head_dim must be at least 1")
     if tuple(k_shape[:-1]) != tuple(v_shape[:-1]) or q_shape[0] != k_shape[0] or q_shape[-1] != k_shape[-1]:
         raise InvalidError(1, f"q, k and v have the shapes {tuple(q_shape)}, {tuple(k_shape)}, {tuple(v_shape)}, which do not fit")
     if dtype not in DTYPES:
@@ -164,6 +214,17 @@ def describe(q_shape, k_shape, v_shape, dtype, *, pass_=FORWARD, window=None, st
     desc.stride[:rank] = _triple(stride, rank, "stride")
     desc.dilation[:rank] = _triple(dilation, rank, "dilation")
     desc.edge[:rank] = edges_of(edge, rank)
+    return desc
+
+
+def describe_av(weights_shape, v_shape, dtype, *, pass_=AV, **options):
+    """The Desc of av: weights [batch, axes..., heads, product of windows], whose head_dim is that of v."""
+    if len(weights_shape) != len(v_shape):
+        raise InvalidError(1, f"weights and v have {len(weights_shape)} and {len(v_shape)} extents; they must have as many")
+    desc = describe((*weights_shape[:-1], v_shape[-1]), v_shape, v_shape, dtype, pass_=pass_, **options)
+    if weights_shape[-1] != prod(windows_of(desc)):
+        raise InvalidError(1, f"weights has {weights_shape[-1]} entries for each query; windows of "
+                              f"{'x'.join(map(str, windows_of(desc)))} have {prod(windows_of(desc))}")
     return desc
 
 

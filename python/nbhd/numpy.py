@@ -1,6 +1,7 @@
-"""attention() on NumPy arrays: float16, float32 or float64, on the CPU, forward only. Views with any strides are read in place."""
+"""The functions on NumPy arrays: float16, float32 or float64, on the CPU, forward only. Views with any strides are read in place."""
 
 import ctypes as c
+import math
 
 import numpy as np
 
@@ -15,25 +16,85 @@ def _tensor(array):
     return _lib.tensor(array.ctypes.data, [stride // array.itemsize for stride in array.strides[:-1]])
 
 
-def attention(q, k, v, extra_kv, bias, options, sequences=None):
+def _facts(**arrays):
+    return {name: (array.shape, str(array.dtype), "cpu") for name, array in arrays.items() if array is not None}
+
+
+def _plain(array):
+    """The array itself; a copy of one row seen everywhere, whose strides of 0 would mean contiguous to C."""
+    return array if array.size == array.shape[-1] or any(array.strides[:-1]) else np.ascontiguousarray(array)
+
+
+def _run(desc, kernel, sequences=None, **arrays):
+    arrays = {name: None if array is None else _plain(array) for name, array in arrays.items()}
+    plan = _lib.plan(desc, kernel=kernel, sequences=sequences)
+    args = _lib.Args(size=c.sizeof(_lib.Args))
+    for name, array in arrays.items():
+        if array is None:
+            continue
+        if name in ("bias", "lse"):  # contiguous
+            getattr(args, name).data = array.ctypes.data
+        else:
+            setattr(args, name, _tensor(array))
+    workspace = np.empty(plan.workspace + 64, np.uint8)
+    plan.execute(args, (workspace.ctypes.data + 63) // 64 * 64)
+
+
+def _table(bias):
+    return None if bias is None else np.ascontiguousarray(bias, np.float32)
+
+
+def attention(q, k, v, extra_k, extra_v, bias, options, sequences=None):
     options = dict(options)
     kernel = options.pop("kernel")
-    extra = extra_kv[0].shape[1] if extra_kv is not None else 0
     if sequences:
-        options["extra_shape"] = extra_kv[0].shape if extra else None
+        options["extra_shape"] = None if extra_k is None else extra_k.shape
+    bias = _table(bias)
     describe = sequences.describe if sequences else _lib.describe
-    desc = describe(q.shape, k.shape, v.shape, str(q.dtype), extra=extra, bias=bias is not None, **options)
-    plan = _lib.plan(desc, kernel=kernel, sequences=sequences)
+    desc = describe(q.shape, k.shape, v.shape, str(q.dtype), extra=0 if extra_k is None else extra_k.shape[1],
+                    bias=bias is not None, **options)
+    _lib.check_tensors(desc, len(sequences) if sequences else q.shape[0],
+                       _facts(q=q, k=k, v=v, extra_k=extra_k, extra_v=extra_v, bias=bias))
     make = np.empty if not sequences or sequences.covers(q.shape) else np.zeros
     o = make(q.shape[:-1] + v.shape[-1:], q.dtype)
     lse = make(q.shape[:-1], np.float32)
-    args = _lib.Args(size=c.sizeof(_lib.Args), q=_tensor(q), k=_tensor(k), v=_tensor(v), o=_tensor(o))
-    args.lse.data = lse.ctypes.data
-    if extra:
-        args.extra_k, args.extra_v = _tensor(extra_kv[0]), _tensor(extra_kv[1])
-    if bias is not None:
-        bias = np.ascontiguousarray(bias, np.float32)
-        args.bias.data = bias.ctypes.data
-    workspace = np.empty(plan.workspace + 64, np.uint8)
-    plan.execute(args, (workspace.ctypes.data + 63) // 64 * 64)
+    if q.shape[0]:
+        _run(desc, kernel, sequences, q=q, k=k, v=v, extra_k=extra_k, extra_v=extra_v, bias=bias, o=o, lse=lse)
+    return o, lse
+
+
+def qk(q, k, bias, options):
+    options = dict(options)
+    kernel = options.pop("kernel")
+    bias = _table(bias)
+    desc = _lib.describe(q.shape, k.shape, k.shape, str(q.dtype), pass_=_lib.QK, bias=bias is not None, **options)
+    _lib.check_tensors(desc, q.shape[0], _facts(q=q, k=k, bias=bias))
+    scores = np.empty((*q.shape[:-1], math.prod(_lib.windows_of(desc))), q.dtype)
+    if q.shape[0]:
+        _run(desc, kernel, q=q, k=k, bias=bias, scores=scores)
+    return scores
+
+
+def av(weights, v, options):
+    options = dict(options)
+    kernel = options.pop("kernel")
+    desc = _lib.describe_av(weights.shape, v.shape, str(weights.dtype), **options)
+    _lib.check_tensors(desc, v.shape[0], _facts(weights=weights, v=v))
+    o = np.empty((*weights.shape[:-1], v.shape[-1]), v.dtype)
+    if v.shape[0]:
+        _run(desc, kernel, scores=weights, v=v, o=o)
+    return o
+
+
+def merge(outputs, lses):
+    desc = _lib.describe(*[outputs[0].shape] * 3, str(outputs[0].dtype))
+    if any(lse.dtype != np.float32 for lse in lses):
+        raise _lib.InvalidError(1, "lses are " + ", ".join(str(lse.dtype) for lse in lses) + "; they must be float32")
+    outputs, lses = [_plain(o) for o in outputs], [np.ascontiguousarray(lse) for lse in lses]
+    o, lse = np.empty(outputs[0].shape, outputs[0].dtype), np.empty(lses[0].shape, np.float32)
+    wide = lambda array: _lib.tensor(array.ctypes.data, [stride // array.itemsize for stride in array.strides])
+    array = lambda tensors: (_lib.Tensor * len(tensors))(*tensors)
+    if o.shape[0]:
+        _lib.check(_lib.library().nbhd_merge(c.byref(desc), len(outputs), array(list(map(_tensor, outputs))),
+                                             array(list(map(wide, lses))), c.byref(_tensor(o)), c.byref(wide(lse))))
     return o, lse

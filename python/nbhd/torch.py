@@ -1,7 +1,8 @@
 """attention() on PyTorch tensors: a custom operator with gradient, on the CPU or the tensors' GPU, on the current stream.
 
-The operators are nbhd::forward and nbhd::backward, and with _varlen those of ragged batches; torch.compile sees through them by their fake versions. The workspace is
-PyTorch's memory. Tensors are passed as they lie: views of a packed projection are not copied."""
+The operators are nbhd::forward and nbhd::backward, and with _varlen those of ragged batches; torch.compile sees through them by
+their fake versions. The workspace is PyTorch's memory. Tensors are passed as they lie: views of a packed projection are not
+copied. qk, av and merge: torch_unfused.py."""
 
 import ctypes as c
 from contextlib import nullcontext
@@ -9,17 +10,28 @@ from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _lib
 from ._ragged import Sequences
 
 _NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float64: "float64"}
-_EDGES = list(_lib.EDGES)
-
 
 def _unit(tensor):
-    """The tensor itself, or a copy where its last extent is no unit stride."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+    """The tensor itself, or a copy where its last extent is no unit stride, or where it is one row seen everywhere, whose
+    strides of 0 would mean contiguous to C."""
+    if tensor is None or tensor.is_contiguous():
+        return tensor
+    unit = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
+    return tensor if unit and any(tensor.stride()[:-1]) else tensor.contiguous()
+
+
+def _name(dtype):
+    return _NAMES.get(dtype, str(dtype))
+
+
+def _check(desc, batch, **tensors):
+    _lib.check_tensors(desc, batch, {name: (t.shape, _name(t.dtype), str(t.device)) for name, t in tensors.items() if t is not None})
 
 
 def _set(args, **tensors):
@@ -27,13 +39,12 @@ def _set(args, **tensors):
         if tensor is None:
             continue
         strides = list(tensor.stride())
-        contiguous = name in ("bias", "dbias")
-        strides = [] if contiguous else strides if name in ("lse", "dlse") else strides[:-1]
+        strides = [] if tensor.is_contiguous() else strides if name in ("lse", "dlse") else strides[:-1]
         setattr(args, name, _lib.tensor(tensor.data_ptr(), strides))
 
 
 def _run(desc, kernel, sequences=None, **tensors):
-    device = tensors["q"].device
+    device = next(iter(tensors.values())).device
     cuda = device.type == "cuda"
     flags = _lib.DETERMINISTIC if torch.are_deterministic_algorithms_enabled() else 0
     with torch.cuda.device(device) if cuda else nullcontext():
@@ -45,31 +56,36 @@ def _run(desc, kernel, sequences=None, **tensors):
         plan.execute(args, (workspace.data_ptr() + 63) // 64 * 64, stream)
 
 
-def _desc(pass_, q, k, v, extra_k, bias, window, stride, dilation, edge, scale, tf32, sequences=None):
+def _desc(pass_, q, k, v, extra_k, extra_v, bias, window, stride, dilation, edge, scale, tf32, sequences=None):
     describe = sequences.describe if sequences else _lib.describe
     extra_shape = {} if extra_k is None or not sequences else {"extra_shape": extra_k.shape}
-    return describe(q.shape, k.shape, v.shape, _NAMES.get(q.dtype, str(q.dtype)), pass_=pass_, window=window or None,
-                    stride=stride, dilation=dilation, edge=[_EDGES[e] for e in edge], scale=scale,
-                    extra=0 if extra_k is None else extra_k.shape[1], bias=bias is not None, tf32=tf32, **extra_shape)
+    desc = describe(q.shape, k.shape, v.shape, _name(q.dtype), pass_=pass_, window=window, stride=stride, dilation=dilation,
+                    edge=edge, scale=scale, extra=0 if extra_k is None else extra_k.shape[1], bias=bias is not None, tf32=tf32,
+                    **extra_shape)
+    _check(desc, len(sequences) if sequences else q.shape[0], q=q, k=k, v=v, extra_k=extra_k, extra_v=extra_v, bias=bias)
+    return desc
 
 
 def _attend(q, k, v, extra_k, extra_v, bias, options, kernel, sequences=None):
-    q, k, v = _unit(q), _unit(k), _unit(v)
-    desc = _desc(_lib.FORWARD, q, k, v, extra_k, bias, *options, sequences)
+    q, k, v, extra_k, extra_v = map(_unit, (q, k, v, extra_k, extra_v))
+    desc = _desc(_lib.FORWARD, q, k, v, extra_k, extra_v, bias, *options, sequences)
     make = torch.empty if not sequences or sequences.covers(q.shape) else torch.zeros
     o = make(q.shape[:-1] + v.shape[-1:], dtype=q.dtype, device=q.device)
     lse = make(q.shape[:-1], dtype=torch.float32, device=q.device)
-    _run(desc, kernel, sequences, q=q, k=k, v=v, extra_k=extra_k, extra_v=extra_v, bias=bias, o=o, lse=lse)
+    if q.shape[0]:
+        _run(desc, kernel, sequences, q=q, k=k, v=v, extra_k=extra_k, extra_v=extra_v, bias=bias, o=o, lse=lse)
     return o, lse
 
 
 def _gradients(q, k, v, extra_k, extra_v, bias, o, lse, dout, dlse, options, sequences=None):
-    q, k, v, dout = _unit(q), _unit(k), _unit(v), _unit(dout)
-    desc = _desc(_lib.BACKWARD, q, k, v, extra_k, bias, *options, sequences)
+    q, k, v, extra_k, extra_v, dout = map(_unit, (q, k, v, extra_k, extra_v, dout))
+    desc = _desc(_lib.BACKWARD, q, k, v, extra_k, extra_v, bias, *options, sequences)
     inputs = dict(q=q, k=k, v=v, extra_k=extra_k, extra_v=extra_v, bias=bias)
     make = torch.empty if not sequences or sequences.covers(q.shape) else torch.zeros
     grads = {f"d{name}": make(tensor.shape, dtype=tensor.dtype, device=tensor.device)
              for name, tensor in inputs.items() if tensor is not None}
+    if not q.shape[0]:
+        return [grad.zero_() for grad in grads.values()]
     _run(desc, None, sequences, **inputs, o=o, lse=lse, dout=dout, dlse=dlse, **grads)
     return list(grads.values())
 
@@ -165,17 +181,34 @@ def _differentiate_varlen(ctx, dout, dlse):
 _forward_varlen.register_autograd(_differentiate_varlen, setup_context=_setup_varlen)
 
 
-def attention(q, k, v, extra_kv, bias, options, sequences=None):
-    rank = sequences.rank if sequences else q.dim() - 3
-    per_axis = {name: [options[name]] * rank if isinstance(options[name], int) else list(options[name] or [])
-                for name in ("window", "stride", "dilation")}
-    extra_k, extra_v = extra_kv if extra_kv is not None else (None, None)
+def _refuse_tangents(tensors):
+    """PyTorch would take a custom operator's forward-mode derivative for zero, in silence."""
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+            raise NotImplementedError("nbhd has no forward-mode derivative (jvp); reverse mode, once, is there")
+
+
+def prepare(*tensors):
+    """Where autocast is on, float tensors become its type, as for PyTorch's own attention; double stays."""
+    _refuse_tangents(tensors)
+    kind = tensors[0].device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
+
+
+def attention(q, k, v, extra_k, extra_v, bias, options, sequences=None):
+    q, k, v, extra_k, extra_v = prepare(q, k, v, extra_k, extra_v)
     if bias is not None:
         bias = bias.float().contiguous()
-    arguments = (q, k, v, extra_k, extra_v, bias, per_axis["window"], per_axis["stride"], per_axis["dilation"],
-                 _lib.edges_of(options["edge"], rank), float(options["scale"] or 0), options["tf32"])
+    arguments = (q, k, v, extra_k, extra_v, bias, options["window"], options["stride"], options["dilation"], options["edge"],
+                 options["scale"], options["tf32"])
     if not sequences:
         return torch.ops.nbhd.forward(*arguments, options["kernel"])
     lists = (list(values or ()) for values in (sequences.lengths, sequences.kv_lengths, sequences.offsets,
                                                sequences.kv_offsets))
-    return torch.ops.nbhd.forward_varlen(*arguments, rank, *lists, options["kernel"])
+    return torch.ops.nbhd.forward_varlen(*arguments, sequences.rank, *lists, options["kernel"])
+
+
+from .torch_unfused import av, merge, qk  # noqa: E402, F401: the same names as of numpy.py

@@ -86,3 +86,77 @@ def test_compile_without_graph_breaks():
     q, k, v, _ = tensors(axes=(8, 9))
     compiled = torch.compile(lambda q, k, v: nbhd.attention(q, k, v, window=3) * 2, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(q, k, v), nbhd.attention(q, k, v, window=3) * 2)
+
+
+MISTAKES = [
+    (lambda q, k, v: nbhd.attention(q, k.half(), v, 3), "k is float16; it must be float32"),
+    (lambda q, k, v: nbhd.attention(q, k, v.double(), 3), "v is float64; it must be float32"),
+    (lambda q, k, v: nbhd.attention(q, k, v, 3, bias=torch.zeros(2, 3, 3)), r"bias has the shape \(2, 3, 3\); it must be \(2, 5, 5\)"),
+    (lambda q, k, v: nbhd.attention(q, k, v, 3, extra_kv=(k[:, 0, :5], v[:, 0, :3])), "extra_v has the shape"),
+    (lambda q, k, v: nbhd.attention(q, k, v, 3, extra_kv=(k[:, 0, :5].half(), v[:, 0, :5].half())), "extra_k is float16"),
+    (lambda q, k, v: nbhd.attention(q, k, v, 3, scale=0), "scale is 0"),
+    (lambda q, k, v: nbhd.attention(q, k, v, 0), "window is 0"),
+    (lambda q, k, v: nbhd.attention(q, k, v, 3.5), "window is 3.5"),
+    (lambda q, k, v: nbhd.attention(q[0], k[0], v[0, 0], 3), "which do not fit|extents"),
+    (lambda q, k, v: nbhd.attention(q[..., :0], k[..., :0], v, 3), "at least 1")]
+
+
+@pytest.mark.parametrize("call, says", MISTAKES)
+def test_what_c_cannot_see_is_refused(call, says):
+    with pytest.raises(nbhd.InvalidError, match=says):
+        call(*tensors(axes=(8, 9))[:3])
+
+
+def test_kinds_of_arrays_do_not_mix():
+    q, k, v, _ = tensors(axes=(8, 9))
+    with pytest.raises(TypeError, match="k is a ndarray"):
+        nbhd.attention(q, k.detach().numpy(), v, 3)
+    with pytest.raises(TypeError, match="q is a list"):
+        nbhd.attention([1.0], k, v, 3)
+
+
+def test_one_row_seen_everywhere_and_gradients_of_a_sum():
+    """Strides of 0 in all extents but the last mean contiguous to C."""
+    row = torch.randn(16)
+    q, k, v, _ = tensors(axes=(8, 9), head_dim_v=1)
+    for name in ("q", "k"):
+        expanded = {"q": q, "k": k, name: row.expand(1, 8, 9, 2, 16)}
+        plain = {one: t.contiguous() for one, t in expanded.items()}
+        assert torch.equal(nbhd.attention(**expanded, v=v, window=3), nbhd.attention(**plain, v=v, window=3))
+    got = torch.autograd.grad(nbhd.attention(q, k, v, 3).sum(), (q, k, v))  # its gradient is one number, expanded
+    want = torch.autograd.grad((nbhd.attention(q, k, v, 3) * torch.ones(1, 8, 9, 2, 1)).sum(), (q, k, v))
+    assert all(torch.equal(one, other) for one, other in zip(got, want))
+
+
+def test_extra_keys_of_any_strides():
+    q, k, v, extra_kv = tensors(axes=(20,), extra=3)
+    turned = tuple(t.transpose(-1, -2).contiguous().transpose(-1, -2) for t in extra_kv)
+    assert turned[0].stride(-1) != 1
+    assert torch.equal(nbhd.attention(q, k, v, 5, extra_kv=turned), nbhd.attention(q, k, v, 5, extra_kv=extra_kv))
+
+
+def test_autocast():
+    q, k, v, _ = tensors(axes=(8, 9))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = nbhd.attention(q.bfloat16(), k, v, 3)
+    assert mixed.dtype == torch.bfloat16
+    assert torch.equal(mixed, nbhd.attention(*(t.bfloat16() for t in (q, k, v)), 3))
+
+
+def test_an_empty_batch_has_an_empty_result():
+    q, k, v, _ = tensors(axes=(8, 9))
+    o = nbhd.attention(q[:0], k[:0], v[:0], 3)
+    assert o.shape == (0, 8, 9, 2, 16)
+    assert all(g.shape == t.shape for g, t in zip(torch.autograd.grad(o.sum(), (q, k, v)), (q, k, v)))
+
+
+def test_forward_mode_is_refused_and_not_zero():
+    q, k, v, _ = tensors(axes=(8, 9))
+    with pytest.raises(NotImplementedError, match="jvp"):
+        torch.func.jvp(lambda t: nbhd.attention(t, k, v, 3), (q,), (q,))
+
+
+def test_some_inputs_need_no_gradient():
+    q, k, v, _ = tensors(axes=(8, 9))
+    nbhd.attention(q.detach(), k, v.detach(), 3).sum().backward()
+    assert k.grad is not None and q.grad is None and v.grad is None
