@@ -17,15 +17,17 @@
  *     | Q: stages x chunks x 64 G rows x 128 | K: stages x chunks x N x 128 | V: the same | mask keys | struct tables |
  *
  * A consumer's step j, with two products in flight while the softmax runs:
- *     issue S(j) = Q K(j)^T + mask | issue O += P(j-1) V(j-1) | wait S | max, exp, sum | wait O | scale O, pack P(j)
- * If j is the first box of a tile, O is then complete for the tile before: scaling it is normalising it, and it is stored
- * from registers.
+ *     issue S(j) = Q K(j)^T + mask | issue O += P(j-1) V(j-1) | wait S | max, exp, sum, pack P(j) | wait O
+ * Probabilities are relative to a reference that moves to the row's maximum only when a score is 2^8 times above it, which
+ * is rare after a tile's first boxes; only then is O scaled. Of P(j) as much as there are registers for is packed before the
+ * wait for O, while P(j-1) is still read: so that little is left to do between that wait and the next products.
+ * If j is the first box of a tile, O is then complete for the tile before: it is normalised, and stored from registers.
  *
- * Masks: device/mask_sm90.cuh. Only boxes that reach past what all rows of a warpgroup see are masked at all. The running
- * maximum starts at -1e30: what a row sums over boxes that are all masked, its first seen key scales by 0.
+ * Masks: device/mask_sm90.cuh. Only boxes that reach past what all rows of a warpgroup see are masked at all. The reference
+ * starts at -1e30: what a row sums over boxes that are all masked, its first seen key scales by 0.
  * NaN or infinite keys reach all queries of the tiles that load them, not only those that see them.
  *
- * Registers of a consumer thread: S N/2, P N/4, O head_dim_v/2. */
+ * Registers of a consumer thread: S N/2, P N/4 and 4 per step packed early, O head_dim_v/2. */
 #ifndef NBHD_HEAD_DIM
 #error "NBHD_HEAD_DIM: of q and k, a multiple of 8 up to 256"
 #endif
@@ -55,6 +57,9 @@
 #endif
 #ifndef NBHD_Q_STAGES
 #error "NBHD_Q_STAGES: 2 loads a tile's Q while the tile before still needs its own, else 1"
+#endif
+#ifndef NBHD_EARLY
+#error "NBHD_EARLY: 16ths of a box's keys whose probabilities have a second set of registers, 0 to N / 16"
 #endif
 #ifndef NBHD_MASK_STEPS
 #error "NBHD_MASK_STEPS: masks of boxes as more columns of the product: their number / 16, 0 to 2"
@@ -327,14 +332,44 @@ NBHD_FN void load_boxes(const struct nbhd_params *p, const struct nbhd_boxes *b,
 
 /* ---- the consumer warpgroups ---- */
 
-/* State of a thread's two rows: running maximum of raw scores, its part of the running sum, and the factor by which the
- * step scales what was summed before. */
+/* How far above the reference, as a power of 2, a score may be: probabilities up to 2^8 lose nothing in 16 bits. */
+#define SLACK 8.0f
+
+/* State of a thread's two rows: the score that probabilities are relative to, the bits of the score above which it must
+ * move, the thread's part of the running sum, and the factor that scales what was summed before when the reference moves. */
 struct rows {
-    float max[2], sum[2], scale[2];
+    float reference[2], sum[2], scale[2];
+    int limit[2];
 };
 
-/* Scores become probabilities relative to the new maximum. */
-NBHD_FN void softmax_step(float *s, struct rows *r, float scale_log2)
+NBHD_FN void begin_rows(struct rows *r)
+{
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        r->reference[i] = -1e30f;
+        r->limit[i] = 0x80000000;
+        r->sum[i] = 0;
+    }
+}
+
+/* Whether the reference of one of the warp's rows must move. Compares bits, since integers have a maximum of three: it is
+ * right for limits that are not negative. A row whose limit would be, has one that any score is above. */
+NBHD_FN int must_move(const float *s, const struct rows *r)
+{
+    int above = 0;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        int high = nbhd_max(__float_as_int(s[2 * i]), __float_as_int(s[2 * i + 1]));
+#pragma unroll
+        for (int j = 1; j < NBHD_N / 8; j++)
+            high = nbhd_max(nbhd_max(high, __float_as_int(s[4 * j + 2 * i])), __float_as_int(s[4 * j + 2 * i + 1]));
+        above |= high > r->limit[i];
+    }
+    return __any_sync(~0u, above);
+}
+
+/* Moves the references to the rows' maxima. */
+NBHD_FN void move_references(const float *s, struct rows *r, float scale_log2)
 {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -344,10 +379,24 @@ NBHD_FN void softmax_step(float *s, struct rows *r, float scale_log2)
             high = fmaxf(high, fmaxf(s[4 * j + 2 * i], s[4 * j + 2 * i + 1]));
         high = fmaxf(high, __shfl_xor_sync(~0u, high, 1));
         high = fmaxf(high, __shfl_xor_sync(~0u, high, 2));
-        high = fmaxf(high, r->max[i]);
-        r->scale[i] = ex2_approx_ftz_f32((r->max[i] - high) * scale_log2);
-        r->max[i] = high;
-        float offset = high * scale_log2, sum = 0;
+        high = fmaxf(high, r->reference[i]);
+        r->scale[i] = ex2_approx_ftz_f32((r->reference[i] - high) * scale_log2);
+        r->reference[i] = high;
+        r->sum[i] *= r->scale[i];
+        float limit = high + SLACK / scale_log2;
+        r->limit[i] = limit >= 0 ? __float_as_int(limit) : 0x80000000;
+    }
+}
+
+/* Scores become probabilities relative to the references. Returns whether one moved. */
+NBHD_FN int softmax_step(float *s, struct rows *r, float scale_log2)
+{
+    int moved = must_move(s, r);
+    if (moved)
+        move_references(s, r, scale_log2);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        float offset = r->reference[i] * scale_log2, sum = 0;
 #pragma unroll
         for (int j = 0; j < NBHD_N / 8; j++)
 #pragma unroll
@@ -356,8 +405,9 @@ NBHD_FN void softmax_step(float *s, struct rows *r, float scale_log2)
                 *x = ex2_approx_ftz_f32(fmaf(*x, scale_log2, -offset));
                 sum += *x;
             }
-        r->sum[i] = r->sum[i] * r->scale[i] + sum;
+        r->sum[i] += sum;
     }
+    return moved;
 }
 
 NBHD_FN unsigned pack(float low, float high)
@@ -365,11 +415,21 @@ NBHD_FN unsigned pack(float low, float high)
     return NBHD_DTYPE == 2 ? cvt_rn_bf16x2_f32(low, high) : cvt_rn_f16x2_f32(low, high);
 }
 
-NBHD_FN void pack_probabilities(unsigned *packed, const float *s)
+/* Probabilities as the A operands of P V: of the first steps of 16 keys, and of those from `EARLY` on. Of the first there are
+ * two sets, which the boxes use in turn. */
+#define EARLY (4 * NBHD_EARLY)
+NBHD_FN void pack_first(unsigned *first, const float *s)
 {
 #pragma unroll
-    for (int i = 0; i < NBHD_N / 4; i++)
-        packed[i] = pack(s[2 * i], s[2 * i + 1]);
+    for (int i = 0; i < EARLY; i++)
+        first[i] = pack(s[2 * i], s[2 * i + 1]);
+}
+
+NBHD_FN void pack_rest(unsigned *rest, const float *s)
+{
+#pragma unroll
+    for (int i = EARLY; i < NBHD_N / 4; i++)
+        rest[i - EARLY] = pack(s[2 * i], s[2 * i + 1]);
 }
 
 NBHD_FN void scale_output(float *o, const struct rows *r)
@@ -392,13 +452,13 @@ NBHD_FN void issue_qk(float *s, unsigned long long q, unsigned tile)
 }
 
 /* Issues O += P V for the V tile at `tile`. */
-NBHD_FN void issue_pv(float *o, const unsigned *packed, unsigned tile)
+NBHD_FN void issue_pv(float *o, const unsigned *first, const unsigned *rest, unsigned tile)
 {
     unsigned long long v = wgmma_mn_major(tile, NBHD_N);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < NBHD_N / 16; i++)
-        NBHD_PV(o, packed + 4 * i, wgmma_advance(v, 128 * i), 1);
+        NBHD_PV(o, i < NBHD_EARLY ? first + 4 * i : rest + 4 * i - EARLY, wgmma_advance(v, 128 * i), 1);
     wgmma_commit();
 }
 
@@ -413,7 +473,7 @@ NBHD_FN void finish_rows(struct tables *tab, const struct rows *r, float scale, 
         sum += __shfl_xor_sync(~0u, sum, 1);
         sum += __shfl_xor_sync(~0u, sum, 2);
         if ((lane & 3) == 0)
-            tab->finished[number + (lane >> 2) + 8 * i] = make_float2(1 / sum, r->max[i] * scale + logf(sum));
+            tab->finished[number + (lane >> 2) + 8 * i] = make_float2(1 / sum, r->reference[i] * scale + logf(sum));
     }
     __syncwarp();
 }
@@ -476,121 +536,153 @@ NBHD_FN void clear(float *o)
         o[i] = 0;
 }
 
-/* S becomes probabilities relative to the new maximum. */
-NBHD_FN void finish_scores(float *s, struct rows *r, const struct nbhd_params *p, const struct nbhd_boxes *b,
-                           struct tables *tab, struct box box, int how, int slot, int number)
+/* What a consumer knows besides its scores, probabilities and output. */
+struct consumer {
+    const struct nbhd_params *p;
+    const struct nbhd_boxes *b;
+    struct tables *tab;
+    unsigned q_tiles, k_tiles, v_tiles, mask_keys;
+    int group;          /* uniform: else descriptors live in vector registers */
+    int number;         /* the warp's first row */
+    int stage, phase;   /* of the box whose probabilities are packed */
+    int tile;           /* of the CTA, that of the box whose scores are computed */
+    struct box box;     /* that box */
+    int flags, how;     /* its flags, and how it is masked; uniform */
+    struct rows rows;
+    struct probes probes;
+};
+
+/* Of a thread's row i of 2: as in struct nbhd_boxes. */
+NBHD_FN unsigned row_of(const struct consumer *c, int i) { return c->tab->row[c->number + (threadIdx.x >> 2 & 7) + 8 * i]; }
+
+/* Issues the masked scores of the box in K's stage. */
+NBHD_FN void issue_scores(struct consumer *c, float *s, int stage, int is_first)
 {
-    int lane = threadIdx.x & 31;
-    if (NBHD_MASK_BITS && how & BY_BITS) {
-        const int2 *window = windows_of(b, tab, slot);
-        apply_bits(s, row_bits(b, window, box, p->extra, tab->row[number + (lane >> 2)], lane & 3),
-                   row_bits(b, window, box, p->extra, tab->row[number + (lane >> 2) + 8], lane & 3));
+    struct tables *tab = c->tab;
+    int slot = c->tile & 1, q_stage = c->tile % NBHD_Q_STAGES;
+    if (is_first)
+        mbar_wait(smem_address(tab->q_full) + 8 * q_stage, c->tile / NBHD_Q_STAGES & 1);
+    issue_qk(s, wgmma_advance(wgmma_k_major(c->q_tiles + c->group * 64 * 128), q_stage * (Q_BYTES >> 4)),
+             c->k_tiles + stage * K_BYTES);
+    c->box = tab->box[stage];
+    c->flags = __shfl_sync(~0u, c->box.flags, 0);
+    c->how = how_masked(c->flags, c->group);
+    if (NBHD_MASK_STEPS && is_first)
+        find_probes(&c->probes, &tab->tile[slot], windows_of(c->b, tab, slot), row_of(c, 0), row_of(c, 1),
+                    threadIdx.x & 3);
+    if (NBHD_MASK_STEPS && c->how & BY_COLUMNS)
+        issue_mask(s, &c->probes, tab->origin[stage], c->mask_keys + slot * (c->b->shapes > 1 ? MASK_BYTES : 0));
+}
+
+/* After the wait for scores: K's stage is free, and after a tile's last Q's. */
+NBHD_FN void free_scores(const struct consumer *c, int stage)
+{
+    if ((threadIdx.x & 31) != 0)
+        return;
+    mbar_arrive(smem_address(c->tab->empty[0]) + 8 * stage);
+    if (c->flags & NBHD_SM90_LAST)
+        mbar_arrive(smem_address(c->tab->q_empty) + 8 * (c->tile % NBHD_Q_STAGES));
+}
+
+/* Scores become probabilities. Returns whether a reference moved. */
+NBHD_FN int finish_scores(struct consumer *c, float *s)
+{
+    int q = threadIdx.x & 3;
+    if (NBHD_MASK_BITS && c->how & BY_BITS) {
+        const int2 *window = windows_of(c->b, c->tab, c->tile & 1);
+        apply_bits(s, row_bits(c->b, window, c->box, c->p->extra, row_of(c, 0), q),
+                   row_bits(c->b, window, c->box, c->p->extra, row_of(c, 1), q));
     }
     if (NBHD_PAD)
-        mask_padding(s, box.keys, lane & 3);
-    softmax_step(s, r, p->scale * 1.44269504f);
+        mask_padding(s, c->box.keys, q);
+    return softmax_step(s, &c->rows, c->p->scale * 1.44269504f);
+}
+
+/* O is complete but for its scale: stores it. slot: of its tile. */
+NBHD_FN void finish_output(struct consumer *c, float *o, int slot)
+{
+    read_scale(&c->rows, c->tab, c->number);
+    scale_output(o, &c->rows);
+    store_rows(c->p, c->b, c->tab, &c->tab->tile[slot], o, c->number);
+}
+
+/* A box's scores beside the products of the probabilities before, which are in first and rest; leaves its own in next_first
+ * and rest. */
+NBHD_FN void consume_box(struct consumer *c, float *s, float *o, unsigned *first, unsigned *next_first, unsigned *rest)
+{
+    struct tables *tab = c->tab;
+    int next = c->stage + 1 == NBHD_STAGES ? 0 : c->stage + 1, next_phase = c->phase ^ (next == 0);
+    int is_first = c->flags & NBHD_SM90_LAST; /* a new tile begins */
+    c->tile += is_first != 0;
+    mbar_wait(smem_address(tab->full[0]) + 8 * next, next_phase);
+    issue_scores(c, s, next, is_first);
+    mbar_wait(smem_address(tab->full[1]) + 8 * c->stage, c->phase);
+    issue_pv(o, first, rest, c->v_tiles + c->stage * V_BYTES);
+    wgmma_wait_1();
+    NBHD_PIN_F(s, NBHD_N / 2);
+    free_scores(c, next);
+    if (is_first) {
+        finish_rows(tab, &c->rows, c->p->scale, c->number);
+        begin_rows(&c->rows);
+    }
+    int moved = finish_scores(c, s);
+    pack_first(next_first, s);
+    wgmma_wait_0_after_words(c->rows.sum[0] + c->rows.sum[1], next_first, EARLY, c->k_tiles);
+    NBHD_PIN_F(o, NBHD_HEAD_DIM_V / 2);
+    NBHD_PIN_R(first, EARLY);
+    NBHD_PIN_R(rest, NBHD_N / 4 - EARLY);
+    if ((threadIdx.x & 31) == 0)
+        mbar_arrive(smem_address(tab->empty[1]) + 8 * c->stage);
+    if (is_first) {
+        finish_output(c, o, ~c->tile & 1);
+        clear(o);
+        __syncwarp();
+        if ((threadIdx.x & 31) == 0)
+            mbar_arrive(smem_address(tab->tile_empty) + 8 * (~c->tile & 1));
+    } else if (moved) {
+        scale_output(o, &c->rows);
+    }
+    pack_rest(rest, s);
+    c->stage = next, c->phase = next_phase;
+}
+
+/* The last products of the last tile. */
+NBHD_FN void consume_last(struct consumer *c, float *o, const unsigned *first, const unsigned *rest)
+{
+    mbar_wait(smem_address(c->tab->full[1]) + 8 * c->stage, c->phase);
+    issue_pv(o, first, rest, c->v_tiles + c->stage * V_BYTES);
+    finish_rows(c->tab, &c->rows, c->p->scale, c->number);
+    wgmma_wait_0();
+    NBHD_PIN_F(o, NBHD_HEAD_DIM_V / 2);
+    finish_output(c, o, c->tile & 1);
 }
 
 /* One consumer warpgroup: all boxes of all tiles. */
-NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_boxes *b, struct tables *tab, unsigned q_tiles,
-                     unsigned k_tiles, unsigned v_tiles, unsigned mask_keys)
+NBHD_FN void consume(struct consumer *c)
 {
-    int group = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1; /* uniform: else descriptors live in vector registers */
-    int lane = threadIdx.x & 31;
-    int number = group * 64 + (threadIdx.x / 32 & 3) * 16; /* the warp's first row */
-    int mask_slot = b->shapes > 1 ? MASK_BYTES : 0;
-    unsigned k_full = smem_address(tab->full[0]), k_empty = smem_address(tab->empty[0]);
-    unsigned v_full = smem_address(tab->full[1]), v_empty = smem_address(tab->empty[1]);
-    unsigned q_full = smem_address(tab->q_full), q_empty = smem_address(tab->q_empty);
-    unsigned tile_empty = smem_address(tab->tile_empty);
-    unsigned long long q_first = wgmma_k_major(q_tiles + group * 64 * 128);
     float s[NBHD_N / 2], o[NBHD_HEAD_DIM_V / 2];
-    unsigned packed[NBHD_N / 4];
-    struct rows r = {{-1e30f, -1e30f}, {0, 0}, {1, 1}};
-    struct probes probes;
+    unsigned first[2][EARLY + !EARLY], rest[NBHD_N / 4 - EARLY + (EARLY == NBHD_N / 4)];
     clear(o);
-
-    mbar_wait(smem_address(&tab->tile_full[0]), 0);
-    find_probes(&probes, &tab->tile[0], windows_of(b, tab, 0), tab->row[number + (lane >> 2)],
-                tab->row[number + (lane >> 2) + 8], lane & 3);
-    mbar_wait(q_full, 0);
-    mbar_wait(k_full, 0);
-    issue_qk(s, q_first, k_tiles);
-    struct box box = tab->box[0];
-    int flags = __shfl_sync(~0u, box.flags, 0), how = how_masked(flags, group); /* uniform */
-    if (NBHD_MASK_STEPS && how & BY_COLUMNS)
-        issue_mask(s, &probes, tab->origin[0], mask_keys);
+    begin_rows(&c->rows);
+    mbar_wait(smem_address(c->tab->tile_full), 0);
+    mbar_wait(smem_address(c->tab->full[0]), 0);
+    issue_scores(c, s, 0, 1);
     wgmma_wait_0();
     NBHD_PIN_F(s, NBHD_N / 2);
-    if (lane == 0) {
-        mbar_arrive(k_empty);
-        if (flags & NBHD_SM90_LAST)
-            mbar_arrive(q_empty);
+    free_scores(c, 0);
+    finish_scores(c, s);
+    pack_first(first[0], s);
+    pack_rest(rest, s);
+    for (;;) { /* written out for both sets: registers have no index */
+        if (c->flags & NBHD_SM90_FINAL)
+            return consume_last(c, o, first[0], rest);
+        consume_box(c, s, o, first[0], first[1], rest);
+        if (EARLY == 0)
+            continue;
+        if (c->flags & NBHD_SM90_FINAL)
+            return consume_last(c, o, first[1], rest);
+        consume_box(c, s, o, first[1], first[0], rest);
     }
-    finish_scores(s, &r, p, b, tab, box, how, 0, number);
-    pack_probabilities(packed, s);
-
-    int stage = 0, phase = 0; /* of the box whose probabilities are packed */
-    int tile = 0;             /* of the box whose scores are computed */
-    while (!(flags & NBHD_SM90_FINAL)) {
-        int next = stage + 1 == NBHD_STAGES ? 0 : stage + 1, next_phase = phase ^ (next == 0);
-        int is_first = flags & NBHD_SM90_LAST; /* a new tile begins */
-        tile += is_first != 0;
-        int slot = tile & 1, q_stage = tile % NBHD_Q_STAGES;
-        mbar_wait(k_full + 8 * next, next_phase);
-        if (is_first)
-            mbar_wait(q_full + 8 * q_stage, tile / NBHD_Q_STAGES & 1);
-        issue_qk(s, wgmma_advance(q_first, q_stage * (Q_BYTES >> 4)), k_tiles + next * K_BYTES);
-        box = tab->box[next];
-        flags = __shfl_sync(~0u, box.flags, 0);
-        how = how_masked(flags, group);
-        if (NBHD_MASK_STEPS && is_first)
-            find_probes(&probes, &tab->tile[slot], windows_of(b, tab, slot), tab->row[number + (lane >> 2)],
-                        tab->row[number + (lane >> 2) + 8], lane & 3);
-        if (NBHD_MASK_STEPS && how & BY_COLUMNS)
-            issue_mask(s, &probes, tab->origin[next], mask_keys + slot * mask_slot);
-        mbar_wait(v_full + 8 * stage, phase);
-        issue_pv(o, packed, v_tiles + stage * V_BYTES);
-        wgmma_wait_1();
-        NBHD_PIN_F(s, NBHD_N / 2);
-        if (lane == 0) {
-            mbar_arrive(k_empty + 8 * next);
-            if (flags & NBHD_SM90_LAST)
-                mbar_arrive(q_empty + 8 * q_stage);
-        }
-        if (is_first) {
-            finish_rows(tab, &r, p->scale, number);
-            r.max[0] = r.max[1] = -1e30f;
-            r.sum[0] = r.sum[1] = 0;
-        }
-        finish_scores(s, &r, p, b, tab, box, how, slot, number);
-        wgmma_wait_0_after(r.sum[0] + r.sum[1], smem_address(&tab->scratch));
-        NBHD_PIN_F(o, NBHD_HEAD_DIM_V / 2);
-        NBHD_PIN_R(packed, NBHD_N / 4);
-        if (lane == 0)
-            mbar_arrive(v_empty + 8 * stage);
-        if (is_first)
-            read_scale(&r, tab, number);
-        scale_output(o, &r);
-        if (is_first) {
-            store_rows(p, b, tab, &tab->tile[slot ^ 1], o, number);
-            clear(o);
-            __syncwarp();
-            if (lane == 0)
-                mbar_arrive(tile_empty + 8 * (slot ^ 1));
-        }
-        pack_probabilities(packed, s);
-        stage = next, phase = next_phase;
-    }
-
-    mbar_wait(v_full + 8 * stage, phase);
-    issue_pv(o, packed, v_tiles + stage * V_BYTES);
-    finish_rows(tab, &r, p->scale, number);
-    read_scale(&r, tab, number);
-    wgmma_wait_0();
-    NBHD_PIN_F(o, NBHD_HEAD_DIM_V / 2);
-    scale_output(o, &r);
-    store_rows(p, b, tab, &tab->tile[tile & 1], o, number);
 }
 
 /* ---- all ---- */
@@ -646,6 +738,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
             prepare_tiles(&p, &b, tab, maps.q, q_tiles, mask_keys, share);
     } else {
         NBHD_SET_REGISTERS_UP(NBHD_REGISTERS_MATH);
-        consume(&p, &b, tab, q_tiles, k_tiles, v_tiles, mask_keys);
+        struct consumer c = {&p, &b, tab, q_tiles, k_tiles, v_tiles, mask_keys};
+        c.group = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1;
+        c.number = c.group * 64 + (threadIdx.x / 32 & 3) * 16;
+        c.stage = c.phase = c.tile = 0;
+        consume(&c);
     }
 }

@@ -203,7 +203,7 @@ static int register_room(const struct nbhd_sm90_plan *p)
 {
     static const struct {
         int groups, ctas, room[3];
-    } kinds[] = {{2, 1, {188, 188, 172}}, {3, 1, {124, 116, 104}}, {1, 2, {176, 176, 160}}, {1, 3, {92, 80, 0}}};
+    } kinds[] = {{2, 1, {188, 188, 172}}, {3, 1, {120, 100, 92}}, {1, 2, {176, 176, 160}}, {1, 3, {92, 80, 0}}};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         if (kinds[i].groups == p->variant.groups && kinds[i].ctas == p->variant.ctas)
             return kinds[i].room[p->mask_steps];
@@ -218,6 +218,16 @@ static int has_registers(const nbhd_desc *d, const struct nbhd_sm90_plan *p)
     if (d->head_dim_v > 192 && p->mask_steps && p->mask_bits) /* columns, and bits for extra keys: 16 bytes spilled */
         return 0;
     return (!tight || n == 80) && n * 3 / 4 + (d->head_dim_v + 1) / 2 + 4 * tight * p->mask_steps <= register_room(p);
+}
+
+int nbhd_sm90_early(const nbhd_desc *d, const struct nbhd_sm90_plan *p)
+{
+    static const int room[2][3] = {{176, 164, 148}, {188, 184, 164}}; /* as above, for one warpgroup and for two */
+    const struct nbhd_sm90_variant *v = &p->variant;
+    const int left = room[v->groups - 1 & 1][p->mask_steps] - v->n * 3 / 4 - (d->head_dim_v + 1) / 2;
+    if (v->groups == 3 || v->ctas == 3 || (d->head_dim_v > 128 && p->mask_steps))
+        return 0;
+    return nbhd_max(0, nbhd_min(left / 4, v->n / 16));
 }
 
 /* Whether a plan fits the machine; sets its masks, and Q's stages. */
