@@ -335,11 +335,10 @@ NBHD_FN void load_boxes(const struct nbhd_params *p, const struct nbhd_boxes *b,
 /* How far above the reference, as a power of 2, a score may be: probabilities up to 2^8 lose nothing in 16 bits. */
 #define SLACK 8.0f
 
-/* State of a thread's two rows: the score that probabilities are relative to, the bits of the score above which it must
- * move, the thread's part of the running sum, and the factor that scales what was summed before when the reference moves. */
+/* State of a thread's two rows: the score that probabilities are relative to, the thread's part of the running sum, and the
+ * factor that scales what was summed before when the reference moves. */
 struct rows {
     float reference[2], sum[2], scale[2];
-    int limit[2];
 };
 
 NBHD_FN void begin_rows(struct rows *r)
@@ -347,15 +346,15 @@ NBHD_FN void begin_rows(struct rows *r)
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         r->reference[i] = -1e30f;
-        r->limit[i] = 0x80000000;
         r->sum[i] = 0;
     }
 }
 
 /* Whether the reference of one of the warp's rows must move. Compares bits, since integers have a maximum of three: it is
- * right for limits that are not negative. A row whose limit would be, has one that any score is above. */
-NBHD_FN int must_move(const float *s, const struct rows *r)
+ * right for limits that are not negative. A row whose limit would be has one that all scores are above. */
+NBHD_FN int must_move(const float *s, const struct rows *r, float scale_log2)
 {
+    float slack = __fdividef(SLACK, scale_log2);
     int above = 0;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -363,7 +362,8 @@ NBHD_FN int must_move(const float *s, const struct rows *r)
 #pragma unroll
         for (int j = 1; j < NBHD_N / 8; j++)
             high = nbhd_max(nbhd_max(high, __float_as_int(s[4 * j + 2 * i])), __float_as_int(s[4 * j + 2 * i + 1]));
-        above |= high > r->limit[i];
+        float limit = r->reference[i] + slack;
+        above |= high > (limit >= 0 ? __float_as_int(limit) : (int)0x80000000);
     }
     return __any_sync(~0u, above);
 }
@@ -383,15 +383,13 @@ NBHD_FN void move_references(const float *s, struct rows *r, float scale_log2)
         r->scale[i] = ex2_approx_ftz_f32((r->reference[i] - high) * scale_log2);
         r->reference[i] = high;
         r->sum[i] *= r->scale[i];
-        float limit = high + SLACK / scale_log2;
-        r->limit[i] = limit >= 0 ? __float_as_int(limit) : 0x80000000;
     }
 }
 
 /* Scores become probabilities relative to the references. Returns whether one moved. */
 NBHD_FN int softmax_step(float *s, struct rows *r, float scale_log2)
 {
-    int moved = must_move(s, r);
+    int moved = must_move(s, r, scale_log2);
     if (moved)
         move_references(s, r, scale_log2);
 #pragma unroll
