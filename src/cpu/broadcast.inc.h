@@ -73,8 +73,8 @@ static __attribute__((noinline)) void qk_whole(const float *qt, int begin, int e
     qk_micro(qt, begin, end, k, s, width, V_ROWS, V_STRIP);
 }
 
-/* Of qt, so many rows at once as leave half of a first-level cache of 32 KiB to the rest. */
-enum { PANEL_DIMS = 16384 / (FWD_LANES * (int)sizeof(float)) };
+/* Of qt, so many floats at once as leave half of a first-level cache of 32 KiB to the rest. */
+enum { PANEL_FLOATS = 4096 };
 
 /* Asks for the cache lines of n rows that the next call of a microkernel works on. */
 V_FN void prefetch_rows(const float *const *rows, int n, int begin, int end)
@@ -87,8 +87,9 @@ V_FN void prefetch_rows(const float *const *rows, int n, int begin, int end)
 /* far: the keys are read for the first time. */
 V_FN void qk_panel(const float *qt, int d, const float *const *k, int keys, float *s, const int width, const int nv, bool far)
 {
-    for (int begin = 0; begin < d; begin += PANEL_DIMS) {
-        const int end = nbhd_min(begin + PANEL_DIMS, d);
+    const int panel = PANEL_FLOATS / width;
+    for (int begin = 0; begin < d; begin += panel) {
+        const int end = nbhd_min(begin + panel, d);
         int i = 0;
         for (; i + V_ROWS <= keys; i += V_ROWS) {
             if (far)
@@ -107,9 +108,10 @@ V_FN void qk_panel(const float *qt, int d, const float *const *k, int keys, floa
     }
 }
 
-/* ot[n columns][nv vectors] = alpha * ot + sum over keys of p[key][nv vectors] * v[key][column] */
+/* ot[n columns][nv vectors] = alpha * ot + sum over keys of p[key][nv vectors] * v[key][column]; rows of p and ot are `width`
+ * floats apart. */
 V_FN void pv_micro(const float *p, const float *const *value, int column, int keys, const float *alpha, float *ot,
-                   const int n, const int nv)
+                   const int width, const int n, const int nv)
 {
     vf acc[V_ROWS][V_STRIP];
 #pragma GCC unroll 4
@@ -117,14 +119,14 @@ V_FN void pv_micro(const float *p, const float *const *value, int column, int ke
         vf a = v_load(alpha + v * VF);
 #pragma GCC unroll 8
         for (int r = 0; r < n; r++)
-            acc[r][v] = v_mul(a, v_load(ot + r * FWD_LANES + v * VF));
+            acc[r][v] = v_mul(a, v_load(ot + r * width + v * VF));
     }
     for (int i = 0; i < keys; i++) {
         const float *row = value[i] + column;
         vf x[V_STRIP];
 #pragma GCC unroll 4
         for (int v = 0; v < nv; v++)
-            x[v] = v_load(p + i * FWD_LANES + v * VF);
+            x[v] = v_load(p + i * width + v * VF);
 #pragma GCC unroll 8
         for (int r = 0; r < n; r++) {
             vf y = v_set1(row[r]);
@@ -137,87 +139,96 @@ V_FN void pv_micro(const float *p, const float *const *value, int column, int ke
     for (int r = 0; r < n; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < nv; v++)
-            v_store(ot + r * FWD_LANES + v * VF, acc[r][v]);
+            v_store(ot + r * width + v * VF, acc[r][v]);
 }
 
 /* As qk_whole. */
 static __attribute__((noinline)) void pv_whole(const float *p, const float *const *value, int column, int keys,
-                                               const float *alpha, float *ot)
+                                               const float *alpha, float *ot, int width)
 {
-    pv_micro(p, value, column, keys, alpha, ot, V_ROWS, V_STRIP);
+    pv_micro(p, value, column, keys, alpha, ot, width, V_ROWS, V_STRIP);
 }
 
 V_FN void pv_panel(const float *p, const float *const *value, int columns, int keys, const float *alpha, float *ot,
-                   const int nv)
+                   const int width, const int nv)
 {
     int c = 0;
     for (; c + V_ROWS <= columns && c + 8 != columns; c += V_ROWS) /* the last 8 as 4 and 4: 2 alone are slow */
         if (nv == V_STRIP)
-            pv_whole(p, value, c, keys, alpha, ot + c * FWD_LANES);
+            pv_whole(p, value, c, keys, alpha, ot + c * width, width);
         else
-            pv_micro(p, value, c, keys, alpha, ot + c * FWD_LANES, V_ROWS, nv);
+            pv_micro(p, value, c, keys, alpha, ot + c * width, width, V_ROWS, nv);
     for (; c + 4 <= columns; c += 4)
-        pv_micro(p, value, c, keys, alpha, ot + c * FWD_LANES, 4, nv);
+        pv_micro(p, value, c, keys, alpha, ot + c * width, width, 4, nv);
     if (c + 2 <= columns) {
-        pv_micro(p, value, c, keys, alpha, ot + c * FWD_LANES, 2, nv);
+        pv_micro(p, value, c, keys, alpha, ot + c * width, width, 2, nv);
         c += 2;
     }
     if (c < columns)
-        pv_micro(p, value, c, keys, alpha, ot + c * FWD_LANES, 1, nv);
+        pv_micro(p, value, c, keys, alpha, ot + c * width, width, 1, nv);
 }
 
-/* Both products over the tile's vectors, strip by strip; the last strip may be narrower. */
+/* The two products of a strip of nv <= V_STRIP vectors of lanes, whose rows are `width` floats apart. */
+static inline void qk_strip(const float *qt, int d, const float *const *k, int keys, float *s, const int width, int nv,
+                                bool far)
+{
+    switch (nv) {
+    case 1: qk_panel(qt, d, k, keys, s, width, 1, far); return;
+#if V_STRIP > 2
+    case 2: qk_panel(qt, d, k, keys, s, width, 2, far); return;
+    case 3: qk_panel(qt, d, k, keys, s, width, 3, far); return;
+#endif
+    default: qk_panel(qt, d, k, keys, s, width, V_STRIP, far); return;
+    }
+}
+
+static inline void pv_strip(const float *p, const float *const *value, int keys, int columns, const float *alpha,
+                                float *ot, const int width, int nv)
+{
+    switch (nv) {
+    case 1: pv_panel(p, value, columns, keys, alpha, ot, width, 1); return;
+#if V_STRIP > 2
+    case 2: pv_panel(p, value, columns, keys, alpha, ot, width, 2); return;
+    case 3: pv_panel(p, value, columns, keys, alpha, ot, width, 3); return;
+#endif
+    default: pv_panel(p, value, columns, keys, alpha, ot, width, V_STRIP); return;
+    }
+}
+
+/* Both over all of a tile's vectors, whose rows are FWD_LANES floats apart. */
 static inline void block_scores(const float *qt, int d, const float *const *k, int keys, int vectors, float *s)
 {
-    int v = 0;
-    for (; v + V_STRIP <= vectors; v += V_STRIP)
-        qk_panel(qt + v * VF, d, k, keys, s + v * VF, FWD_LANES, V_STRIP, v == 0);
-#if V_STRIP > 2
-    if (v + 3 == vectors)
-        qk_panel(qt + v * VF, d, k, keys, s + v * VF, FWD_LANES, 3, v == 0);
-    if (v + 2 == vectors)
-        qk_panel(qt + v * VF, d, k, keys, s + v * VF, FWD_LANES, 2, v == 0);
-#endif
-    if (v + 1 == vectors)
-        qk_panel(qt + v * VF, d, k, keys, s + v * VF, FWD_LANES, 1, v == 0);
+    for (int v = 0; v < vectors; v += V_STRIP)
+        qk_strip(qt + v * VF, d, k, keys, s + v * VF, FWD_LANES, nbhd_min(V_STRIP, vectors - v), v == 0);
 }
 
 static inline void block_output(const float *p, const float *const *value, int keys, int columns, int vectors,
                                 const float *alpha, float *ot)
 {
-    int v = 0;
-    for (; v + V_STRIP <= vectors; v += V_STRIP)
-        pv_panel(p + v * VF, value, columns, keys, alpha + v * VF, ot + v * VF, V_STRIP);
-#if V_STRIP > 2
-    if (v + 3 == vectors)
-        pv_panel(p + v * VF, value, columns, keys, alpha + v * VF, ot + v * VF, 3);
-    if (v + 2 == vectors)
-        pv_panel(p + v * VF, value, columns, keys, alpha + v * VF, ot + v * VF, 2);
-#endif
-    if (v + 1 == vectors)
-        pv_panel(p + v * VF, value, columns, keys, alpha + v * VF, ot + v * VF, 1);
+    for (int v = 0; v < vectors; v += V_STRIP)
+        pv_strip(p + v * VF, value, keys, columns, alpha + v * VF, ot + v * VF, FWD_LANES, nbhd_min(V_STRIP, vectors - v));
 }
 
-/* s = factor * s + log2(e) * bias. */
-static void block_bias(const struct key_block *b, const struct tile *t, float factor, float *s)
+/* s = factor * s + log2(e) * bias, of n vectors of lanes from the tile's vector `first` on, which begins at s. */
+static void strip_bias(const struct key_block *b, const struct tile *t, float factor, float *s, int width, int first, int n)
 {
     for (int i = 0; i < b->count; i++)
-        for (int v = 0; v < t->vectors; v++) {
-            float *x = s + i * FWD_LANES + v * VF;
-            unsigned bits = b->bias[i] ? (unsigned)(b->bits[i] >> (v * VF)) & V_ALL : 0;
-            vf bias = v_gather(b->bias[i], v_iload(t->bias + v * VF), bits);
+        for (int v = 0; v < n; v++) {
+            float *x = s + i * width + v * VF;
+            unsigned bits = b->bias[i] ? (unsigned)(b->bits[i] >> ((first + v) * VF)) & V_ALL : 0;
+            vf bias = v_gather(b->bias[i], v_iload(t->bias + (first + v) * VF), bits);
             v_store(x, v_fma(bias, v_set1(LOG2E), v_mul(v_load(x), v_set1(factor))));
         }
 }
 
-/* Lanes that do not see a key: -infinity. */
-static inline void block_mask(const struct key_block *b, uint64_t everyone, int vectors, float *s)
+/* Likewise: lanes that do not see a key: -infinity. */
+static inline void strip_mask(const struct key_block *b, uint64_t everyone, float *s, int width, int first, int n)
 {
     for (int i = 0; i < b->count; i++)
         if (b->bits[i] != everyone)
-            for (int v = 0; v < vectors; v++) {
-                float *x = s + i * FWD_LANES + v * VF;
-                v_store(x, v_select((unsigned)(b->bits[i] >> (v * VF)), v_load(x), v_set1(-INFINITY)));
+            for (int v = 0; v < n; v++) {
+                float *x = s + i * width + v * VF;
+                v_store(x, v_select((unsigned)(b->bits[i] >> ((first + v) * VF)), v_load(x), v_set1(-INFINITY)));
             }
 }
 

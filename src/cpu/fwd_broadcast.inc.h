@@ -8,11 +8,15 @@
  * its score replaced there by -inf; if its value row holds a NaN or infinity, which 0 would not silence, it is added to
  * the lanes that see it one by one. Included by fwd.inc.h. */
 
+/* Lanes go by strips of V_STRIP vectors, each with its rows of queries, scores and outputs side by side, and each done with a
+ * block of keys before the next begins. */
+enum { STRIP = V_STRIP * VF };
+
 /* ---- softmax of a block ---- */
 
 /* Scores become probabilities relative to the new running maximum; alpha is what older sums are to be multiplied by.
  * The maximum is of factor * score: its own rounding is the same for all keys, so it cancels. */
-V_FN void softmax_strip(float *s, int keys, float factor, float *maximum, float *sum, float *alpha, const int nv)
+V_FN void softmax_vectors(float *s, int keys, float factor, float *maximum, float *sum, float *alpha, const int nv)
 {
     vf m[V_STRIP], l[V_STRIP];
 #pragma GCC unroll 4
@@ -21,7 +25,7 @@ V_FN void softmax_strip(float *s, int keys, float factor, float *maximum, float 
     for (int i = 0; i < keys; i++)
 #pragma GCC unroll 4
         for (int v = 0; v < nv; v++)
-            m[v] = v_max(v_load(s + i * FWD_LANES + v * VF), m[v]);
+            m[v] = v_max(v_load(s + i * STRIP + v * VF), m[v]);
 #pragma GCC unroll 4
     for (int v = 0; v < nv; v++) {
         vf old = v_load(maximum + v * VF);
@@ -34,89 +38,138 @@ V_FN void softmax_strip(float *s, int keys, float factor, float *maximum, float 
     for (int i = 0; i < keys; i++)
 #pragma GCC unroll 4
         for (int v = 0; v < nv; v++) {
-            vf x = v_exp2(v_fms(v_load(s + i * FWD_LANES + v * VF), v_set1(factor), m[v]));
+            vf x = v_exp2(v_fms(v_load(s + i * STRIP + v * VF), v_set1(factor), m[v]));
             l[v] = v_add(l[v], x);
-            v_store(s + i * FWD_LANES + v * VF, x);
+            v_store(s + i * STRIP + v * VF, x);
         }
 #pragma GCC unroll 4
     for (int v = 0; v < nv; v++)
         v_store(sum + v * VF, l[v]);
 }
 
-static void block_softmax(float *s, int keys, int vectors, float factor, float *maximum, float *sum, float *alpha)
+static void strip_softmax(float *s, int keys, float factor, float *maximum, float *sum, float *alpha, int nv)
 {
-    int v = 0;
-    for (; v + V_STRIP <= vectors; v += V_STRIP)
-        softmax_strip(s + v * VF, keys, factor, maximum + v * VF, sum + v * VF, alpha + v * VF, V_STRIP);
-    for (; v < vectors; v++)
-        softmax_strip(s + v * VF, keys, factor, maximum + v * VF, sum + v * VF, alpha + v * VF, 1);
+    if (nv == V_STRIP)
+        softmax_vectors(s, keys, factor, maximum, sum, alpha, V_STRIP);
+    else
+        for (int v = 0; v < nv; v++)
+            softmax_vectors(s + v * VF, keys, factor, maximum + v * VF, sum + v * VF, alpha + v * VF, 1);
 }
 
 /* ---- values that are not finite ---- */
 
-/* Values that are not finite, of keys that some lane does not see: takes them out of the block's product and adds them
- * to the lanes that do. Rare, so plain. */
-static int block_odd_values(struct key_block *b, uint64_t everyone, int columns, const float *zeros, int odd[FWD_BLOCK],
-                            const float *odd_row[FWD_BLOCK])
+/* Values of a block that its product leaves out: they are added to the lanes that see them one by one. Rare, so plain. */
+struct odd_values {
+    int count, key[FWD_BLOCK];
+    const float *row[FWD_BLOCK];
+};
+
+/* Of keys that some lane does not see. */
+static void take_odd_values(struct key_block *b, uint64_t everyone, int columns, const float *zeros, struct odd_values *odd)
 {
-    int n = 0;
     for (int i = 0; i < b->count; i++) {
         if (b->bits[i] == everyone || row_is_finite(b->v[i], columns))
             continue;
-        odd[n] = i;
-        odd_row[n++] = b->v[i];
+        odd->key[odd->count] = i;
+        odd->row[odd->count++] = b->v[i];
         b->v[i] = zeros;
     }
-    return n;
 }
 
+/* bits, p and ot are of the strip's lanes. */
 static void add_odd_value(float *ot, const float *p, const float *row, int columns, uint64_t bits)
 {
-    for (int lane = 0; lane < FWD_LANES; lane++)
+    for (int lane = 0; lane < STRIP; lane++)
         for (int c = 0; c < columns && (bits >> lane & 1); c++)
-            ot[c * FWD_LANES + lane] += p[lane] * row[c];
+            ot[c * STRIP + lane] += p[lane] * row[c];
 }
 
 /* ---- a tile ---- */
 
+/* Of a strip of lanes. */
+struct strip {
+    int first, vectors; /* of the tile's vectors */
+    float *qt, *ot, *maximum, *sum, *alpha;
+};
+
+static struct strip strip_at(const struct nbhd_params *p, const struct nbhd_fwd *f, const struct tile *t, char *scratch, int first)
+{
+    float *lanes = (float *)(scratch + f->at_lanes) + first * VF;
+    return (struct strip){first,
+                          nbhd_min(V_STRIP, t->vectors - first),
+                          (float *)(scratch + f->at_q) + first * VF * p->head_dim,
+                          (float *)(scratch + f->at_o) + first * VF * p->head_dim_v,
+                          lanes,
+                          lanes + FWD_LANES,
+                          lanes + 2 * FWD_LANES};
+}
+
+static void begin_strip(const struct nbhd_params *p, const struct nbhd_fwd *f, const struct tile *t, const struct strip *x,
+                        char *const *rows)
+{
+    const int lane = x->first * VF;
+    pack_queries(x->qt, STRIP, (const char *const *)rows + lane, f->dtype, t->lanes - lane, x->vectors, p->head_dim,
+                 p->scale < 0.0f);
+    memset(x->ot, 0, (size_t)p->head_dim_v * STRIP * sizeof *x->ot);
+    for (int i = 0; i < STRIP; i++) {
+        x->maximum[i] = -FLT_MAX;
+        x->sum[i] = 0.0f;
+    }
+}
+
+static void strip_block(const struct nbhd_params *p, const struct tile *t, const struct strip *x, const struct key_block *b,
+                        const struct odd_values *odd, float *s)
+{
+    const float factor = fabsf(p->scale) * LOG2E;
+    qk_strip(x->qt, p->head_dim, b->k, b->count, s, STRIP, x->vectors, x->first == 0);
+    if (p->bias)
+        strip_bias(b, t, factor, s, STRIP, x->first, x->vectors);
+    if (b->masked)
+        strip_mask(b, t->everyone, s, STRIP, x->first, x->vectors);
+    strip_softmax(s, b->count, p->bias ? 1.0f : factor, x->maximum, x->sum, x->alpha, x->vectors);
+    pv_strip(s, b->v, b->count, p->head_dim_v, x->alpha, x->ot, STRIP, x->vectors);
+    for (int i = 0; i < odd->count; i++)
+        add_odd_value(x->ot, s + odd->key[i] * STRIP, odd->row[i], p->head_dim_v, b->bits[odd->key[i]] >> (x->first * VF));
+}
+
+static void end_tile(const struct nbhd_params *p, const struct nbhd_fwd *f, const struct tile *t, char *scratch)
+{
+    char *rows[FWD_LANES];
+    lane_rows(t, &p->o, rows);
+    for (int v = 0; v < t->vectors; v += V_STRIP) {
+        const struct strip x = strip_at(p, f, t, scratch, v);
+        unpack_outputs(x.ot, STRIP, rows + v * VF, f->dtype, t->lanes - v * VF, x.vectors, p->head_dim_v, x.sum);
+    }
+    if (!p->lse.data)
+        return;
+    const struct strip x = strip_at(p, f, t, scratch, 0);
+    lane_rows(t, &p->lse, rows);
+    store_lse(rows, t->lanes, t->vectors, x.maximum, x.sum);
+}
+
 static void broadcast_tile(const struct nbhd_params *p, const struct nbhd_fwd *f, struct tile *t, char *scratch)
 {
-    float *qt = (float *)(scratch + f->at_q), *ot = (float *)(scratch + f->at_o), *s = (float *)(scratch + f->at_s);
-    float *maximum = (float *)(scratch + f->at_lanes), *sum = maximum + FWD_LANES, *alpha = sum + FWD_LANES;
     struct key_block *b = (struct key_block *)(scratch + f->at_block);
-    float factor = fabsf(p->scale) * LOG2E;
     char *rows[FWD_LANES];
     lane_rows(t, &p->q, rows);
-    pack_queries(qt, FWD_LANES, (const char *const *)rows, f->dtype, t->lanes, t->vectors, p->head_dim, p->scale < 0.0f);
-    memset(ot, 0, (size_t)p->head_dim_v * FWD_LANES * sizeof *ot);
-    for (int i = 0; i < FWD_LANES; i++) {
-        maximum[i] = -FLT_MAX;
-        sum[i] = 0.0f;
+    for (int v = 0; v < t->vectors; v += V_STRIP) {
+        const struct strip x = strip_at(p, f, t, scratch, v);
+        begin_strip(p, f, t, &x, rows);
     }
     struct key_walk walk = walk_begin(p, t);
     while (walk_block(p, t, &walk, b)) {
         if (f->dtype != NBHD_F32)
             unpack_block(b, f->dtype, p->head_dim, p->head_dim_v, (float *)(scratch + f->at_keys));
-        int odd[FWD_BLOCK], odds = 0;
-        const float *odd_row[FWD_BLOCK];
-        block_scores(qt, p->head_dim, b->k, b->count, t->vectors, s);
-        if (p->bias)
-            block_bias(b, t, factor, s);
-        if (b->masked) {
-            block_mask(b, t->everyone, t->vectors, s);
-            odds = block_odd_values(b, t->everyone, p->head_dim_v, (const float *)(scratch + f->at_zeros), odd, odd_row);
+        struct odd_values odd;
+        odd.count = 0;
+        if (b->masked)
+            take_odd_values(b, t->everyone, p->head_dim_v, (const float *)(scratch + f->at_zeros), &odd);
+        for (int v = 0; v < t->vectors; v += V_STRIP) {
+            const struct strip x = strip_at(p, f, t, scratch, v);
+            strip_block(p, t, &x, b, &odd, (float *)(scratch + f->at_s));
         }
-        block_softmax(s, b->count, t->vectors, p->bias ? 1.0f : factor, maximum, sum, alpha);
-        block_output(s, b->v, b->count, p->head_dim_v, t->vectors, alpha, ot);
-        for (int i = 0; i < odds; i++)
-            add_odd_value(ot, s + odd[i] * FWD_LANES, odd_row[i], p->head_dim_v, b->bits[odd[i]]);
     }
-    lane_rows(t, &p->o, rows);
-    unpack_outputs(ot, FWD_LANES, rows, f->dtype, t->lanes, t->vectors, p->head_dim_v, sum);
-    if (!p->lse.data)
-        return;
-    lane_rows(t, &p->lse, rows);
-    store_lse(rows, t->lanes, t->vectors, maximum, sum);
+    end_tile(p, f, t, scratch);
 }
 
 static void broadcast_task(const struct nbhd_params *p, const struct nbhd_fwd *f, long long task, char *scratch)

@@ -249,8 +249,8 @@ static void slot_masked_block(struct pair_slot *x, const struct nbhd_params *p, 
     const uint16_t *odd_row[FWD_BLOCK];
     pair_scores(x, c, p->head_dim);
     if (p->bias)
-        block_bias(b, t, factor, c->s);
-    block_mask(b, t->everyone, t->vectors, c->s);
+        strip_bias(b, t, factor, c->s, FWD_LANES, 0, t->vectors);
+    strip_mask(b, t->everyone, c->s, FWD_LANES, 0, t->vectors);
     const int odds = pair_odd_values(b, t->everyone, dv, c->zeros, odd, odd_row);
     if (!c->packed || odds)
         pair_values(b, dv, c->values);
