@@ -84,14 +84,34 @@ V_FN void prefetch_rows(const float *const *rows, int n, int begin, int end)
             __builtin_prefetch(rows[r] + i);
 }
 
+/* Rows that are wanted soon, asked for a few at a time beside the work on others: they come from far away. */
+struct rows_ahead {
+    const struct key_block *b;
+    int at, step, bytes, bytes_v; /* next key; keys at a time; of a row of K and V */
+};
+
+V_FN void ask_rows(struct rows_ahead *a)
+{
+    const int end = nbhd_min(a->at + a->step, a->b->count);
+    for (; a->at < end; a->at++) {
+        for (int i = 0; i < a->bytes; i += 64)
+            __builtin_prefetch((const char *)a->b->k[a->at] + i, 0, 2);
+        for (int i = 0; i < a->bytes_v; i += 64)
+            __builtin_prefetch((const char *)a->b->v[a->at] + i, 0, 2);
+    }
+}
+
 /* far: the keys are read for the first time. */
-V_FN void qk_panel(const float *qt, int d, const float *const *k, int keys, float *s, const int width, const int nv, bool far)
+V_FN void qk_panel(const float *qt, int d, const float *const *k, int keys, float *s, const int width, const int nv, bool far,
+                   struct rows_ahead *ahead)
 {
     const int panel = PANEL_FLOATS / width;
     for (int begin = 0; begin < d; begin += panel) {
         const int end = nbhd_min(begin + panel, d);
         int i = 0;
         for (; i + V_ROWS <= keys; i += V_ROWS) {
+            if (ahead && begin == 0)
+                ask_rows(ahead);
             if (far)
                 prefetch_rows(k + i + V_ROWS, nbhd_min(V_ROWS, keys - i - V_ROWS), begin, end);
             if (nv == V_STRIP)
@@ -170,15 +190,15 @@ V_FN void pv_panel(const float *p, const float *const *value, int columns, int k
 
 /* The two products of a strip of nv <= V_STRIP vectors of lanes, whose rows are `width` floats apart. */
 static inline void qk_strip(const float *qt, int d, const float *const *k, int keys, float *s, const int width, int nv,
-                                bool far)
+                                bool far, struct rows_ahead *ahead)
 {
     switch (nv) {
-    case 1: qk_panel(qt, d, k, keys, s, width, 1, far); return;
+    case 1: qk_panel(qt, d, k, keys, s, width, 1, far, ahead); return;
 #if V_STRIP > 2
-    case 2: qk_panel(qt, d, k, keys, s, width, 2, far); return;
-    case 3: qk_panel(qt, d, k, keys, s, width, 3, far); return;
+    case 2: qk_panel(qt, d, k, keys, s, width, 2, far, ahead); return;
+    case 3: qk_panel(qt, d, k, keys, s, width, 3, far, ahead); return;
 #endif
-    default: qk_panel(qt, d, k, keys, s, width, V_STRIP, far); return;
+    default: qk_panel(qt, d, k, keys, s, width, V_STRIP, far, ahead); return;
     }
 }
 
@@ -199,7 +219,7 @@ static inline void pv_strip(const float *p, const float *const *value, int keys,
 static inline void block_scores(const float *qt, int d, const float *const *k, int keys, int vectors, float *s)
 {
     for (int v = 0; v < vectors; v += V_STRIP)
-        qk_strip(qt + v * VF, d, k, keys, s + v * VF, FWD_LANES, nbhd_min(V_STRIP, vectors - v), v == 0);
+        qk_strip(qt + v * VF, d, k, keys, s + v * VF, FWD_LANES, nbhd_min(V_STRIP, vectors - v), v == 0, NULL);
 }
 
 static inline void block_output(const float *p, const float *const *value, int keys, int columns, int vectors,

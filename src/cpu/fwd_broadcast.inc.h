@@ -92,7 +92,8 @@ struct strip {
     float *qt, *ot, *maximum, *sum, *alpha;
 };
 
-static struct strip strip_at(const struct nbhd_params *p, const struct nbhd_fwd *f, const struct tile *t, char *scratch, int first)
+static struct strip strip_at(const struct nbhd_params *p, const struct nbhd_fwd *f, const struct tile *t, char *scratch,
+                             int first)
 {
     float *lanes = (float *)(scratch + f->at_lanes) + first * VF;
     return (struct strip){first,
@@ -118,10 +119,10 @@ static void begin_strip(const struct nbhd_params *p, const struct nbhd_fwd *f, c
 }
 
 static void strip_block(const struct nbhd_params *p, const struct tile *t, const struct strip *x, const struct key_block *b,
-                        const struct odd_values *odd, float *s)
+                        const struct odd_values *odd, struct rows_ahead *ahead, float *s)
 {
     const float factor = fabsf(p->scale) * LOG2E;
-    qk_strip(x->qt, p->head_dim, b->k, b->count, s, STRIP, x->vectors, x->first == 0);
+    qk_strip(x->qt, p->head_dim, b->k, b->count, s, STRIP, x->vectors, x->first == 0, ahead);
     if (p->bias)
         strip_bias(b, t, factor, s, STRIP, x->first, x->vectors);
     if (b->masked)
@@ -147,9 +148,16 @@ static void end_tile(const struct nbhd_params *p, const struct nbhd_fwd *f, cons
     store_lse(rows, t->lanes, t->vectors, x.maximum, x.sum);
 }
 
+/* The block `next`, to be asked for while a tile works on `keys` keys. */
+static struct rows_ahead ask_for(const struct key_block *next, int keys, int vectors, const struct nbhd_params *p, int dtype)
+{
+    const int beats = nbhd_max(1, keys / V_ROWS) * ((vectors + V_STRIP - 1) / V_STRIP), size = dtype == NBHD_F32 ? 4 : 2;
+    return (struct rows_ahead){next, 0, (next->count + beats - 1) / beats, p->head_dim * size, p->head_dim_v * size};
+}
+
 static void broadcast_tile(const struct nbhd_params *p, const struct nbhd_fwd *f, struct tile *t, char *scratch)
 {
-    struct key_block *b = (struct key_block *)(scratch + f->at_block);
+    struct key_block *now = (struct key_block *)(scratch + f->at_block), *next = now + 1;
     char *rows[FWD_LANES];
     lane_rows(t, &p->q, rows);
     for (int v = 0; v < t->vectors; v += V_STRIP) {
@@ -157,17 +165,23 @@ static void broadcast_tile(const struct nbhd_params *p, const struct nbhd_fwd *f
         begin_strip(p, f, t, &x, rows);
     }
     struct key_walk walk = walk_begin(p, t);
-    while (walk_block(p, t, &walk, b)) {
+    bool more = walk_block(p, t, &walk, now);
+    while (more) {
+        more = walk_block(p, t, &walk, next);
         if (f->dtype != NBHD_F32)
-            unpack_block(b, f->dtype, p->head_dim, p->head_dim_v, (float *)(scratch + f->at_keys));
+            unpack_block(now, f->dtype, p->head_dim, p->head_dim_v, (float *)(scratch + f->at_keys));
         struct odd_values odd;
         odd.count = 0;
-        if (b->masked)
-            take_odd_values(b, t->everyone, p->head_dim_v, (const float *)(scratch + f->at_zeros), &odd);
+        if (now->masked)
+            take_odd_values(now, t->everyone, p->head_dim_v, (const float *)(scratch + f->at_zeros), &odd);
+        struct rows_ahead ahead = ask_for(next, now->count, t->vectors, p, f->dtype);
         for (int v = 0; v < t->vectors; v += V_STRIP) {
             const struct strip x = strip_at(p, f, t, scratch, v);
-            strip_block(p, t, &x, b, &odd, (float *)(scratch + f->at_s));
+            strip_block(p, t, &x, now, &odd, &ahead, (float *)(scratch + f->at_s));
         }
+        struct key_block *swap = now;
+        now = next;
+        next = swap;
     }
     end_tile(p, f, t, scratch);
 }

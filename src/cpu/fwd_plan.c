@@ -108,7 +108,7 @@ static struct broadcast_choice choose_broadcast(const struct nbhd_problem *probl
                     if (cycles < best.cycles)
                         best = (struct broadcast_choice){{x->extent, y->extent, z->extent}, heads, cycles};
                 }
-    /* Each key comes from far away once, and here nothing asks for it ahead of time. */
+    /* Each key comes from far away once, and a tile's first block of them is not asked for ahead of time. */
     double tokens = 1;
     for (int a = 0; a < 3; a++)
         tokens *= problem->axis[a].keys;
@@ -375,7 +375,7 @@ static void place_broadcast(const nbhd_desc *d, struct nbhd_fwd *f, bool pairs, 
     f->at_o = place(&f->scratch, tiles * f->o_size);
     f->at_s = place(&f->scratch, FWD_BLOCK * row);
     f->at_lanes = place(&f->scratch, tiles * 3 * row);
-    f->at_block = place(&f->scratch, (pairs ? 3 : 1) * sizeof(struct key_block)); /* at hand, next, another tile's */
+    f->at_block = place(&f->scratch, (pairs ? 3 : 2) * sizeof(struct key_block)); /* at hand, next; another tile's */
     f->at_zeros = place(&f->scratch, (size_t)d->head_dim_v * sizeof(float));
     f->at_keys = place(&f->scratch, FWD_BLOCK * (pairs ? k : k + v) * element);
     f->at_values = place(&f->scratch, pairs ? FWD_BLOCK * v * element : 0);
