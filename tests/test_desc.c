@@ -1,5 +1,6 @@
 /* The problem: its line of text both ways, each illegal field's sentence, sizes of older and newer callers. */
 #include <locale.h>
+#include "core/kernel.h"
 #include "nbhd.h"
 #include "case.h"
 #include "test.h"
@@ -39,13 +40,20 @@ static const struct {
     {"b0 d8 8", "'b0'"},      {"d8 8 8", "twice"},        {"d8 d8 8", "twice"},        {"d8 8 extra=", "extra="},
     {"d8 8 extra=-1", "extra"}, {"d8 8 scale=nan", "scale"}, {"d8 8 scale=0", "scale"},
     {"d8 99999999999", "99999999999"}, {"d8 2000000000", "length[0]"}, {"d8 8x w3", "'8x'"}, {"d8 8 w", "'w'"},
-    {"d8 8 hello", "'hello' is no field"}, {"d8 8 w3 w3", "'w3': w (window) is given twice"}, {"d8 8 bf16 f32", "the dtype is given twice"},
-    {"d0 8", "'d0': d (head_dim) must be"}, {"d8 8 w3x0", "'w3x0': w (window) must be"}, {"d8 8 s-1", "'s-1': s (stride) must be"},
-    {"D8 8", "'D8' is no field"}, {"d8 8 bias=1", "'bias=1': bias must be"}, {"d8 8 scale=0x1p3", "'scale=0x1p3': scale must be"},
-    {"d8 8 scale=1e400", "scale is inf"}, {"d8 8 kv", "'kv': kv (key tokens) must be"}, {"d8 8 extra", "'extra': extra must be"},
-    {"d8 8 scale", "'scale': scale must be"}, {"d8 8 window=3", "'window=3' is no field"}, {"d8 10000000000000000000", "lengths must be"},
-    {"d8 8 ep", "periodic"},  {"qk d8 8 w3 extra=4", "extra"}, {"d8 5 kv=9 w3", "kv_length[0]"}, {"d8 5 kv=9 bias", "bias"},
-    {"b2000000000 h1000000 d512 1000000000x1000000000 w1x1", "too large"}, {"bf32 d8 8", "bf32"}, {"d8 1x1x1 w1x1", "w (window)"},
+    {"d8 8 hello", "'hello' is no field"}, {"d8 8 w3 w3", "'w3': w (window) is given twice"}, {"d8 8 bf16 f32",
+    "the dtype is given twice"},
+    {"d0 8", "'d0': d (head_dim) must be"}, {"d8 8 w3x0", "'w3x0': w (window) must be"}, {"d8 8 s-1",
+    "'s-1': s (stride) must be"},
+    {"D8 8", "'D8' is no field"}, {"d8 8 bias=1", "'bias=1': bias must be"}, {"d8 8 scale=0x1p3",
+    "'scale=0x1p3': scale must be"},
+    {"d8 8 scale=1e400", "scale is inf"}, {"d8 8 kv", "'kv': kv (key tokens) must be"}, {"d8 8 extra",
+    "'extra': extra must be"},
+    {"d8 8 scale", "'scale': scale must be"}, {"d8 8 window=3", "'window=3' is no field"}, {"d8 10000000000000000000",
+    "lengths must be"},
+    {"d8 8 ep", "periodic"},  {"qk d8 8 w3 extra=4", "extra"}, {"d8 5 kv=9 w3", "kv_length[0]"}, {"d8 5 kv=9 bias",
+    "bias"},
+    {"b2000000000 h1000000 d512 1000000000x1000000000 w1x1", "too large"}, {"bf32 d8 8", "bf32"}, {"d8 1x1x1 w1x1",
+    "w (window)"},
 };
 
 static void check_lines(void)
@@ -64,12 +72,21 @@ static void check_lines(void)
     }
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         const nbhd_status status = nbhd_desc_parse(&desc, wrong[i].text);
-        CHECK(status == NBHD_ERROR_INVALID || status == NBHD_ERROR_UNSUPPORTED, "'%s': status %d", wrong[i].text, status);
+        CHECK(status == NBHD_ERROR_INVALID || status == NBHD_ERROR_UNSUPPORTED, "'%s': status %d", wrong[i].text,
+              status);
         CHECK(strstr(nbhd_last_error(), wrong[i].says) != NULL, "'%s': '%s' does not say %s", wrong[i].text,
               nbhd_last_error(), wrong[i].says);
     }
     CHECK(nbhd_desc_parse(&desc, "d64 56x56") == NBHD_OK, "%s", nbhd_last_error());
-    CHECK(nbhd_desc_format(&desc, text, 10) == NBHD_ERROR_INVALID, "a line of more than 10 bytes went into 10");
+    const char *const whole = "fwd f32 d64 56x56 w56x56";
+    for (size_t room = 0; room <= strlen(whole); room++)
+        CHECK(nbhd_desc_format(&desc, text, room) == NBHD_ERROR_INVALID, "a line of %zu bytes went into %zu",
+              strlen(whole) + 1, room);
+    CHECK(!nbhd_desc_format(&desc, text, strlen(whole) + 1) && !strcmp(text, whole), "%s", nbhd_last_error());
+    char word[100] = "d8 8 w";
+    memset(word + 6, '3', 80);
+    CHECK(nbhd_desc_parse(&desc, word) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "81 characters"), "%s",
+          nbhd_last_error());
 }
 
 /* Random problems survive the way through text. */
@@ -98,7 +115,8 @@ static void check_locale(void)
         return;
     }
     const char *const line = "fwd f32 d8 9 w3 scale=0.0885";
-    CHECK(!nbhd_desc_parse(&desc, line) && desc.scale == 0.0885f, "%s: %s, scale %g", found, nbhd_last_error(), (double)desc.scale);
+    CHECK(!nbhd_desc_parse(&desc, line) && desc.scale == 0.0885f, "%s: %s, scale %g", found, nbhd_last_error(),
+          (double)desc.scale);
     CHECK(!nbhd_desc_format(&desc, text, sizeof text) && !strcmp(text, line), "%s: '%s'", found, text);
     CHECK(nbhd_desc_parse(&desc, "d8 9 scale=0,5") == NBHD_ERROR_INVALID, "%s: a comma passed", found);
     check_round_trip();
@@ -116,7 +134,8 @@ static void check_fields(void)
         {offsetof(nbhd_desc, rank), 4, "rank is 4"},          {offsetof(nbhd_desc, rank), 0, "rank is 0"},
         {offsetof(nbhd_desc, batch), -3, "batch is -3"},      {offsetof(nbhd_desc, heads), -1, "heads is -1"},
         {offsetof(nbhd_desc, kv_heads), 3, "kv_heads is 3"},  {offsetof(nbhd_desc, head_dim), 0, "head_dim is 0"},
-        {offsetof(nbhd_desc, head_dim_v), -8, "head_dim_v is -8"}, {offsetof(nbhd_desc, length) + 4, -1, "length[1] is -1"},
+        {offsetof(nbhd_desc, head_dim_v), -8, "head_dim_v is -8"}, {offsetof(nbhd_desc, length) + 4, -1,
+        "length[1] is -1"},
         {offsetof(nbhd_desc, window), -1, "window[0] is -1"}, {offsetof(nbhd_desc, stride), -1, "stride[0] is -1"},
         {offsetof(nbhd_desc, dilation), -1, "dilation[0] is -1"}, {offsetof(nbhd_desc, edge), 7, "edge[0] is 7"},
         {offsetof(nbhd_desc, kv_length), -2, "kv_length[0] is -2"}, {offsetof(nbhd_desc, extra), -1, "extra is -1"},
@@ -128,7 +147,8 @@ static void check_fields(void)
         nbhd_plan *plan;
         nbhd_desc_parse(&desc, "h2 d16 8x8 w3x3");
         memcpy((char *)&desc + bad[i].offset, &bad[i].value, sizeof(int));
-        CHECK(nbhd_plan_create(&plan, &desc, NBHD_DEVICE_CPU, 0) == NBHD_ERROR_INVALID && !plan, "%s passed", bad[i].says);
+        CHECK(nbhd_plan_create(&plan, &desc, NBHD_DEVICE_CPU, 0) == NBHD_ERROR_INVALID && !plan, "%s passed",
+              bad[i].says);
         CHECK(strstr(nbhd_last_error(), bad[i].says) != NULL, "'%s' does not say %s", nbhd_last_error(), bad[i].says);
     }
 }
@@ -146,10 +166,52 @@ static void check_sizes(void)
     } longer = {.desc = desc};
     longer.desc.size = sizeof longer;
     CHECK(!nbhd_desc_format(&longer.desc, text, sizeof text), "%s", nbhd_last_error());
-    longer.future[1] = 1;
-    CHECK(nbhd_desc_format(&longer.desc, text, sizeof text) == NBHD_ERROR_UNSUPPORTED, "an unknown field was ignored");
+    for (int i = 0; i < 4; i++) {
+        longer.future[i] = 1;
+        CHECK(nbhd_desc_format(&longer.desc, text, sizeof text) == NBHD_ERROR_UNSUPPORTED,
+              "the unknown field %d was ignored", i);
+        longer.future[i] = 0;
+    }
+    longer.desc.size = 1 << 20; /* no struct: its bytes are not looked at */
+    CHECK(nbhd_desc_format(&longer.desc, text, sizeof text) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(),
+          "nbhd_desc.size"),
+          "%s", nbhd_last_error());
     desc.size = 0;
     CHECK(nbhd_desc_format(&desc, text, sizeof text) == NBHD_ERROR_INVALID, "size 0 passed");
+}
+
+/* How far products of legal extents may go. */
+static void check_products(void)
+{
+    nbhd_desc desc;
+    CHECK(!nbhd_desc_parse(&desc, "d512 h100000 1000000x1000 w1x1"), "%s", nbhd_last_error()); /* 8e17 bytes */
+    CHECK(nbhd_desc_parse(&desc, "d512 h1000000 1000000x1000 w1x1") == NBHD_ERROR_INVALID &&
+              strstr(nbhd_last_error(), "too large"), "%s", nbhd_last_error()); /* 8e18 */
+    CHECK(!nbhd_desc_parse(&desc, "d8 100000x100000 w46340x46340"), "%s", nbhd_last_error());
+    CHECK(nbhd_desc_parse(&desc, "d8 100000x100000 w50000x50000") == NBHD_ERROR_INVALID &&
+              strstr(nbhd_last_error(), "too large"), "%s", nbhd_last_error()); /* keys of a window fit an int */
+}
+
+static void check_numbers(void)
+{
+    static const struct {
+        const char *text;
+        double value;
+        size_t used;
+    } read[] = {{"1.5", 1.5, 3}, {"-2e-3,", -2e-3, 5}, {".5x", 0.5, 2}, {"5.", 5, 2}, {"x", 0, 0}, {"", 0, 0},
+    {"1.2.3", 1.2, 3},
+                {"0x1p3", 0, 1}, {"nan", 0, 0}};
+    const char *end;
+    for (size_t i = 0; i < sizeof read / sizeof *read; i++) {
+        const double value = nbhd_read_number(read[i].text, &end);
+        CHECK(value == read[i].value && (size_t)(end - read[i].text) == read[i].used, "'%s': %g, %zu characters",
+              read[i].text, value,
+              (size_t)(end - read[i].text));
+    }
+    char digits[200];
+    memset(digits, '1', sizeof digits);
+    digits[sizeof digits - 1] = '\0';
+    CHECK(nbhd_read_number(digits, &end) == 0 && end == digits, "a number of 199 digits was read");
 }
 
 static void check_counts(void)
@@ -173,6 +235,8 @@ int main(void)
     check_locale();
     check_fields();
     check_sizes();
+    check_products();
+    check_numbers();
     check_counts();
     return test_done();
 }

@@ -115,6 +115,8 @@ static void test_npy(void)
     expect_npy(npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (1,1,1,1,1,1,1,1,1)}", 16), "entry 'shape'");
     expect_npy(npy(1, "{'descr': '<f4', 'fortran_order': False}", 16), "lacks descr, fortran_order or shape");
     expect_npy(npy(1, "{'descr': '<f4', 'descr': '<f8', 'fortran_order': False, 'shape': (1,)}", 16), "entry 'descr'");
+    expect_npy(npy(1, "{'descr': '<f4', 'fortran_order': True, 'fortran_order': False, 'shape': (4,)}", 16), "entry 'fortran_order'");
+    expect_npy(npy(1, "{'descr': '<f4', 'shape': (1,), 'fortran_order': False, 'shape': (4,)}", 16), "entry 'shape'");
     expect_npy(npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (4,", 16), "entry 'shape'");
     expect_npy(npy(1, "{'descr': '<f4", 16), "entry 'descr'");
     expect_npy(npy(1, "hello", 16), "not a dict");
@@ -199,6 +201,8 @@ static void test_safetensors(void)
         CHECK(!safetensors_find(exact, size, "q", &info, why), "cut to %zu of %zu bytes it was still good", size, b.size);
         free(exact);
     }
+    b.at[0] = (unsigned char)(b.size - 4); /* its end is within the file, counted from its own beginning */
+    expect_safetensors(b, "q", "header claims");
     b.at[7] = 255;
     expect_safetensors(b, "q", "header claims");
 #undef Q

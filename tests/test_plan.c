@@ -27,7 +27,8 @@ static void check_choice(void)
     nbhd_plan_destroy(&plan);
     nbhd_plan_destroy(NULL);
     nbhd_isa_limit(~0u);
-    CHECK(nbhd_plan_create_with(&plan, &desc, NBHD_DEVICE_CPU, 0, "cpu.nothing") == NBHD_ERROR_INVALID, "unknown kernel");
+    CHECK(nbhd_plan_create_with(&plan, &desc, NBHD_DEVICE_CPU, 0, "cpu.nothing") == NBHD_ERROR_INVALID,
+          "unknown kernel");
     CHECK(strstr(nbhd_last_error(), "cpu.nothing") != NULL, "%s", nbhd_last_error());
     CHECK(nbhd_plan_create(&plan, &desc, (nbhd_device)7, 0) == NBHD_ERROR_INVALID, "device 7 passed");
     CHECK(nbhd_plan_create(&plan, &desc, NBHD_DEVICE_CPU, 1u << 20) == NBHD_ERROR_INVALID, "unknown flag passed");
@@ -46,7 +47,8 @@ static void check_refusals(void)
         CHECK(!nbhd_kernel_refusal(i, &desc, device, why, sizeof why) && strstr(why, "pass"), "%s: '%s'",
               nbhd_kernel_name(i), why);
         desc.pass = nbhd_kernels[i].pass;
-        CHECK(!nbhd_kernel_refusal(i, &desc, device == NBHD_DEVICE_CPU ? NBHD_DEVICE_CUDA : NBHD_DEVICE_CPU, why, sizeof why) &&
+        CHECK(!nbhd_kernel_refusal(i, &desc, device == NBHD_DEVICE_CPU ? NBHD_DEVICE_CUDA : NBHD_DEVICE_CPU, why,
+              sizeof why) &&
                   strstr(why, "runs on"), "%s: '%s'", nbhd_kernel_name(i), why);
         if (device == NBHD_DEVICE_CPU && nbhd_kernels[i].needs != NBHD_ISA_SCALAR) {
             nbhd_isa_limit(NBHD_ISA_SCALAR);
@@ -56,7 +58,8 @@ static void check_refusals(void)
         }
     }
     CHECK(rows > 0, "no kernels");
-    CHECK(nbhd_kernel_refusal(rows, &desc, NBHD_DEVICE_CPU, why, sizeof why) == NBHD_ERROR_INVALID, "row %d exists", rows);
+    CHECK(nbhd_kernel_refusal(rows, &desc, NBHD_DEVICE_CPU, why, sizeof why) == NBHD_ERROR_INVALID, "row %d exists",
+          rows);
 }
 
 static void check_arguments(void)
@@ -73,7 +76,8 @@ static void check_arguments(void)
     static const struct {
         size_t offset;
         const char *says;
-    } needed[] = {{offsetof(nbhd_args, q), "args.q "}, {offsetof(nbhd_args, k), "args.k "}, {offsetof(nbhd_args, v), "args.v "},
+    } needed[] = {{offsetof(nbhd_args, q), "args.q "}, {offsetof(nbhd_args, k), "args.k "}, {offsetof(nbhd_args, v),
+    "args.v "},
                   {offsetof(nbhd_args, o), "args.o "}, {offsetof(nbhd_args, extra_k), "args.extra_k"},
                   {offsetof(nbhd_args, extra_v), "args.extra_v"}};
     for (size_t i = 0; i < sizeof needed / sizeof *needed; i++) {
@@ -89,8 +93,11 @@ static void check_arguments(void)
     bad.o.stride[0] = 640, bad.o.stride[1] = 0, bad.o.stride[2] = 16;
     CHECK(nbhd_execute(plan, &bad, workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "args.o"),
           "an output of stride 0 passed: %s", nbhd_last_error());
+    bad.o.stride[1] = 16, bad.o.stride[2] = 0;
+    CHECK(nbhd_execute(plan, &bad, workspace, NULL) == NBHD_ERROR_INVALID, "an output whose heads are one passed");
     CHECK(nbhd_execute(plan, &good, NULL, NULL) == NBHD_ERROR_INVALID, "no workspace passed");
-    CHECK(nbhd_execute(plan, &good, workspace + 4, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "aligned to 64"),
+    CHECK(nbhd_execute(plan, &good, workspace + 4, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(),
+          "aligned to 64"),
           "a workspace aligned to 32 bytes passed: %s", nbhd_last_error());
     CHECK(nbhd_execute(NULL, &good, workspace, NULL) == NBHD_ERROR_INVALID, "no plan passed");
     CHECK(nbhd_execute(plan, NULL, workspace, NULL) == NBHD_ERROR_INVALID, "no args passed");
@@ -105,20 +112,31 @@ static void check_null(void)
     nbhd_ragged ragged = NBHD_RAGGED_INIT;
     char text[NBHD_TEXT];
     int n;
-    CHECK(nbhd_desc_parse(NULL, "d16 20") == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "desc"), "%s", nbhd_last_error());
-    CHECK(nbhd_desc_parse(&desc, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "text"), "%s", nbhd_last_error());
+    CHECK(nbhd_desc_parse(NULL, "d16 20") == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "desc"), "%s",
+          nbhd_last_error());
+    CHECK(nbhd_desc_parse(&desc, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "text"), "%s",
+          nbhd_last_error());
     nbhd_desc_parse(&desc, "d16 20 w5");
-    CHECK(nbhd_desc_format(NULL, text, sizeof text) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "desc"), "%s", nbhd_last_error());
-    CHECK(nbhd_desc_format(&desc, NULL, 99) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "text"), "%s", nbhd_last_error());
-    CHECK(nbhd_desc_keys(&desc, 0, 0, NULL, &n) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "first"), "%s", nbhd_last_error());
-    CHECK(nbhd_desc_keys(&desc, 0, 0, &n, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "count"), "%s", nbhd_last_error());
+    CHECK(nbhd_desc_format(NULL, text, sizeof text) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "desc"), "%s",
+          nbhd_last_error());
+    CHECK(nbhd_desc_format(&desc, NULL, 99) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "text"), "%s",
+          nbhd_last_error());
+    CHECK(nbhd_desc_keys(&desc, 0, 0, NULL, &n) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "first"), "%s",
+          nbhd_last_error());
+    CHECK(nbhd_desc_keys(&desc, 0, 0, &n, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "count"), "%s",
+          nbhd_last_error());
     CHECK(nbhd_desc_pairs(NULL) == 0 && nbhd_desc_flops(NULL) == 0, "pairs of no problem");
-    CHECK(nbhd_plan_create(NULL, &desc, NBHD_DEVICE_CPU, 0) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "plan"), "%s", nbhd_last_error());
+    CHECK(nbhd_plan_create(NULL, &desc, NBHD_DEVICE_CPU, 0) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "plan"),
+          "%s", nbhd_last_error());
     CHECK(nbhd_plan_create(&plan, NULL, NBHD_DEVICE_CPU, 0) == NBHD_ERROR_INVALID && !plan, "%s", nbhd_last_error());
-    CHECK(nbhd_plan_create_ragged(NULL, &desc, &ragged, NBHD_DEVICE_CPU, 0, NULL) == NBHD_ERROR_INVALID, "no plan passed");
-    CHECK(nbhd_plan_create_ragged(&plan, NULL, &ragged, NBHD_DEVICE_CPU, 0, NULL) == NBHD_ERROR_INVALID, "no desc passed");
-    CHECK(nbhd_plan_create_ragged(&plan, &desc, NULL, NBHD_DEVICE_CPU, 0, NULL) == NBHD_ERROR_INVALID, "no ragged passed");
-    CHECK(nbhd_plan_workspace(NULL) == 0 && !*nbhd_plan_kernel(NULL) && !*nbhd_plan_describe(NULL) && nbhd_plan_predicted_ms(NULL) == 0,
+    CHECK(nbhd_plan_create_ragged(NULL, &desc, &ragged, NBHD_DEVICE_CPU, 0, NULL) == NBHD_ERROR_INVALID,
+          "no plan passed");
+    CHECK(nbhd_plan_create_ragged(&plan, NULL, &ragged, NBHD_DEVICE_CPU, 0, NULL) == NBHD_ERROR_INVALID,
+          "no desc passed");
+    CHECK(nbhd_plan_create_ragged(&plan, &desc, NULL, NBHD_DEVICE_CPU, 0, NULL) == NBHD_ERROR_INVALID,
+          "no ragged passed");
+    CHECK(nbhd_plan_workspace(NULL) == 0 && !*nbhd_plan_kernel(NULL) && !*nbhd_plan_describe(NULL) &&
+          nbhd_plan_predicted_ms(NULL) == 0,
           "something of no plan");
     CHECK(!nbhd_kernel_refusal(0, &desc, NBHD_DEVICE_CPU, NULL, 9), "%s", nbhd_last_error());
 }
@@ -133,8 +151,33 @@ static void check_missing_device(void)
     if (!status)
         test_skip("there is a GPU, so none is missing");
     else
-        CHECK(status == NBHD_ERROR_DEVICE && strstr(nbhd_last_error(), "device is cuda") && !strstr(nbhd_last_error(), "fwd_"), "%d: %s",
+        CHECK(status == NBHD_ERROR_DEVICE && strstr(nbhd_last_error(), "device is cuda") && !strstr(nbhd_last_error(),
+              "fwd_"), "%d: %s",
               (int)status, nbhd_last_error());
+    nbhd_plan_destroy(&plan);
+}
+
+static void check_batch_and_bias(void)
+{
+    static float tokens[2 * 6 * 4], o[2 * 6 * 4], table[8];
+    static _Alignas(64) double workspace[1 << 16];
+    nbhd_plan *plan = plan_of("b2 d4 6 w3 bias", NULL);
+    if (!plan || !CHECK(nbhd_plan_workspace(plan) <= sizeof workspace, "%zu", nbhd_plan_workspace(plan)))
+        return;
+    nbhd_args args = NBHD_ARGS_INIT;
+    args.q.data = args.k.data = args.v.data = tokens, args.o.data = o;
+    CHECK(nbhd_execute(plan, &args, workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "args.bias"),
+          "%s",
+          nbhd_last_error());
+    args.bias.data = (char *)table + 1;
+    CHECK(nbhd_execute(plan, &args, workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "aligned"),
+          "%s",
+          nbhd_last_error());
+    args.bias.data = table;
+    CHECK(!nbhd_execute(plan, &args, workspace, NULL), "%s", nbhd_last_error());
+    args.o.stride[1] = args.o.stride[2] = 4; /* of [batch, axis, heads] */
+    CHECK(nbhd_execute(plan, &args, workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "args.o"),
+          "an output whose batch elements are one passed: %s", nbhd_last_error());
     nbhd_plan_destroy(&plan);
 }
 
@@ -154,7 +197,8 @@ static void check_isa(void)
     } recorded[] = {
         {{0, 0, 0, 0, 0}, 1},
         {{0xfffa3203, 0xf1bf97a9, 0x10, 0x20, 0x2e7}, 1 | 2 | 4 | 8},                  /* Zen 4 */
-        {{0xfffa3203, 0xf1bf97a9, 0x10, 0x20, 0x7}, 1 | 2},                            /* the same, AVX-512 state not saved */
+        {{0xfffa3203, 0xf1bf97a9, 0x10, 0x20, 0x7}, 1 | 2},                            /* the same,
+        AVX-512 state not saved */
         {{0xfffa3203, 0xf1bf97a9, 0x10, 0x20, 0x3}, 1},                                /* and no AVX state either */
         {{0x7ffefbff, 0x209c01a9, 0xbc000400, 0, 0x7}, 1 | 2},                         /* Zen 2 */
         {{0x7ffefbff, 0xf1bf07ab, 0x01c00010u | 1u << 24, 0x30, 0x602e7}, 1 | 2 | 4 | 8 | 16}, /* Sapphire Rapids */
@@ -171,6 +215,7 @@ int main(void)
     check_choice();
     check_refusals();
     check_arguments();
+    check_batch_and_bias();
     check_null();
     check_missing_device();
     check_threads();

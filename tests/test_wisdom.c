@@ -1,6 +1,7 @@
 /* The tuner and its wisdom: what was measured is saved, loaded and used again; what cannot be used is left out with a
  * sentence; any number of threads at a time. */
 #include <pthread.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include "case.h"
 #include "nbhd.h"
@@ -37,7 +38,8 @@ static void read_file(char *text, size_t room)
 
 static void check_round_trip(void)
 {
-    static const char *const lines[] = {"qk h2 d32 20x20 w7x7", "av_bwd bf16 d64 300 w20", "fwd d16 12x13 w5x5", "fwd f64 d8 40 w9"};
+    static const char *const lines[] = {"qk h2 d32 20x20 w7x7", "av_bwd bf16 d64 300 w20", "fwd d16 12x13 w5x5",
+    "fwd f64 d8 40 w9"};
     for (int i = 0; i < 4; i++) {
         nbhd_wisdom_forget();
         nbhd_plan *measured = plan_of(lines[i], NBHD_PLAN_MEASURE), *again;
@@ -70,7 +72,8 @@ static void check_obeyed(void)
     if (!CHECK(machine != NULL, "no machine in '%s'", text))
         return;
     *strchr(machine + 1, '\n') = '\0';
-    snprintf(line, sizeof line, "%s\ncpu.qk_scalar 0,0x0x0,0x0x0,0,2 1.5 cpu qk f32 h2 d32 20x20 w7x7 threads=2\n", text);
+    snprintf(line, sizeof line, "%s\ncpu.qk_scalar 0,0x0x0,0x0x0,0,2 1.5 cpu qk f32 h2 d32 20x20 w7x7 threads=2\n",
+    text);
     write_file(line);
     nbhd_wisdom_forget();
     CHECK(!nbhd_wisdom_load(path, NULL), "%s", nbhd_last_error());
@@ -78,10 +81,12 @@ static void check_obeyed(void)
     nbhd_desc_parse(&desc, "qk h2 d32 20x20 w7x7");
     desc.threads = 2;
     CHECK(!nbhd_plan_create(&plan, &desc, NBHD_DEVICE_CPU, 0), "%s", nbhd_last_error());
-    CHECK(!strcmp(nbhd_plan_kernel(plan), "cpu.qk_scalar"), "wisdom says cpu.qk_scalar, the plan %s", nbhd_plan_kernel(plan));
+    CHECK(!strcmp(nbhd_plan_kernel(plan), "cpu.qk_scalar"), "wisdom says cpu.qk_scalar, the plan %s",
+          nbhd_plan_kernel(plan));
     nbhd_plan_destroy(&plan);
     desc.threads = 3; /* another problem */
-    CHECK(!nbhd_plan_create(&plan, &desc, NBHD_DEVICE_CPU, 0) && strcmp(nbhd_plan_kernel(plan), "cpu.qk_scalar"), "3 threads");
+    CHECK(!nbhd_plan_create(&plan, &desc, NBHD_DEVICE_CPU, 0) && strcmp(nbhd_plan_kernel(plan), "cpu.qk_scalar"),
+          "3 threads");
     nbhd_plan_destroy(&plan);
     /* a kernel or configuration that there is not: the table decides */
     static const char *const stale[] = {"cpu.qk_nothing 0,0x0x0,0x0x0,0,2", "cpu.qk_scalar 7,0x0x0,0x0x0,0,2",
@@ -98,6 +103,19 @@ static void check_obeyed(void)
     }
 }
 
+/* Where the file cannot take its name, the temporary one goes. */
+static void check_failed_save(void)
+{
+    char folder[300], temporary[340];
+    snprintf(folder, sizeof folder, "%s.folder", path);
+    snprintf(temporary, sizeof temporary, "%s.%ld", folder, (long)getpid());
+    CHECK(!mkdir(folder, 0777), "%s", folder);
+    CHECK(nbhd_wisdom_save(folder) == NBHD_ERROR_IO, "saved to a folder");
+    CHECK(access(temporary, F_OK) != 0, "%s is left", temporary);
+    CHECK(nbhd_wisdom_load(folder, NULL) == NBHD_ERROR_IO, "a folder was loaded: %s", nbhd_last_error());
+    rmdir(folder);
+}
+
 static void check_bad_files(void)
 {
     char text[4096];
@@ -107,6 +125,7 @@ static void check_bad_files(void)
     CHECK(nbhd_wisdom_load(NULL, NULL) == NBHD_ERROR_INVALID, "NULL was loaded");
     CHECK(nbhd_wisdom_save("wisdom-no-such-directory/x") == NBHD_ERROR_IO, "saved to no directory");
     CHECK(nbhd_wisdom_save(NULL) == NBHD_ERROR_INVALID, "saved to NULL");
+    check_failed_save();
     static const char *const headers[] = {"", "nbhd wisdom 2\n", "nbhd wisdom 10\n", "something else\n"};
     for (int i = 0; i < 4; i++) {
         write_file(headers[i]);
@@ -131,7 +150,8 @@ static void check_bad_files(void)
 /* A plan that was measured computes what it should, with wisdom and without. */
 static void check_results(void)
 {
-    static const char *const lines[] = {"qk b2 h2 d20 9x14 w3x5 ect", "qk_bwd h4/2 d32 9x14 w5x5 bias", "fwd d24 16x17 w7x7"};
+    static const char *const lines[] = {"qk b2 h2 d20 9x14 w3x5 ect", "qk_bwd h4/2 d32 9x14 w5x5 bias",
+    "fwd d24 16x17 w7x7"};
     nbhd_wisdom_forget();
     for (int i = 0; i < 6; i++) {
         nbhd_desc desc;
