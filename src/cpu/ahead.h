@@ -16,13 +16,16 @@ struct ahead_row {
 };
 
 struct look_ahead {
+    int tile, tiles;        /* of the step during which this is asked for */
     int rows, at, piece;    /* at, piece: what is asked for next */
     long long lines, asked; /* of all rows */
     struct ahead_row row[AHEAD_ROWS];
 };
 
-static inline void ahead_clear(struct look_ahead *a)
+static inline void ahead_clear(struct look_ahead *a, int tiles)
 {
+    a->tile = 0;
+    a->tiles = tiles;
     a->rows = a->at = a->piece = 0;
     a->lines = a->asked = 0;
 }
@@ -55,6 +58,12 @@ static inline void ahead_ask(struct look_ahead *a, long long due)
             a->at++;
         }
     }
+}
+
+/* What is due at beat number `beat` of `beats` of a tile's work. */
+static inline void ahead_beat(struct look_ahead *a, int beat, int beats)
+{
+    ahead_ask(a, a->lines * ((long long)a->tile * beats + beat) / ((long long)a->tiles * beats));
 }
 
 #endif

@@ -27,6 +27,7 @@
 #include "cpu/bwd_broadcast.inc.h"
 #include "cpu/permute.inc.h"
 #include "cpu/bwd_permute.inc.h"
+#include "cpu/bwd_lines.inc.h"
 
 /* ---- phases ---- */
 

@@ -27,12 +27,8 @@ static const char *key_row(const struct permute_task *t, const struct nbhd_view 
 
 static size_t slot_of(const struct permute_task *t, const int e[2])
 {
-    const int *ring = t->f->ring;
-    const int row = (t->kv_head - t->kv_first) * ring[0] + e[0] % ring[0];
-    return (size_t)row * (size_t)ring[1] + (size_t)(e[1] % ring[1]);
+    return (size_t)ring_slot(t->f->ring, t->kv_head - t->kv_first, e);
 }
-
-static long long tag_of(const int e[2]) { return (long long)e[0] << 32 | e[1]; }
 
 /* The slot that holds the line of elements e, packed if it was not there. */
 static size_t find_line(const struct permute_task *t, const int e[2])
@@ -175,9 +171,8 @@ static void list_ahead(struct permute_task *t, const struct permute_task *of, co
 /* next: NULL if nothing follows. */
 static void begin_ahead(struct permute_task *t, const struct permute_task *of, const struct step *next)
 {
-    ahead_clear(t->ahead);
-    t->tile = 0;
-    t->tiles = nbhd_min(t->f->group, t->p->kv_heads - t->kv_first) * (t->p->heads / t->p->kv_heads) * t->blocks;
+    const int kv_heads = nbhd_min(t->f->group, t->p->kv_heads - t->kv_first);
+    ahead_clear(t->ahead, kv_heads * (t->p->heads / t->p->kv_heads) * t->blocks);
     if (next)
         list_ahead(t, of, next);
 }
@@ -219,7 +214,7 @@ static void run_step(struct permute_task *t, const struct step *now)
         t->bias = p->bias ? p->bias + head * table : NULL;
         if (nbhd_counters)
             count_rows(t, now->rows);
-        for (int i = 0; i < t->blocks; i++, t->tile++)
+        for (int i = 0; i < t->blocks; i++, t->ahead->tile++)
             permute_tile(t, &t->block[i], &rows);
     }
 }

@@ -39,7 +39,6 @@ struct permute_task {
     int run_count;
     float *qt, *s, *o, *maximum, *sum, *alpha;
     struct look_ahead *ahead;
-    int tile, tiles; /* of this step */
 };
 
 /* ---- scores ---- */
@@ -212,12 +211,6 @@ V_FN void pv_lane(const struct permute_task *t, const struct lane_block *b, cons
     }
 }
 
-/* What the next step reads, at beat number `beat` of `beats` of a tile's work. */
-static void look_ahead(const struct permute_task *t, int beat, int beats)
-{
-    ahead_ask(t->ahead, t->ahead->lines * ((long long)t->tile * beats + beat) / ((long long)t->tiles * beats));
-}
-
 static void pv_portion(const struct permute_task *t, const struct lane_block *b, const struct key_run *runs, int n,
                        int lane, int top, const struct row_set *to, bool first, bool last)
 {
@@ -282,7 +275,7 @@ static void permute_tile(const struct permute_task *t, const struct lane_block *
                 bias_run(t, b, &runs[end], factor);
             if (b->ragged && runs[end].line)
                 mask_run(t, b, &runs[end]);
-            look_ahead(t, at + end, beats);
+            ahead_beat(t->ahead, at + end, beats);
         }
         for (int r = 0; r < rows->rows; r++)
             softmax_row(t, runs + at, end - at, r, t->p->bias ? 1.0f : factor);
@@ -292,7 +285,7 @@ static void permute_tile(const struct permute_task *t, const struct lane_block *
         for (int lane = 0; lane < b->lanes; lane++) {
             for (int top = 0; top < rows->rows; top += V_OUT_ROWS)
                 pv_portion(t, b, runs + at, end - at, lane, top, rows, first, last);
-            look_ahead(t, at + end + (end - at) * (lane + 1) / b->lanes, beats);
+            ahead_beat(t->ahead, at + end + (end - at) * (lane + 1) / b->lanes, beats);
         }
     }
 }

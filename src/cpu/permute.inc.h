@@ -112,6 +112,14 @@ static int make_blocks(struct nbhd_axis a, struct nbhd_range queries, int first_
 
 /* ---- lines ---- */
 
+/* Lines stay in a ring of slots for each kv head of a group; which row of keys a slot holds is its tag, -1 if none. */
+static long long tag_of(const int e[2]) { return (long long)e[0] << 32 | e[1]; }
+
+static long long ring_slot(const int ring[2], int member, const int e[2])
+{
+    return ((long long)member * ring[0] + e[0] % ring[0]) * ring[1] + e[1] % ring[1];
+}
+
 /* line[i][key] = element i < d of the key's row; token 0's at `row`. Keys past the last one repeat it, never looked up. */
 static void pack_line(const char *row, long long step, const int *token, int keys, int dtype, int d, float *line, int line_step)
 {
