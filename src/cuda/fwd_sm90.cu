@@ -625,7 +625,7 @@ NBHD_FN void consume_box(struct consumer *c, float *s, float *o, unsigned *first
     }
     int moved = finish_scores(c, s);
     pack_first(next_first, s);
-    wgmma_wait_0_after_words(c->rows.sum[0] + c->rows.sum[1], next_first, EARLY, c->k_tiles);
+    wgmma_wait_0_after(c->rows.sum[0] + c->rows.sum[1], smem_address(&tab->scratch));
     NBHD_PIN_F(o, NBHD_HEAD_DIM_V / 2);
     NBHD_PIN_R(first, EARLY);
     NBHD_PIN_R(rest, NBHD_N / 4 - EARLY);

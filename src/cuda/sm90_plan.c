@@ -217,12 +217,12 @@ static int has_registers(const nbhd_desc *d, const struct nbhd_sm90_plan *p)
         return 0;
     if (d->head_dim_v > 192 && p->mask_steps && p->mask_bits) /* columns, and bits for extra keys: 16 bytes spilled */
         return 0;
-    return (!tight || n == 80) && n * 3 / 4 + (d->head_dim_v + 1) / 2 + 4 * tight * p->mask_steps <= register_room(p);
+    return (!tight || n == 80) && n * 3 / 4 + (d->head_dim_v + 1) / 2 + 8 * tight * p->mask_steps <= register_room(p);
 }
 
 int nbhd_sm90_early(const nbhd_desc *d, const struct nbhd_sm90_plan *p)
 {
-    static const int room[2][3] = {{176, 164, 148}, {188, 184, 168}}; /* as above, for one warpgroup and for two */
+    static const int room[2][3] = {{192, 178, 168}, {204, 196, 180}}; /* as above, for one warpgroup and for two */
     const struct nbhd_sm90_variant *v = &p->variant;
     const int left = room[v->groups - 1 & 1][p->mask_steps] - v->n * 3 / 4 - (d->head_dim_v + 1) / 2;
     if (v->groups == 3 || v->ctas == 3 || (d->head_dim_v > 128 && p->mask_steps))

@@ -57,18 +57,6 @@ NBHD_FN void wgmma_wait_0_after(float value, unsigned scratch)
                  : "memory");
 }
 
-/* The same, after the `count` words (a multiple of 4) are ready too. scratch: that many, 16-byte aligned. */
-NBHD_FN void wgmma_wait_0_after_words(float value, const unsigned *words, int count, unsigned scratch)
-{
-    if (value < 0)
-#pragma unroll
-        for (int i = 0; i < count; i += 4)
-            asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(scratch + 4 * i), "r"(words[i]),
-                         "r"(words[i + 1]), "r"(words[i + 2]), "r"(words[i + 3])
-                         : "memory");
-    wgmma_wait_0_after(value, scratch);
-}
-
 /* The same for a word whose upper bit is clear. */
 NBHD_FN void wgmma_wait_0_after_bits(unsigned bits, unsigned scratch)
 {
