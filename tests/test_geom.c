@@ -1,4 +1,5 @@
-/* nbhd_geom.h against membership by definition: every group size up to a limit, every window, stride and edge, all seven
+/* nbhd_geom.h against membership by definition: every group size up to a limit, every window, stride and edge,
+all seven
  * functions; dilation through whole axes; and windows drawn by hand, below. */
 #include "nbhd_geom.h"
 #include "oracle.h"
@@ -45,6 +46,7 @@ static bool tiles_agree(const struct table *t, struct nbhd_axis a, bool of_keys)
             const struct nbhd_range tile = nbhd_range_of(begin, end);
             const struct nbhd_range any = of_keys ? nbhd_tile_any_queries(a, t->n, tile) : nbhd_tile_any(a, t->n, tile);
             const struct nbhd_range all = of_keys ? nbhd_tile_all_queries(a, t->n, tile) : nbhd_tile_all(a, t->n, tile);
+            ok &= any.begin <= any.end && all.begin <= all.end; /* empty, but never less than that */
             for (int x = 0; x < t->n; x++) {
                 bool some = false, every = true;
                 for (int y = begin; y < end; y++) {
@@ -70,7 +72,8 @@ static void check_groups(int most, int most_tiles)
                     fill(&t, &a);
                     CHECK(rows_agree(&t, a), "n %d window %d stride %d edge %d", n, w, s, edge);
                     if (n <= most_tiles)
-                        CHECK(tiles_agree(&t, a, false) && tiles_agree(&t, a, true), "tiles of n %d window %d stride %d edge %d",
+                        CHECK(tiles_agree(&t, a, false) && tiles_agree(&t, a, true),
+                              "tiles of n %d window %d stride %d edge %d",
                               n, w, s, edge);
                 }
 }
@@ -99,10 +102,21 @@ static void check_dilation(int most)
 
 static void check_cross(void)
 {
-    const struct nbhd_axis a = {5, 9, 9, 1, 1, NBHD_EDGE_NEAREST};
-    const struct nbhd_range keys = nbhd_keys(a, 5, 3), queries = nbhd_queries(a, 5, 7);
-    CHECK(keys.begin == 0 && keys.end == 9, "keys %d..%d", keys.begin, keys.end);
-    CHECK(queries.begin == 0 && queries.end == 5, "queries %d..%d", queries.begin, queries.end);
+    static const struct nbhd_axis axes[] = {{5, 9, 9, 1, 1, NBHD_EDGE_NEAREST}, {9, 5, 5, 1, 1, NBHD_EDGE_NEAREST}, {9,
+    1, 1, 1, 1, 0}};
+    for (int i = 0; i < 3; i++) {
+        const struct nbhd_axis a = axes[i];
+        for (int q = 0; q < a.length; q++) {
+            const struct nbhd_range keys = nbhd_keys(a, a.length, q);
+            CHECK(keys.begin == 0 && keys.end == a.keys, "query %d of %d: keys %d..%d", q, a.length, keys.begin,
+                  keys.end);
+        }
+        for (int k = 0; k < a.keys; k++) {
+            const struct nbhd_range queries = nbhd_queries(a, a.length, k);
+            CHECK(queries.begin == 0 && queries.end == a.length, "key %d of %d: queries %d..%d", k, a.keys,
+                  queries.begin, queries.end);
+        }
+    }
 }
 
 /* Drawn by hand from the definition: one row a query, # what it sees. The guard against one mistake made twice. */
@@ -112,8 +126,10 @@ static const struct {
 } drawn[] = {
     {{6, 6, 3, 1, 1, 0}, {"###...", "###...", ".###..", "..###.", "...###", "...###"}},
     {{6, 6, 4, 1, 1, 0}, {"####..", "####..", "####..", ".####.", "..####", "..####"}},
-    {{8, 8, 4, 2, 1, 0}, {"####....", "####....", ".####...", ".####...", "...####.", "...####.", "....####", "....####"}},
-    {{8, 8, 4, 4, 1, 0}, {"####....", "####....", "####....", "####....", "....####", "....####", "....####", "....####"}},
+    {{8, 8, 4, 2, 1, 0}, {"####....", "####....", ".####...", ".####...", "...####.", "...####.", "....####",
+    "....####"}},
+    {{8, 8, 4, 4, 1, 0}, {"####....", "####....", "####....", "####....", "....####", "....####", "....####",
+    "....####"}},
     {{7, 7, 3, 3, 1, 0}, {"###....", "###....", "###....", "...###.", "...###.", "...###.", "....###"}},
     {{6, 6, 3, 1, 1, 1}, {"#.....", "##....", "###...", ".###..", "..###.", "...###"}},
     {{6, 6, 4, 2, 1, 1}, {"#.....", "##....", "###...", "####..", "..###.", "..####"}},

@@ -1,7 +1,7 @@
 # nbhd run on small files made by hand. One query, two keys: the answer is known.
 export NBHD_ISA=scalar # for the last digits
-npy() { # npy SHAPE BYTES: a float32 .npy
-    local header="{'descr': '<f4', 'fortran_order': False, 'shape': ($1), }"
+npy() { # npy SHAPE BYTES [DESCR]: a float32 .npy
+    local header="{'descr': '${3:-<f4}', 'fortran_order': False, 'shape': ($1), }"
     while [ $(((${#header} + 11) % 64)) -ne 0 ]; do header="$header "; done
     printf "\\223NUMPY\\001\\000\\$(printf %03o $((${#header} + 1)))\\000%s\\n" "$header"
     printf "$2"
@@ -23,6 +23,9 @@ floats o.npy 128
 # an extra key of value 4, as alike as the others: (1 + 2 + 4) / 3 with self attention
 npy '1, 1, 1, 1' "$one" >ek.npy
 npy '1, 1, 1, 1' '\0\0\200\100' >ev.npy
+npy '1, 2, 1, 1' "$one$one$one$one" '<f8' >double.npy
+t run q.npy double.npy v.npy -o o.npy
+t run q.npy k.npy v.npy -o o.npy --lengths 1,1 --kv-lengths 2
 t run q.npy k.npy v.npy -o o.npy --extra-k ek.npy --extra-v ev.npy
 floats o.npy 128
 # safetensors out and in, both outputs in one file, and onto an input

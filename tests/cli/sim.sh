@@ -33,6 +33,7 @@ t sim "d64 30x48 w5x3" --warpgroups 3 --q-tile 4x4 --kv-tile 4x4
 t sim --find "d64 30x48" --window-min 40x1
 t sim --find "d64 30x48" --sparsity 1.2
 t sim "d64 8 w3" --share 0.5
+t sim "d64 8 w3" --share 1.5 --steps 3
 t sim "d64 8 w3" --share 0.5 --steps 3 --dense-steps 4
 t sim "d64 8 w3" -m abacus
 t sim "d64 8 w3" -m h200
