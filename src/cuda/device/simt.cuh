@@ -75,21 +75,23 @@ NBHD_FN real simt_log(real x) { return logf(x); }
 NBHD_FN real simt_max(real x, real y) { return fmaxf(x, y); }
 #endif
 
-/* ---- staging: columns from..from + columns of rows, 0 where there is no such row or column ---- */
+/* ---- staging: columns from..from + columns of rows, 0 where there is no such row or column. A thread keeps to a column. ---- */
+NBHD_STATIC_ASSERT(THREADS % SLICE == 0 && THREADS % WIDE == 0, "the threads stage whole rows");
+
 NBHD_FN void simt_stage(real *to, int pitch, int columns, int count, char *const *rows, int from, int width)
 {
+    const int d = (int)threadIdx.x % columns, inside = from + d < width;
 #pragma unroll 4
-    for (int i = (int)threadIdx.x; i < count * columns; i += THREADS) {
-        int r = i / columns, d = i % columns;
+    for (int r = (int)threadIdx.x / columns; r < count; r += THREADS / columns) {
         const char *row = rows[r];
-        to[r * pitch + d] = row && from + d < width ? simt_load(row, from + d) : (real)0;
+        to[r * pitch + d] = row && inside ? simt_load(row, from + d) : (real)0;
     }
 }
 
 /* acc[i][j] += A[ty + 16 i] . B[tx + 16 j] over the staged slice. */
 NBHD_FN void simt_nt_slice(real acc[ROWS][COLS], const real *a, const real *b)
 {
-#pragma unroll 2
+#pragma unroll 1
     for (int d = 0; d < SLICE; d += VEC) {
         __align__(16) real x[ROWS][VEC];
         __align__(16) real y[COLS][VEC];
