@@ -237,7 +237,7 @@ static void strip_bias(const struct key_block *b, const struct tile *t, float fa
             float *x = s + i * width + v * VF;
             unsigned bits = b->bias[i] ? (unsigned)(b->bits[i] >> ((first + v) * VF)) & V_ALL : 0;
             vf bias = v_gather(b->bias[i], v_iload(t->bias + (first + v) * VF), bits);
-            v_store(x, v_fma(bias, v_set1(LOG2E), v_mul(v_load(x), v_set1(factor))));
+            v_store(x, v_fma(v_load(x), v_set1(factor), v_mul(bias, v_set1(LOG2E))));
         }
 }
 

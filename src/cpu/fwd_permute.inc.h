@@ -100,7 +100,7 @@ static void bias_run(const struct permute_task *t, const struct lane_block *b, c
                 bias = b->even_bias && bits == V_ALL ? v_set1(table[b->bias[0]])
                                                      : v_gather(table, v_iload(b->bias), bits);
             }
-            v_store(s, v_fma(bias, v_set1(LOG2E), v_mul(v_load(s), v_set1(factor))));
+            v_store(s, v_fma(v_load(s), v_set1(factor), v_mul(bias, v_set1(LOG2E))));
         }
     }
 }
