@@ -14,10 +14,12 @@
  *
  * A step, with dK of the step before still running when it begins:
  *     issue S, mask | issue dP | wait S | P | wait dP | issue dV | dS | issue dK | wait dV
+ * With two warpgroups, one skips the boxes of which none of its 64 keys is seen: at the ends of the tile's union.
  *
  * Registers of a consumer thread: dK head_dim/2, dV head_dim_v/2, S, dP N/2 each, P and dS N/4 each. */
 #define SLOTS 4 /* twice the stages: what is small is loaded before its stage is free */
 #define FLAG_SETS 1
+#define SKIPS (NBHD_GROUPS == 2)
 #include "device/keys_sm90.cuh"
 #include "device/key_loaders_sm90.cuh"
 
@@ -52,11 +54,25 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
     unsigned long long k = wgmma_k_major(m->k + group * 8192), v = wgmma_k_major(m->v + group * 8192);
     mbar_wait(smem_address(&tab->kv_full), 0);
 
-    int step = 0, flags, begun = 0;
+    int step = 0, flags, held = 0;
     do {
         int stage = step % STAGES, phase = step / STAGES & 1, slot = step % SLOTS;
         mbar_wait(q_full + 8 * stage, phase);
         flags = __shfl_sync(~0u, tab->flags[slot][0], 0);
+        if (SKIPS && flags & FLAG_UNSEEN(group)) {
+            wgmma_wait_0(); /* dK of the step before */
+            NBHD_PIN_F(dk, NBHD_HEAD_DIM / 2);
+            NBHD_KEEP_R(ds, NBHD_N / 4);
+            if (lane == 0) {
+                mbar_arrive(do_empty + 8 * stage); /* before Q's: else it might count for the box before, of the stage */
+                if (held)
+                    mbar_arrive(q_empty + 8 * (stage ^ 1));
+                mbar_arrive(q_empty + 8 * stage);
+            }
+            held = 0;
+            step = (step + 1) % (2 * SLOTS);
+            continue;
+        }
         issue_scores(s, k, wgmma_k_major(m->q + stage * Q_BYTES), K_STEPS);
         if (NBHD_MASK_STEPS && flags & GROUP_MASK(group))
             issue_mask(s, tab, slot, m->probes, m->queries, threadIdx.x & 3, threadIdx.x - 128);
@@ -66,9 +82,9 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
         NBHD_PIN_F(s, NBHD_N / 2);
         NBHD_PIN_F(dk, NBHD_HEAD_DIM / 2);
         NBHD_KEEP_R(ds, NBHD_N / 4);
-        if (begun && lane == 0)
+        if (held && lane == 0)
             mbar_arrive(q_empty + 8 * (stage ^ 1));
-        begun = 1;
+        held = 1;
         if (NBHD_MASK_BITS && flags & GROUP_MASK(group))
             compare_mask(s, b, tab, slot, number);
         probabilities(s, packed, tab->lse[slot], b->scale_log2);

@@ -14,11 +14,16 @@ enum {
     LONG_AXIS = 512      /* longer ones try fewer extents */
 };
 
+struct axis_count {
+    struct nbhd_tile_count tiles;
+    double seen; /* share of a tile's boxes that a half of it sees, in the mean */
+};
+
 /* What one axis has for each pair of extents, counted when asked for. */
 struct axis_memo {
     struct nbhd_axis axis;
     int keys, queries; /* of the largest dilation group */
-    struct nbhd_tile_count *count[MOST_ROWS + 1][MOST_QUERIES + 1];
+    struct axis_count *count[MOST_ROWS + 1][MOST_QUERIES + 1];
 };
 
 struct search {
@@ -29,11 +34,35 @@ struct search {
 
 static int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-static const struct nbhd_tile_count *count_of(struct axis_memo *memo, int k, int q)
+/* Boxes of q queries from `begin` on that some query of seen lies in. */
+static int boxes_seen(struct nbhd_range seen, int begin, int q)
 {
-    struct nbhd_tile_count **at = &memo->count[k][q];
-    if (!*at && (*at = malloc(sizeof **at)))
-        **at = nbhd_tiles_count_inverse(memo->axis, k, q, NBHD_TILING_DYNAMIC);
+    return seen.end > seen.begin ? (seen.end - 1 - begin) / q - (seen.begin - begin) / q + 1 : 0;
+}
+
+/* Of the first dilation group, and of 64 tiles where there are many. */
+static double share_seen(const struct axis_memo *m, int k, int q)
+{
+    const int tiles = ceil_div(m->keys, k), step = nbhd_max(1, tiles / 64);
+    double all = 0, halves = 0;
+    for (int i = 0; i < tiles; i += step) {
+        const int begin = i * k, middle = begin + k / 2, end = nbhd_min(begin + k, m->keys);
+        const struct nbhd_range any = nbhd_tile_any_queries(m->axis, m->queries, nbhd_range_of(begin, end));
+        all += 2 * boxes_seen(any, any.begin, q);
+        halves += boxes_seen(nbhd_tile_any_queries(m->axis, m->queries, nbhd_range_of(begin, nbhd_min(middle, end))), any.begin, q);
+        if (middle < end)
+            halves += boxes_seen(nbhd_tile_any_queries(m->axis, m->queries, nbhd_range_of(middle, end)), any.begin, q);
+    }
+    return all > 0 ? halves / all : 1;
+}
+
+static const struct axis_count *count_of(struct axis_memo *memo, int k, int q)
+{
+    struct axis_count **at = &memo->count[k][q];
+    if (!*at && (*at = malloc(sizeof **at))) {
+        (*at)->tiles = nbhd_tiles_count_inverse(memo->axis, k, q, NBHD_TILING_DYNAMIC);
+        (*at)->seen = k % 2 ? 1 : share_seen(memo, k, q);
+    }
     return *at;
 }
 
@@ -74,7 +103,8 @@ static double plan_ms(const struct search *s, const struct nbhd_sm90_bwd_plan *p
     const nbhd_desc *d = &s->problem->desc;
     const double share = (double)d->heads / d->kv_heads, slices = (double)d->batch * d->kv_heads;
     const double masked = p->boxes - p->full_boxes, tile = 11000.0 / p->ctas;
-    const double clocks = share * (p->boxes * step_clocks(d, p) + masked * mask_clocks(p)) + p->tiles * tile;
+    const double steps = (p->seen + p->boxes) / 2; /* a block that skips a box waits for the other now and then */
+    const double clocks = share * (steps * step_clocks(d, p) + masked * mask_clocks(p)) + p->tiles * tile;
     const double waves = p->tiles * slices / (s->multiprocessors * p->ctas);
     const double uneven = waves > 8 ? 1 + 0.5 / waves : ceil(waves) / waves;
     return clocks * slices / s->multiprocessors * uneven / 1.755e6 + rows_ms(s, p);
@@ -133,19 +163,33 @@ static bool has_registers(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p
 
 /* ---- the search ---- */
 
+/* The axis on which a tile's two blocks of 64 keys are apart, each a half of it; -1 where they are not. */
+static int axis_of_blocks(const struct nbhd_sm90_bwd_plan *p)
+{
+    int axis = 0;
+    while (axis < 2 && p->k_box[axis] == 1)
+        axis++;
+    const bool halves = p->k_box[0] * p->k_box[1] * p->k_box[2] == 128 && p->k_box[axis] % 2 == 0;
+    return halves && p->blocks == 2 && !p->adds_dq ? axis : -1;
+}
+
 static void count_boxes(struct search *s, struct nbhd_sm90_bwd_plan *p)
 {
+    const int apart = axis_of_blocks(p);
+    double seen = 1;
     p->tiles = p->boxes = p->full_boxes = 1;
     for (int a = 0; a < 3; a++) {
-        const struct nbhd_tile_count *c = count_of(&s->memo[a], p->k_box[a], p->q_box[a]);
+        const struct axis_count *c = count_of(&s->memo[a], p->k_box[a], p->q_box[a]);
         if (!c) {
             p->ms = INFINITY;
             return;
         }
-        p->tiles *= c->q_tiles;
-        p->boxes *= c->visited;
-        p->full_boxes *= c->full;
+        p->tiles *= c->tiles.q_tiles;
+        p->boxes *= c->tiles.visited;
+        p->full_boxes *= c->tiles.full;
+        seen *= a == apart ? c->seen : 1;
     }
+    p->seen = seen * p->boxes;
     if (p->k_box[0] * p->k_box[1] * p->k_box[2] < 64 * p->blocks)
         p->full_boxes *= (p->blocks - 1) / (double)p->blocks; /* one of the blocks masks all */
     p->ms = plan_ms(s, p);

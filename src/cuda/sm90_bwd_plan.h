@@ -17,6 +17,7 @@ struct nbhd_sm90_bwd_plan {
     int mask_steps, mask_bits; /* NBHD_MASK_STEPS, NBHD_MASK_BITS of the kernel */
     int sliced;                /* as in struct nbhd_bwd_boxes */
     double tiles, boxes, full_boxes; /* of one head: key tiles; boxes visited; of these without a mask */
+    double seen;               /* boxes that a block of 64 keys sees, in the mean; it skips the others */
     double ms;                 /* predicted */
 };
 

@@ -15,7 +15,7 @@ NBHD_FN int fresh_thread(void)
 /* The flags of this warp's box, a lane looks for each bit; the mask of keys 64.. stands above that of keys 0..63. */
 NBHD_FN unsigned box_flags(const struct nbhd_bwd_boxes *b, const struct tables *tab)
 {
-    int lane = fresh_thread() & 31, axis = lane < 9 ? lane % 3 : 3, set = 0; /* of warp 0 */
+    int lane = fresh_thread() & 31, axis = lane < 9 ? lane % 3 : lane > 9 ? (lane - 10) % 3 : 3, set = 0; /* of warp 0 */
     int origin = ld_shared_b32(smem_address(&tab->at[0]) + 4 * axis);
     if (lane < 3 * BLOCKS) {
         int2 all = tab->all[lane >= 3][axis];
@@ -24,6 +24,9 @@ NBHD_FN unsigned box_flags(const struct nbhd_bwd_boxes *b, const struct tables *
         set = origin + b->q_box[axis] < tab->any[axis].y;
     } else if (lane == 9) {
         set = origin + 1 < tab->place.head_end;
+    } else if (SKIPS && lane < 10 + 3 * BLOCKS) {
+        int2 some = tab->some[lane >= 13][axis];
+        set = origin >= some.y || origin + b->q_box[axis] <= some.x;
     }
     return __ballot_sync(~0u, set);
 }

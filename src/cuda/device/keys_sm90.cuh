@@ -10,7 +10,8 @@
  * seen from nowhere; queries outside it, and rows past a box, have dO, delta and logsumexp 0 and add nothing.
  *
  * The kernel defines, before it includes this: SLOTS, boxes whose small things (logsumexp, delta, mask positions, flags) have a
- * place; FLAG_SETS, 2 where each warpgroup has its own flags; BLOCKS, unless each consumer warpgroup has 64 keys of its own. */
+ * place; FLAG_SETS, 2 where each warpgroup has its own flags; BLOCKS, unless each consumer warpgroup has 64 keys of its own;
+ * SKIPS, 1 where a block of 64 keys skips boxes of which it sees no query. */
 #ifndef NBHD_DEVICE_KEYS_SM90_CUH
 #define NBHD_DEVICE_KEYS_SM90_CUH
 
@@ -37,6 +38,9 @@
 #endif
 #ifndef NBHD_MAPS
 #error "NBHD_MAPS: slices of a launch, at most"
+#endif
+#ifndef SKIPS
+#define SKIPS 0
 #endif
 #ifndef BLOCKS
 #define BLOCKS NBHD_GROUPS /* of 64 keys: one for each consumer warpgroup */
@@ -85,7 +89,7 @@ struct tables {
     unsigned row[ROWS];
     int2 query[NBHD_N]; /* row of a box: its place, packed as in row, and its distance from the box's origin in tokens */
     int2 window[ROWS + 2]; /* queries that see each coordinate of the key box, axis after axis */
-    int2 any[3], all[BLOCKS][3]; /* queries that see some key of the tile, all keys of a block of 64, per axis */
+    int2 any[3], some[BLOCKS][3], all[BLOCKS][3]; /* queries that see some key of the tile, of a block of 64, all of its keys */
     uint4 at[4]; /* each loading warp's box */
     struct place place;
     unsigned scratch;
@@ -93,9 +97,11 @@ struct tables {
 
 NBHD_STATIC_ASSERT(sizeof(struct tables) <= NBHD_BWD_SM90_TABLES(NBHD_N), "the host counts on it");
 
-/* Bits of a box's flags: axes on which the warpgroup needs a mask; axes, and heads, on which there are more boxes. */
+/* Bits of a box's flags: axes on which the warpgroup needs a mask; axes, and heads, on which there are more boxes; axes on
+ * which no key of block i is seen. */
 #define FLAG_MASK 7
 #define FLAG_MORE (15 << 6)
+#define FLAG_UNSEEN(i) (7 << (10 + 3 * (i)))
 
 NBHD_FN struct place tile_place(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b)
 {
@@ -462,6 +468,8 @@ NBHD_FN void prepare_bounds(const struct nbhd_bwd_boxes *b, struct tables *tab)
     for (int g = 0; g < BLOCKS; g++) {
         int2 all = make_int2(window[coordinate(b->high[g], a)].x, window[coordinate(b->low[g], a)].y);
         tab->all[g][a] = 64 * (g + 1) > b->rows ? make_int2(NOWHERE, 0) : all;
+        int low = coordinate(b->low[g], a), high = nbhd_min(coordinate(b->high[g], a), last);
+        tab->some[g][a] = low > last ? make_int2(NOWHERE, 0) : make_int2(window[low].x, window[high].y);
     }
 }
 
