@@ -51,6 +51,7 @@ static int parse(int argc, char **argv, struct options *o)
         opt_flag("tf32", 0, &o->tf32, "float32 may be multiplied as TF32, on a GPU's tensor cores"),
         opt_text("extra-k", 0, &o->in[SLOT_EXTRA_K], "FILE", "keys that every query sees, [batch, N, kv heads, head_dim]"),
         opt_text("extra-v", 0, &o->in[SLOT_EXTRA_V], "FILE", "their values"),
+        opt_text("bias", 0, &o->in[SLOT_BIAS], "FILE", "float32 [heads, 2 w0 - 1, ...], added by relative position"),
         opt_text("grad-out", 0, &o->in[SLOT_DOUT], "FILE", "gradient of the output: asks for the backward"),
         opt_text("grad-lse", 0, &o->in[SLOT_DLSE], "FILE", "gradient of the logsumexp (none)"),
         opt_text("dq", 0, &o->out[SLOT_DQ], "FILE", "gradient of Q"),
@@ -58,6 +59,7 @@ static int parse(int argc, char **argv, struct options *o)
         opt_text("dv", 0, &o->out[SLOT_DV], "FILE", "gradient of V"),
         opt_text("dextra-k", 0, &o->out[SLOT_DEXTRA_K], "FILE", "gradient of the extra keys"),
         opt_text("dextra-v", 0, &o->out[SLOT_DEXTRA_V], "FILE", "gradient of the extra values"),
+        opt_text("dbias", 0, &o->out[SLOT_DBIAS], "FILE", "gradient of the biases"),
         opt_choice("device", 'd', &o->device, device_choices, "NAME", "cpu or cuda (cpu)"),
         opt_text("kernel", 'k', &o->kernel, "NAME", "this kernel, as `nbhd list` names it, and no other"),
         opt_int("threads", 't', &o->threads, 1, 4096, "N", "CPU threads (all)"),
@@ -92,11 +94,11 @@ static const char *option_name(int slot)
         [SLOT_Q] = "Q", [SLOT_K] = "K", [SLOT_V] = "V", [SLOT_O] = "--out", [SLOT_LSE] = "--lse",
         [SLOT_EXTRA_K] = "--extra-k", [SLOT_EXTRA_V] = "--extra-v", [SLOT_DOUT] = "--grad-out",
         [SLOT_DLSE] = "--grad-lse", [SLOT_DQ] = "--dq", [SLOT_DK] = "--dk", [SLOT_DV] = "--dv",
-        [SLOT_DEXTRA_K] = "--dextra-k", [SLOT_DEXTRA_V] = "--dextra-v"};
+        [SLOT_DEXTRA_K] = "--dextra-k", [SLOT_DEXTRA_V] = "--dextra-v", [SLOT_BIAS] = "--bias", [SLOT_DBIAS] = "--dbias"};
     return names[slot];
 }
 
-static bool is_gradient(int slot) { return slot >= SLOT_DQ && slot <= SLOT_DEXTRA_V; }
+static bool is_gradient(int slot) { return (slot >= SLOT_DQ && slot <= SLOT_DEXTRA_V) || slot == SLOT_DBIAS; }
 
 /* Which options go together. */
 static int check_options(const struct options *o)
@@ -112,6 +114,8 @@ static int check_options(const struct options *o)
         return tool_fail(TOOL_USAGE, "--extra-k and --extra-v go together, and only one was given");
     if ((o->out[SLOT_DEXTRA_K] || o->out[SLOT_DEXTRA_V]) && !o->in[SLOT_EXTRA_K])
         return tool_fail(TOOL_USAGE, "gradients of extra keys need --extra-k and --extra-v");
+    if (o->out[SLOT_DBIAS] && !o->in[SLOT_BIAS])
+        return tool_fail(TOOL_USAGE, "--dbias needs --bias");
     if (o->in[SLOT_DLSE] && !o->in[SLOT_DOUT])
         return tool_fail(TOOL_USAGE, "--grad-lse needs --grad-out");
     if (o->in[SLOT_DOUT] && !gradients)
@@ -229,6 +233,7 @@ static int describe(struct work *w)
         return tool_fail(TOOL_USAGE, "--scale: 0 would make all keys weigh the same; it must be another number");
     d->scale = isnan(o->scale) ? 0 : (float)o->scale;
     d->tf32 = o->tf32;
+    d->bias = o->in[SLOT_BIAS] != NULL;
     int status = o->lengths ? describe_sequences(w) : describe_axes(w);
     const int rank = d->rank;
     if (!status)
@@ -271,7 +276,7 @@ static int check_problem(struct work *w)
 static int array_shape(const struct work *w, int slot, long long shape[6])
 {
     int rank = slot_shape(&w->tensors, slot, shape);
-    if (!w->problem.sequences)
+    if (!w->problem.sequences || slot == SLOT_BIAS || slot == SLOT_DBIAS)
         return rank;
     if (slot_is_extra(slot)) {
         shape[0] = w->problem.sequences;
@@ -300,7 +305,7 @@ static int check_inputs(const struct work *w)
         if (info->dtype != dtype)
             return tool_fail(TOOL_USAGE, "%s (%s) is %s; it must be %s%s", option_name(slot), w->options->in[slot],
                              dtype_name(info->dtype), dtype_name(dtype),
-                             slot == SLOT_DLSE ? "" : ", as Q is");
+                             slot == SLOT_DLSE || slot == SLOT_BIAS ? "" : ", as Q is");
     }
     return TOOL_DONE;
 }
@@ -330,7 +335,7 @@ static int fill_args(struct work *w, int pass)
     desc.pass = pass;
     int status = TOOL_DONE;
     for (int slot = 0; !status && slot < SLOT_COUNT; slot++) {
-        bool needed = slot_use(&desc, slot) != SLOT_UNUSED && slot != SLOT_DLSE;
+        bool needed = slot_use(&desc, slot) != SLOT_UNUSED && slot != SLOT_DLSE && slot != SLOT_DBIAS;
         if (slot == SLOT_LSE && !w->options->in[SLOT_DOUT])
             needed = false;
         void *data = w->in[slot].data ? w->in[slot].data : w->out[slot].data;

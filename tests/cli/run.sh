@@ -23,6 +23,15 @@ floats o.npy 128
 # an extra key of value 4, as alike as the others: (1 + 2 + 4) / 3 with self attention
 npy '1, 1, 1, 1' "$one" >ek.npy
 npy '1, 1, 1, 1' '\0\0\200\100' >ev.npy
+# a bias of log 2 for the key one to the left: weights 2/3 and 1/3 of the second query; its gradient
+npy '1, 5' "$zero"'\030\162\061\077'"$zero$zero$zero" >bias.npy
+npy '1, 3, 1, 1' "$one$one$two" >three.npy
+npy '1, 3, 1, 1' "$zero$zero$zero" >zeros.npy
+t run zeros.npy zeros.npy three.npy -o o.npy --window 3 --bias bias.npy --grad-out three.npy --dbias db.npy
+floats o.npy 128
+floats db.npy 128
+t run zeros.npy zeros.npy three.npy -o o.npy --window 1 --bias bias.npy
+t run zeros.npy zeros.npy three.npy -o o.npy --dbias db.npy --grad-out three.npy
 npy '1, 2, 1, 1' "$one$one$one$one" '<f8' >double.npy
 t run q.npy double.npy v.npy -o o.npy
 t run q.npy k.npy v.npy -o o.npy --lengths 1,1 --kv-lengths 2
