@@ -105,9 +105,38 @@ static void check_dots(const struct simd_test *t)
     }
 }
 
+static void check_exp2_at(const struct simd_test *t, float x)
+{
+    vf two[2] = {v_set1(x), v_set1(x)}, four[4] = {v_set1(x), v_set1(x), v_set1(x), v_set1(x)};
+    float got[2][VF];
+    v_pair_exp2(two, 2);
+    v_pair_exp2(four, 4);
+    v_store(got[0], two[1]);
+    v_store(got[1], four[3]);
+    const double right = x < -126.0f ? 0.0 : exp2((double)x);
+    for (int i = 0; i < 2; i++)
+        for (int l = 0; l < VF; l++) {
+            const double y = (double)got[i][l];
+            t->check(isnan(x) ? isnan(got[i][l]) : fabs(y - right) <= 2e-7 * right, "pair_exp2", l, (double)x, y);
+        }
+}
+
+static void check_exp2(const struct simd_test *t)
+{
+    static const float special[] = {0.0f, -0.0f, -INFINITY, NAN, -126.0f, -126.5f, -149.0f, -1e30f, -1e-30f, 1e-30f};
+    const unsigned state = v_flush_begin();
+    for (int i = 0; i < (int)(sizeof special / sizeof *special); i++)
+        check_exp2_at(t, special[i]);
+    for (float x = -130.0f; x < 127.0f; x += 0.0037f)
+        check_exp2_at(t, x);
+    v_flush_end(state);
+    t->check(_mm_getcsr() == state, "flush_end", 0, state, _mm_getcsr());
+}
+
 void test_simd_avx512bf16(const struct simd_test *test)
 {
     check_moving(test);
     check_rounding(test);
     check_dots(test);
+    check_exp2(test);
 }

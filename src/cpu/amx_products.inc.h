@@ -8,34 +8,43 @@
 
 enum {
     TILE_ROWS = 16,
-    STRIP = 2, /* vectors of lanes that products take at once */
+    GROUP = VP, /* keys whose scores are made at once */
+    STRIP = 2,  /* vectors of lanes that products take at once */
+    STRIP_LANES = STRIP * VF,
     LANE_STEP = FWD_LANES * 4,  /* bytes between rows of lanes */
-    VALUE_STEP = FWD_BLOCK * 2, /* bytes between columns of V^T */
-    TILE_LANES = TILE_ROWS * FWD_LANES /* elements from a tile of lanes to the one below it */
+    VALUE_STEP = WALK_KEYS * 2, /* bytes between columns of V^T */
+    TILE_LANES = TILE_ROWS * FWD_LANES, /* elements from a tile of lanes to the one below it */
+    GROUP_SCORES = GROUP * FWD_LANES
 };
 
-NBHD_STATIC_ASSERT(FWD_BLOCK % VP == 0, "a block of keys is whole tiles");
+NBHD_STATIC_ASSERT(WALK_KEYS % GROUP == 0 && WALK_KEYS >= 4 * GROUP, "pairs of all keys and scores of two groups fit c->s");
 
 static void pair_begin(void) { tile_begin(); }
 static void pair_end(void) { tile_end(); }
 
-/* What is done beside a strip's products, for every four of them: asking for rows ahead, and, where `soft`, `pairs` pairs of
- * keys of another strip's softmax. */
+/* What is done beside products, for every two of them: asking for rows ahead, and `pairs` pairs of keys of the softmax of the
+ * group before. Tiles and vectors work side by side then. */
 struct beside {
     struct pair_ahead *ahead;
     struct pair_softmax softmax;
     int pairs;
 };
 
-V_FN void do_beside(struct beside *x, const bool soft)
+V_FN void softmax_beside(struct beside *x, const int nv)
 {
-    ask_ahead(x->ahead);
-    if (soft)
-        softmax_some(&x->softmax, x->pairs, STRIP);
+    for (int i = 0; i < x->pairs && x->softmax.next < GROUP; i++)
+        softmax_pair(&x->softmax, false, nv);
 }
 
-/* Scores of 32 keys for a strip of lanes. step: bytes between keys. */
-V_FN void tile_scores(const uint32_t *qt, int d, const uint16_t *k, int step, float *s, struct beside *x, const bool soft)
+/* How many, so that they last for all products of a group's scores. */
+static int pairs_beside(int d, int nv)
+{
+    const int halves = 2 * (nv / STRIP) * ((d + VP - 1) / VP);
+    return (GROUP / 2 + halves - 1) / halves;
+}
+
+/* Scores of 32 keys, in rows of `step` bytes, for a strip of lanes. soft: vectors of the softmax beside it, or 0. */
+V_FN void tile_scores(const uint32_t *qt, int d, const uint16_t *k, int step, float *s, struct beside *x, const int soft)
 {
     TILE_ZERO(0);
     TILE_ZERO(1);
@@ -45,12 +54,16 @@ V_FN void tile_scores(const uint32_t *qt, int d, const uint16_t *k, int step, fl
         TILE_LOAD(4, k + i, step);
         TILE_LOAD(6, qt, LANE_STEP);
         TILE_LOAD(7, qt + VF, LANE_STEP);
+        TILE_LOAD(5, k + TILE_ROWS * step / 2 + i, step);
         TILE_DOT(0, 4, 6);
         TILE_DOT(1, 4, 7);
-        TILE_LOAD(5, k + TILE_ROWS * step / 2 + i, step);
+        if (soft)
+            softmax_beside(x, soft);
         TILE_DOT(2, 5, 6);
         TILE_DOT(3, 5, 7);
-        do_beside(x, soft);
+        if (soft)
+            softmax_beside(x, soft);
+        ask_ahead(x->ahead);
     }
     TILE_STORE(0, s, LANE_STEP);
     TILE_STORE(1, s + VF, LANE_STEP);
@@ -58,14 +71,13 @@ V_FN void tile_scores(const uint32_t *qt, int d, const uint16_t *k, int step, fl
     TILE_STORE(3, s + TILE_LANES + VF, LANE_STEP);
 }
 
-/* Keys past the last one, up to a multiple of 32, get scores of whatever their rows hold; nobody reads them. */
-V_FN void strip_scores(const uint32_t *qt, int d, const uint16_t *keys, int count, float *s, struct beside *x,
-                       const bool soft)
+V_FN void group_scores(const struct pair_slot *x, int d, const uint16_t *keys, float *s, struct beside *b, const int nv,
+                       const int soft)
 {
     const int step = (d + VP - 1) / VP * VP * 2;
     TILE_FENCE();
-    for (int i = 0; i < count; i += VP)
-        tile_scores(qt, d, keys + i * (step / 2), step, s + i * FWD_LANES, x, soft);
+    for (int lane = 0; lane < nv * VF; lane += STRIP_LANES)
+        tile_scores(x->qt + lane, d, keys, step, s + lane, b, soft);
     TILE_FENCE();
 }
 
@@ -88,8 +100,8 @@ static void transpose_values(const struct key_block *b, int first, int columns, 
         v_pair_transpose(high);
         for (int j = 0; j < VF; j++) {
             const int column = c + j / 4 * 8 + j % 4; /* see v_pair_mix_low */
-            v_pair_store((uint32_t *)(void *)(to + column * FWD_BLOCK + first), low[j]);
-            v_pair_store((uint32_t *)(void *)(to + (column + 4) * FWD_BLOCK + first), high[j]);
+            v_pair_store((uint32_t *)(void *)(to + column * WALK_KEYS + first), low[j]);
+            v_pair_store((uint32_t *)(void *)(to + (column + 4) * WALK_KEYS + first), high[j]);
         }
     }
 }
@@ -100,23 +112,24 @@ static void pair_values(const struct key_block *b, int columns, uint16_t *to)
         transpose_values(b, i, columns, to);
 }
 
-/* 32 columns for a strip of lanes. */
-V_FN void tile_output(const uint32_t *p, int keys, const uint16_t *values, float *o, struct beside *x, const bool soft)
+/* Of keys [begin, end), whole tiles: 32 columns for a strip of lanes. */
+V_FN void tile_output(const uint32_t *p, int begin, int end, const uint16_t *values, float *o, struct beside *x)
 {
     TILE_LOAD(0, o, LANE_STEP);
     TILE_LOAD(1, o + VF, LANE_STEP);
     TILE_LOAD(2, o + TILE_LANES, LANE_STEP);
     TILE_LOAD(3, o + TILE_LANES + VF, LANE_STEP);
-    for (int i = 0; i < keys; i += VP, p += TILE_LANES) {
+    for (int i = begin; i < end; i += VP) {
+        const uint32_t *at = p + i / 2 * FWD_LANES;
         TILE_LOAD(4, values + i, VALUE_STEP);
-        TILE_LOAD(6, p, LANE_STEP);
-        TILE_LOAD(7, p + VF, LANE_STEP);
+        TILE_LOAD(6, at, LANE_STEP);
+        TILE_LOAD(7, at + VF, LANE_STEP);
+        TILE_LOAD(5, values + TILE_ROWS * WALK_KEYS + i, VALUE_STEP);
         TILE_DOT(0, 4, 6);
         TILE_DOT(1, 4, 7);
-        TILE_LOAD(5, values + TILE_ROWS * FWD_BLOCK + i, VALUE_STEP);
         TILE_DOT(2, 5, 6);
         TILE_DOT(3, 5, 7);
-        do_beside(x, soft);
+        ask_ahead(x->ahead);
     }
     TILE_STORE(0, o, LANE_STEP);
     TILE_STORE(1, o + VF, LANE_STEP);
@@ -124,84 +137,107 @@ V_FN void tile_output(const uint32_t *p, int keys, const uint16_t *values, float
     TILE_STORE(3, o + TILE_LANES + VF, LANE_STEP);
 }
 
-/* Before the output of a strip: what O holds already, and zeros for keys that fill up a tile. */
-static void strip_prepare(uint32_t *p, int keys, int columns, const float *alpha, bool moved, float *ot)
+static void group_output(struct pair_slot *x, const struct pair_scratch *c, int columns, int begin, int end, int nv,
+                         struct beside *b)
 {
-    for (int i = (keys + 1) / 2; i < (keys + VP - 1) / VP * VF; i++)
-        for (int v = 0; v < STRIP; v++)
-            v_pair_store(p + i * FWD_LANES + v * VF, v_pair_zero());
-    for (int c = 0; c < columns && moved; c++)
-        for (int v = 0; v < STRIP; v++) {
-            float *at = ot + c * FWD_LANES + v * VF;
-            v_store(at, v_mul(v_load(at), v_load(alpha + v * VF)));
+    const uint32_t *pairs = (const uint32_t *)(const void *)c->s;
+    if (begin >= end)
+        return;
+    TILE_FENCE();
+    for (int i = 0; i < columns; i += VP)
+        for (int lane = 0; lane < nv * VF; lane += STRIP_LANES)
+            tile_output(pairs + lane, begin, end, c->values + i * WALK_KEYS, x->ot + i * FWD_LANES + lane, b);
+    TILE_FENCE();
+    add_odd_pairs(x, c, columns, pairs, begin, end);
+}
+
+static void scale_output(struct pair_slot *x, int columns, int nv)
+{
+    for (int i = 0; i < columns; i++)
+        for (int v = 0; v < nv; v++) {
+            float *at = x->ot + i * FWD_LANES + v * VF;
+            v_store(at, v_mul(v_load(at), v_load(x->alpha + v * VF)));
         }
 }
 
-V_FN void strip_output(const uint32_t *p, int keys, const uint16_t *values, int columns, float *ot, struct beside *x,
-                       const bool soft)
+/* A group's scores before their softmax: keys that fill up a tile count as unseen. */
+V_FN void group_finish(struct pair_slot *x, const struct nbhd_params *p, const struct key_block *b, int first, float *s, bool unlike)
 {
-    TILE_FENCE();
-    for (int c = 0; c < columns; c += VP)
-        tile_output(p, keys, values + c * FWD_BLOCK, ot + c * FWD_LANES, x, soft);
-    TILE_FENCE();
+    const int end = nbhd_min(first + GROUP, b->count);
+    if (unlike)
+        scores_finish(x, p, b, first, end, s);
+    for (float *at = s + (end - first) * FWD_LANES; at < s + GROUP_SCORES; at += VF)
+        v_store(at, v_set1(-INFINITY));
 }
 
-/* ---- what fwd_pairs.inc.h asks for; the strips of a tile of one or three vectors work on lanes that nobody has ---- */
-
-/* How many pairs of keys to do beside every four products so that they last: `width` is of those products. */
-static int pairs_beside(int keys, int width)
+/* nv: vectors of lanes, 2 or 4; those of a tile of one or three work on lanes that nobody has. The scores of a group are made
+ * beside the softmax of the group before it, those of the next tile's first group beside the last. c->s holds the pairs of all
+ * keys, then the scores of two groups. */
+V_FN void block_in_groups(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p,
+                          struct pair_scratch *c, bool unlike, const int nv)
 {
-    const int steps = (keys + VP - 1) / VP * ((width + VP - 1) / VP);
-    return ((keys + 1) / 2 + steps - 1) / steps;
-}
-
-V_FN bool strip_begin(struct beside *b, struct pair_slot *x, struct pair_scratch *c, float factor, int lane)
-{
-    return softmax_begin(&b->softmax, c->s + lane, c->b->count, factor, x->reference + lane, x->sum + lane, x->alpha + lane, STRIP);
-}
-
-static void pair_scores(struct pair_slot *x, struct pair_scratch *c, int d)
-{
-    struct beside b = {.ahead = &c->ahead};
-    for (int lane = 0; lane < x->tile.lanes; lane += STRIP * VF)
-        strip_scores(x->qt + lane, d, c->keys, c->b->count, c->s + lane, &b, false);
-}
-
-/* The outputs, given the first strip's pairs; of a second one the softmax is done beside the first's output. */
-static void strips_output(struct pair_slot *x, struct pair_scratch *c, int columns, float factor, bool moved)
-{
-    const int keys = c->b->count, second = STRIP * VF;
-    uint32_t *p = (uint32_t *)(void *)c->s;
-    struct beside b = {.ahead = &c->ahead, .pairs = pairs_beside(keys, columns)};
-    strip_prepare(p, keys, columns, x->alpha, moved, x->ot);
-    if (x->tile.lanes <= second) {
-        strip_output(p, keys, c->values, columns, x->ot, &b, false);
-        return;
+    const int count = c->b->count, d = p->head_dim, columns = p->head_dim_v;
+    const int step = (d + VP - 1) / VP * VP;
+    const float factor = score_factor(p);
+    uint32_t *pairs = (uint32_t *)(void *)c->s;
+    float *const ring = c->s + WALK_KEYS / 2 * FWD_LANES;
+    float *s = ring + c->ring * GROUP_SCORES, *next = ring + (1 - c->ring) * GROUP_SCORES;
+    struct beside b = {.ahead = &c->ahead, .pairs = pairs_beside(d, nv)};
+    int from = 0; /* keys that are not in the output yet */
+    if (!c->scored)
+        group_scores(x, d, c->keys, s, &b, nv, 0);
+    group_finish(x, p, c->b, 0, s, unlike);
+    c->scored = follow != NULL;
+    for (int key = 0; key < count; key += GROUP) {
+        uint32_t *to = pairs + key / 2 * FWD_LANES;
+        softmax_begin(&b.softmax, s, to, factor, x->reference, x->sum, nv);
+        if (key + GROUP < count) {
+            group_scores(x, d, c->keys + (key + GROUP) * step, next, &b, nv, nv);
+            group_finish(x, p, c->b, key + GROUP, next, unlike);
+        } else if (follow) {
+            group_scores(follow, d, c->keys, next, &b, nv, nv);
+        }
+        while (b.softmax.next < GROUP)
+            softmax_pair(&b.softmax, false, nv);
+        if (softmax_exceeds(&b.softmax, nv)) { /* once more, with a higher reference */
+            if (move_reference(s, GROUP, factor, x->reference, x->sum, x->alpha, nv)) {
+                group_output(x, c, columns, from, key, nv, &b);
+                scale_output(x, columns, nv);
+                from = key;
+            }
+            softmax_begin(&b.softmax, s, to, factor, x->reference, x->sum, nv);
+            while (b.softmax.next < GROUP)
+                softmax_pair(&b.softmax, false, nv);
+        }
+        softmax_end(&b.softmax, x->sum, nv);
+        float *swap = s;
+        s = next;
+        next = swap;
     }
-    moved = strip_begin(&b, x, c, factor, second);
-    strip_output(p, keys, c->values, columns, x->ot, &b, true);
-    softmax_end(&b.softmax, x->sum + second, STRIP);
-    strip_prepare(p + second, keys, columns, x->alpha + second, moved, x->ot + second);
-    strip_output(p + second, keys, c->values, columns, x->ot + second, &b, false);
+    c->ring = s != ring;
+    group_output(x, c, columns, from, (count + VP - 1) / VP * VP, nv, &b);
 }
 
-static void pair_finish(struct pair_slot *x, struct pair_scratch *c, int columns, float factor)
+static void block_of_strip(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p,
+                           struct pair_scratch *c, bool unlike)
 {
-    struct beside b = {.ahead = &c->ahead};
-    const bool moved = strip_begin(&b, x, c, factor, 0);
-    softmax_end(&b.softmax, x->sum, STRIP);
-    strips_output(x, c, columns, factor, moved);
+    block_in_groups(x, follow, p, c, unlike, STRIP);
 }
 
-/* Tiles and vectors work side by side: the first strip's softmax beside the second's scores. */
-static void pair_plain(struct pair_slot *x, struct pair_scratch *c, int d, int columns, float factor)
+static void block_of_strips(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p,
+                            struct pair_scratch *c, bool unlike)
 {
-    const int keys = c->b->count, second = STRIP * VF;
-    struct beside b = {.ahead = &c->ahead, .pairs = pairs_beside(keys, d)};
-    strip_scores(x->qt, d, c->keys, keys, c->s, &b, false);
-    const bool moved = strip_begin(&b, x, c, factor, 0);
-    if (x->tile.lanes > second)
-        strip_scores(x->qt + second, d, c->keys, keys, c->s + second, &b, true);
-    softmax_end(&b.softmax, x->sum, STRIP);
-    strips_output(x, c, columns, factor, moved);
+    block_in_groups(x, follow, p, c, unlike, 2 * STRIP);
+}
+
+static void pair_block(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p, struct pair_scratch *c,
+                       bool unlike)
+{
+    const bool narrow = x->tile.vectors <= STRIP;
+    if (follow && narrow != (follow->tile.vectors <= STRIP))
+        follow = NULL;
+    if (narrow)
+        block_of_strip(x, follow, p, c, unlike);
+    else
+        block_of_strips(x, follow, p, c, unlike);
 }

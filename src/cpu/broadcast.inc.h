@@ -229,12 +229,14 @@ static inline void block_output(const float *p, const float *const *value, int k
         pv_strip(p + v * VF, value, keys, columns, alpha + v * VF, ot + v * VF, FWD_LANES, nbhd_min(V_STRIP, vectors - v));
 }
 
-/* s = factor * s + log2(e) * bias, of n vectors of lanes from the tile's vector `first` on, which begins at s. */
-static void strip_bias(const struct key_block *b, const struct tile *t, float factor, float *s, int width, int first, int n)
+/* Of keys [begin, end) of a block, whose scores are s: s = factor * s + log2(e) * bias, of n vectors of lanes from the tile's
+ * vector `first` on, which begins at s. */
+static inline void strip_bias(const struct key_block *b, int begin, int end, const struct tile *t, float factor, float *s, int width,
+                              int first, int n)
 {
-    for (int i = 0; i < b->count; i++)
+    for (int i = begin; i < end; i++)
         for (int v = 0; v < n; v++) {
-            float *x = s + i * width + v * VF;
+            float *x = s + (i - begin) * width + v * VF;
             unsigned bits = b->bias[i] ? (unsigned)(b->bits[i] >> ((first + v) * VF)) & V_ALL : 0;
             vf bias = v_gather(b->bias[i], v_iload(t->bias + (first + v) * VF), bits);
             v_store(x, v_fma(v_load(x), v_set1(factor), v_mul(bias, v_set1(LOG2E))));
@@ -242,17 +244,22 @@ static void strip_bias(const struct key_block *b, const struct tile *t, float fa
 }
 
 /* Likewise: lanes that do not see a key: -infinity. */
-static inline void strip_mask(const struct key_block *b, uint64_t everyone, float *s, int width, int first, int n)
+static inline void strip_mask(const struct key_block *b, int begin, int end, uint64_t everyone, float *s, int width, int first,
+                              int n)
 {
-    for (int i = 0; i < b->count; i++)
+    for (int i = begin; i < end; i++)
         if (b->bits[i] != everyone)
             for (int v = 0; v < n; v++) {
-                float *x = s + i * width + v * VF;
+                float *x = s + (i - begin) * width + v * VF;
                 v_store(x, v_select((unsigned)(b->bits[i] >> ((first + v) * VF)), v_load(x), v_set1(-INFINITY)));
             }
 }
 
 /* ---- a tile's keys ---- */
+
+#ifndef WALK_KEYS
+#define WALK_KEYS FWD_BLOCK /* keys of a block */
+#endif
 
 /* Lanes that see key `key` of this axis. Keys are asked for in ascending order. */
 static uint64_t axis_bits(struct tile_axis *a, int key)
@@ -303,7 +310,7 @@ static void walk_extra(const struct nbhd_params *p, const struct tile *t, struct
 {
     const char *k = p->extra_k.data + t->batch * p->extra_k.batch + t->kv_head * p->extra_k.head;
     const char *v = p->extra_v.data + t->batch * p->extra_v.batch + t->kv_head * p->extra_v.head;
-    for (; w->extra < p->extra && b->count < FWD_BLOCK; w->extra++, b->count++) {
+    for (; w->extra < p->extra && b->count < WALK_KEYS; w->extra++, b->count++) {
         b->k[b->count] = (const float *)(k + w->extra * p->extra_k.axis[2]);
         b->v[b->count] = (const float *)(v + w->extra * p->extra_v.axis[2]);
         b->bias[b->count] = NULL;
@@ -330,7 +337,7 @@ static bool walk_block(const struct nbhd_params *p, struct tile *t, struct key_w
         walk_extra(p, t, w, b);
     b->extra = b->count;
     int token[2];
-    while (b->count < FWD_BLOCK && w->at[0] < t->axis[0].any.end) {
+    while (b->count < WALK_KEYS && w->at[0] < t->axis[0].any.end) {
         const char *k = w->k + w->at[0] * w->k_step[0] + w->at[1] * w->k_step[1];
         const char *v = w->v + w->at[0] * w->v_step[0] + w->at[1] * w->v_step[1];
         const float *bias = NULL;
@@ -338,7 +345,7 @@ static bool walk_block(const struct nbhd_params *p, struct tile *t, struct key_w
             bias = t->bias_base + w->at[0] * t->bias_step[0] + w->at[1] * t->bias_step[1];
         for (int a = 0; a < 2; a++)
             token[a] = t->axis[a].cell.group + w->at[a] * p->axis[a].dilation;
-        int end = nbhd_min(x->any.end, w->at[2] + FWD_BLOCK - b->count);
+        int end = nbhd_min(x->any.end, w->at[2] + WALK_KEYS - b->count);
         while (w->at[2] < end) {
             const uint64_t bits = w->row_bits & axis_bits(x, w->at[2]);
             const int stop = nbhd_min(end, axis_change(x));

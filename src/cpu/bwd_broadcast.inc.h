@@ -262,7 +262,7 @@ static void bwd_tile(const struct bwd_task *task, struct bwd_tile *t, struct key
         block_scores(t->qt, p->head_dim, b->k, b->count, t->tile.vectors, t->s);
         block_scores(t->dt, p->head_dim_v, b->v, b->count, t->tile.vectors, t->ds);
         if (p->bias)
-            strip_bias(b, &t->tile, factor, t->s, FWD_LANES, 0, t->tile.vectors);
+            strip_bias(b, 0, b->count, &t->tile, factor, t->s, FWD_LANES, 0, t->tile.vectors);
         block_weights(t, b, p->bias ? 1.0f : factor, p->scale);
         if (p->dbias)
             block_bias_gradient(t, b, p->bias, bias_sums(c, task->batch, task->slot));

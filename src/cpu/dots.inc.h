@@ -107,7 +107,7 @@ V_FN void dots_output_panel(const uint32_t *p, const uint32_t *value, int column
 static void pair_begin(void) {}
 static void pair_end(void) {}
 
-static void pair_scores(struct pair_slot *x, struct pair_scratch *c, int d)
+static void dots_block_scores(struct pair_slot *x, struct pair_scratch *c, int d)
 {
     const uint32_t *k = (const uint32_t *)(const void *)c->keys;
     const int keys = c->b->count;
@@ -139,29 +139,36 @@ static void pair_values(const struct key_block *b, int columns, uint16_t *to)
 V_FN void dots_softmax(struct pair_slot *x, struct pair_scratch *c, float factor, int v, const int nv)
 {
     struct pair_softmax softmax;
-    const int lane = v * VF;
-    softmax_begin(&softmax, c->s + lane, c->b->count, factor, x->reference + lane, x->sum + lane, x->alpha + lane, nv);
+    const int lane = v * VF, keys = c->b->count;
+    float *s = c->s + lane;
+    move_reference(s, keys, factor, x->reference + lane, x->sum + lane, x->alpha + lane, nv);
+    softmax_begin(&softmax, s, (uint32_t *)(void *)s, factor, x->reference + lane, x->sum + lane, nv);
+    while (softmax.next + 1 < keys)
+        softmax_pair(&softmax, false, nv);
+    if (softmax.next < keys)
+        softmax_pair(&softmax, true, nv);
     softmax_end(&softmax, x->sum + lane, nv);
 }
 
-static void pair_finish(struct pair_slot *x, struct pair_scratch *c, int columns, float factor)
+static void pair_block(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p, struct pair_scratch *c,
+                       bool unlike)
 {
-    const uint32_t *p = (const uint32_t *)(const void *)c->s, *value = (const uint32_t *)(const void *)c->values;
-    const int pairs = (c->b->count + 1) / 2, vectors = x->tile.vectors;
+    (void)follow;
+    const uint32_t *pairs = (const uint32_t *)(const void *)c->s, *value = (const uint32_t *)(const void *)c->values;
+    const int keys = c->b->count, count = (keys + 1) / 2, vectors = x->tile.vectors, columns = p->head_dim_v;
+    const float factor = score_factor(p);
+    dots_block_scores(x, c, p->head_dim);
+    if (unlike)
+        scores_finish(x, p, c->b, 0, keys, c->s);
     if (vectors == V_STRIP)
         dots_softmax(x, c, factor, 0, V_STRIP);
     for (int v = 0; v < vectors && vectors < V_STRIP; v++)
         dots_softmax(x, c, factor, v, 1);
     switch (vectors) {
-    case 4: dots_output_panel(p, value, columns, pairs, x->alpha, x->ot, 4); break;
-    case 3: dots_output_panel(p, value, columns, pairs, x->alpha, x->ot, 3); break;
-    case 2: dots_output_panel(p, value, columns, pairs, x->alpha, x->ot, 2); break;
-    default: dots_output_panel(p, value, columns, pairs, x->alpha, x->ot, 1); break;
+    case 4: dots_output_panel(pairs, value, columns, count, x->alpha, x->ot, 4); break;
+    case 3: dots_output_panel(pairs, value, columns, count, x->alpha, x->ot, 3); break;
+    case 2: dots_output_panel(pairs, value, columns, count, x->alpha, x->ot, 2); break;
+    default: dots_output_panel(pairs, value, columns, count, x->alpha, x->ot, 1); break;
     }
-}
-
-static void pair_plain(struct pair_slot *x, struct pair_scratch *c, int d, int columns, float factor)
-{
-    pair_scores(x, c, d);
-    pair_finish(x, c, columns, factor);
+    add_odd_pairs(x, c, columns, pairs, 0, keys);
 }

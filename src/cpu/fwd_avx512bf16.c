@@ -5,7 +5,7 @@
 #include "cpu/dots.inc.h"
 #include "cpu/peak.h"
 
-static const struct nbhd_fwd_machine machine = {.vf = VF, .columns = V_COLUMNS, .price = {0.55, 17.0, 20.0, 0.5}};
+static const struct nbhd_fwd_machine machine = {.vf = VF, .columns = V_COLUMNS, .block = WALK_KEYS, .price = {0.55, 17.0, 20.0, 0.5}};
 
 static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
 {

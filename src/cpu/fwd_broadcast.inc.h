@@ -124,9 +124,9 @@ static void strip_block(const struct nbhd_params *p, const struct tile *t, const
     const float factor = fabsf(p->scale) * LOG2E;
     qk_strip(x->qt, p->head_dim, b->k, b->count, s, STRIP, x->vectors, x->first == 0, ahead);
     if (p->bias)
-        strip_bias(b, t, factor, s, STRIP, x->first, x->vectors);
+        strip_bias(b, 0, b->count, t, factor, s, STRIP, x->first, x->vectors);
     if (b->masked)
-        strip_mask(b, t->everyone, s, STRIP, x->first, x->vectors);
+        strip_mask(b, 0, b->count, t->everyone, s, STRIP, x->first, x->vectors);
     strip_softmax(s, b->count, p->bias ? 1.0f : factor, x->maximum, x->sum, x->alpha, x->vectors);
     pv_strip(s, b->v, b->count, p->head_dim_v, x->alpha, x->ot, STRIP, x->vectors);
     for (int i = 0; i < odd->count; i++)

@@ -32,13 +32,13 @@
 /* The rows of the next block, asked for a few at a time beside the work on this one: they come from far away. */
 struct pair_ahead {
     const struct key_block *b; /* count 0: there is none */
-    int next, d, columns, step; /* next key; keys at a time */
+    int next, d, columns; /* next key */
+    int due, beats; /* times that ask_ahead is called, during which all are asked for */
 };
 
 V_FN void ask_ahead(struct pair_ahead *a)
 {
-    const int end = nbhd_min(a->next + a->step, a->b->count);
-    for (; a->next < end; a->next++) {
+    for (a->due += a->b->count; a->due >= a->beats && a->next < a->b->count; a->due -= a->beats, a->next++) {
         for (int c = 0; c < a->d; c += VP)
             __builtin_prefetch((const uint16_t *)(const void *)a->b->k[a->next] + c, 0, 2);
         for (int c = 0; c < a->columns; c += VP)
@@ -46,21 +46,19 @@ V_FN void ask_ahead(struct pair_ahead *a)
     }
 }
 
-/* ---- the products, for `vectors` vectors of lanes; rows of lanes are FWD_LANES apart, others padded to a multiple of VP ---- */
+/* ---- what a kernel file's products define; rows of lanes are FWD_LANES apart, others padded to a multiple of VP ---- */
 
 /* Before and after a thread's tiles. */
 static void pair_begin(void);
 static void pair_end(void);
 struct pair_slot;
 struct pair_scratch;
-/* The rows of a block's values as pair_finish wants them: FWD_BLOCK times `columns`, padded. */
+/* The rows of a block's values as pair_block wants them: WALK_KEYS times `columns`, padded. */
 static void pair_values(const struct key_block *b, int columns, uint16_t *to);
-/* Scores of a block, c->s[key][lane], from the tile's qt and c->keys. */
-static void pair_scores(struct pair_slot *x, struct pair_scratch *c, int d);
-/* Softmax of c->s; ot[column][lane] = alpha[lane] * ot + sum over keys of its pairs and c->values. */
-static void pair_finish(struct pair_slot *x, struct pair_scratch *c, int columns, float factor);
-/* Both, where nothing comes in between. */
-static void pair_plain(struct pair_slot *x, struct pair_scratch *c, int d, int columns, float factor);
+/* A tile and the block c->b, whose keys and values are c->keys and c->values: scores, scores_finish where `unlike`, softmax,
+ * and ot[column][lane] += probabilities times values. follow: the tile that the same keys are for next, or NULL. */
+static void pair_block(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p, struct pair_scratch *c,
+                       bool unlike);
 
 #define PAIR_SLACK 8.0f
 
@@ -104,8 +102,8 @@ static bool pair_row_is_odd(const uint16_t *row, int n)
 
 /* As block_odd_values of fwd_broadcast.inc.h: values that are not finite, of keys that some lane does not see, leave the
  * block's product, to be added to the lanes that do. */
-static int pair_odd_values(struct key_block *b, uint64_t everyone, int columns, const float *zeros, int odd[FWD_BLOCK],
-                           const uint16_t *odd_row[FWD_BLOCK])
+static int pair_odd_values(struct key_block *b, uint64_t everyone, int columns, const float *zeros, int odd[WALK_KEYS],
+                           const uint16_t *odd_row[WALK_KEYS])
 {
     int n = 0;
     for (int i = 0; i < b->count; i++) {
@@ -128,70 +126,104 @@ static void add_odd_pair(float *ot, const uint32_t *p, int key, const uint16_t *
         }
 }
 
-/* ---- softmax of a block ---- */
+/* ---- softmax ---- */
 
-/* Scores become pairs of probabilities, in place: row i of pairs is where the rows 2 i and 2 i + 1 of scores were, or before.
- * An odd last key is paired with 0. Some pairs at a time, so that it can be done beside products. */
+/* Scores s[key][lane] become pairs of probabilities p[key / 2][lane], which may be the same memory. One pair of keys at a time,
+ * so that it can be done beside products. */
 struct pair_softmax {
-    float *s;
-    int keys, next; /* next key */
-    vf factor, m[V_STRIP], l[V_STRIP];
+    const float *s;
+    uint32_t *p;
+    int next; /* key */
+    vf factor, m[V_STRIP], l[V_STRIP], top[V_STRIP];
 };
 
-/* Moves the reference of nv vectors of lanes where it must, and gives what older sums are to be multiplied by. True if that is
- * not 1 in all lanes. */
-V_FN bool softmax_begin(struct pair_softmax *x, float *s, int keys, float factor, float *reference, const float *sum,
-                        float *alpha, const int nv)
+/* With the reference as it is; softmax_exceeds tells afterwards whether it will do. */
+V_FN void softmax_begin(struct pair_softmax *x, const float *s, uint32_t *p, float factor, const float *reference,
+                        const float *sum, const int nv)
 {
-    unsigned moved = 0;
     x->s = s;
-    x->keys = keys;
+    x->p = p;
     x->next = 0;
     x->factor = v_set1(factor);
 #pragma GCC unroll 4
-    for (int v = 0; v < nv; v++)
-        x->m[v] = v_set1(-INFINITY);
-    for (int i = 0; i < keys; i++)
-#pragma GCC unroll 4
-        for (int v = 0; v < nv; v++)
-            x->m[v] = v_max(v_load(s + i * FWD_LANES + v * VF), x->m[v]);
-#pragma GCC unroll 4
     for (int v = 0; v < nv; v++) {
-        const vf old = v_load(reference + v * VF), top = v_mul(x->m[v], x->factor);
-        const unsigned higher = v_less(v_add(old, v_set1(PAIR_SLACK)), top);
-        x->m[v] = v_select(higher, top, old);
-        const vf a = v_exp2(v_sub(old, x->m[v]));
-        moved |= higher;
-        v_store(reference + v * VF, x->m[v]);
-        v_store(alpha + v * VF, a);
-        x->l[v] = v_mul(a, v_load(sum + v * VF));
+        x->m[v] = v_load(reference + v * VF);
+        x->l[v] = v_load(sum + v * VF);
+        x->top[v] = v_set1(-INFINITY);
     }
-    return moved != 0;
 }
 
-/* The next n pairs of keys, or what is left. */
-V_FN void softmax_some(struct pair_softmax *x, int n, const int nv)
+/* Of the next pair of keys, vectors v .. v + n - 1 for n <= 2. single: it is a last key with none beside it. */
+V_FN void softmax_vectors(struct pair_softmax *x, const bool single, const int v, const int n)
 {
-    const int end = nbhd_min(x->next + 2 * n, x->keys);
-    for (; x->next < end; x->next += 2)
+    const float *at = x->s + x->next * FWD_LANES + v * VF;
+    uint32_t *to = x->p + x->next / 2 * FWD_LANES + v * VF;
+    const int both = single ? n : 2 * n;
+    vf e[4];
 #pragma GCC unroll 4
-        for (int v = 0; v < nv; v++) {
-            const float *at = x->s + x->next * FWD_LANES + v * VF;
-            const vf first = v_exp2(v_fms(v_load(at), x->factor, x->m[v]));
-            vf second = v_zero();
-            if (x->next + 1 < x->keys)
-                second = v_exp2(v_fms(v_load(at + FWD_LANES), x->factor, x->m[v]));
-            x->l[v] = v_add(x->l[v], v_add(first, second));
-            v_pair_store((uint32_t *)(void *)x->s + x->next / 2 * FWD_LANES + v * VF, v_pair_of(first, second));
-        }
+    for (int i = 0; i < both; i++) {
+        e[i] = v_fms(v_load(at + i / n * FWD_LANES + i % n * VF), x->factor, x->m[v + i % n]);
+        x->top[v + i % n] = v_max(e[i], x->top[v + i % n]);
+    }
+    v_pair_exp2(e, both);
+#pragma GCC unroll 2
+    for (int i = 0; i < n; i++) {
+        const vf second = single ? v_zero() : e[n + i];
+        x->l[v + i] = v_add(x->l[v + i], v_add(e[i], second));
+        v_pair_store(to + i * VF, v_pair_of(e[i], second));
+    }
 }
 
-V_FN void softmax_end(struct pair_softmax *x, float *sum, const int nv)
+V_FN void softmax_pair(struct pair_softmax *x, const bool single, const int nv)
 {
-    softmax_some(x, FWD_BLOCK, nv);
+    const int n = nv < 2 ? 1 : 2;
+#pragma GCC unroll 2
+    for (int v = 0; v < nv; v += n)
+        softmax_vectors(x, single, v, n);
+    x->next += 2;
+}
+
+/* Some score exceeds its lane's reference by more than PAIR_SLACK. */
+V_FN bool softmax_exceeds(const struct pair_softmax *x, const int nv)
+{
+    unsigned higher = 0;
+#pragma GCC unroll 4
+    for (int v = 0; v < nv; v++)
+        higher |= v_less(v_set1(PAIR_SLACK), x->top[v]);
+    return higher != 0;
+}
+
+V_FN void softmax_end(const struct pair_softmax *x, float *sum, const int nv)
+{
 #pragma GCC unroll 4
     for (int v = 0; v < nv; v++)
         v_store(sum + v * VF, x->l[v]);
+}
+
+/* Moves the reference of lanes where a score exceeds it by more than PAIR_SLACK, multiplies the sums by alpha, and says
+ * whether O must be too: not where those lanes have seen no key yet. */
+V_FN bool move_reference(const float *s, int keys, float factor, float *reference, float *sum, float *alpha, const int nv)
+{
+    unsigned moved = 0;
+    vf m[V_STRIP];
+#pragma GCC unroll 4
+    for (int v = 0; v < nv; v++)
+        m[v] = v_set1(-INFINITY);
+    for (int i = 0; i < keys; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < nv; v++)
+            m[v] = v_max(v_load(s + i * FWD_LANES + v * VF), m[v]);
+#pragma GCC unroll 4
+    for (int v = 0; v < nv; v++) {
+        const vf old = v_load(reference + v * VF), top = v_mul(m[v], v_set1(factor));
+        const unsigned higher = v_less(v_add(old, v_set1(PAIR_SLACK)), top);
+        const vf now = v_select(higher, top, old), a = v_exp2(v_sub(old, now));
+        moved |= higher & v_less(v_set1(-FLT_MAX), old);
+        v_store(reference + v * VF, now);
+        v_store(alpha + v * VF, a);
+        v_store(sum + v * VF, v_mul(a, v_load(sum + v * VF)));
+    }
+    return moved != 0;
 }
 
 /* ---- tiles ---- */
@@ -201,6 +233,7 @@ V_FN void softmax_end(struct pair_softmax *x, float *sum, const int nv)
 struct pair_slot {
     struct tile tile;
     struct key_walk walk;
+    bool whole; /* all its lanes see the same keys */
     uint32_t *qt;
     float *ot, *reference, *sum, *alpha;
 };
@@ -216,6 +249,11 @@ static void slot_begin(struct pair_slot *x, const struct nbhd_params *p)
         x->sum[i] = 0.0f;
     }
     x->walk = walk_begin(p, &x->tile);
+    x->whole = !p->bias;
+    for (int a = 0; a < 3; a++) {
+        const struct tile_axis *axis = &x->tile.axis[a];
+        x->whole &= axis->keys[0].end == axis->any.end && axis->keys[axis->count - 1].begin == axis->any.begin;
+    }
 }
 
 static void slot_end(struct pair_slot *x, const struct nbhd_params *p)
@@ -236,41 +274,57 @@ struct pair_scratch {
     uint16_t *keys, *values;
     struct key_block *b, *blocks; /* the block at hand; three of them */
     bool packed; /* values are those of the block, all of them */
+    bool scored; /* the scores of the block's first keys are there already; `ring` says where */
+    int ring;
+    int odds, odd[WALK_KEYS]; /* keys whose values are not in c->values: pair_odd_values */
+    const uint16_t *odd_row[WALK_KEYS];
     struct pair_ahead ahead;
 };
 
-/* One tile and the block of its next keys, some of which some lanes do not see, or with bias. */
-static void slot_masked_block(struct pair_slot *x, const struct nbhd_params *p, struct pair_scratch *c, float factor)
+/* Scores s of keys [begin, end) of the block get the bias, and -infinity in lanes that do not see the key. */
+static void scores_finish(const struct pair_slot *x, const struct nbhd_params *p, const struct key_block *b, int begin, int end,
+                          float *s)
 {
-    const struct tile *t = &x->tile;
-    struct key_block *b = c->b;
-    const int dv = p->head_dim_v;
-    int odd[FWD_BLOCK];
-    const uint16_t *odd_row[FWD_BLOCK];
-    pair_scores(x, c, p->head_dim);
     if (p->bias)
-        strip_bias(b, t, factor, c->s, FWD_LANES, 0, t->vectors);
-    strip_mask(b, t->everyone, c->s, FWD_LANES, 0, t->vectors);
-    const int odds = pair_odd_values(b, t->everyone, dv, c->zeros, odd, odd_row);
-    if (!c->packed || odds)
-        pair_values(b, dv, c->values);
-    c->packed = odds == 0;
-    pair_finish(x, c, dv, p->bias ? 1.0f : factor);
-    for (int i = 0; i < odds; i++)
-        add_odd_pair(x->ot, (const uint32_t *)(const void *)c->s, odd[i], odd_row[i], dv, b->bits[odd[i]]);
+        strip_bias(b, begin, end, &x->tile, fabsf(p->scale) * LOG2E, s, FWD_LANES, 0, x->tile.vectors);
+    strip_mask(b, begin, end, x->tile.everyone, s, FWD_LANES, 0, x->tile.vectors);
 }
 
-static void slot_block(struct pair_slot *x, const struct nbhd_params *p, struct pair_scratch *c)
+/* What the softmax multiplies scores by, in powers of two. */
+static float score_factor(const struct nbhd_params *p) { return p->bias ? 1.0f : fabsf(p->scale) * LOG2E; }
+
+/* Of the keys [begin, end) of the block, given its pairs of probabilities. */
+static void add_odd_pairs(struct pair_slot *x, const struct pair_scratch *c, int columns, const uint32_t *pairs, int begin, int end)
 {
-    const float factor = fabsf(p->scale) * LOG2E;
-    if (p->bias || c->b->masked) {
-        slot_masked_block(x, p, c, factor);
-        return;
+    for (int i = 0; i < c->odds; i++)
+        if (c->odd[i] >= begin && c->odd[i] < end)
+            add_odd_pair(x->ot, pairs, c->odd[i], c->odd_row[i], columns, c->b->bits[c->odd[i]]);
+}
+
+static void slot_block(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p, struct pair_scratch *c)
+{
+    struct key_block *b = c->b;
+    const int dv = p->head_dim_v;
+    const bool masked = b->masked && !x->whole;
+    c->odds = masked ? pair_odd_values(b, x->tile.everyone, dv, c->zeros, c->odd, c->odd_row) : 0;
+    if (!c->packed || c->odds)
+        pair_values(b, dv, c->values);
+    c->packed = c->odds == 0;
+    pair_block(x, follow, p, c, p->bias || masked);
+    for (int i = 0; i < c->odds; i++)
+        b->v[c->odd[i]] = (const float *)(const void *)c->odd_row[i];
+}
+
+/* The keys of the block that slots[0] has are those of the next block of this slot too, seen by its lanes. */
+static struct key_block *slot_keys(struct pair_slot *x, const struct nbhd_params *p, struct key_block *first, struct key_block *own)
+{
+    if (!x->whole) {
+        walk_block(p, &x->tile, &x->walk, own);
+        return own;
     }
-    if (!c->packed)
-        pair_values(c->b, p->head_dim_v, c->values);
-    c->packed = true;
-    pair_plain(x, c, p->head_dim, p->head_dim_v, factor);
+    if (nbhd_counters)
+        nbhd_count_visits(first->count - first->extra, 0);
+    return first;
 }
 
 static bool same_keys(const struct tile *a, const struct tile *b)
@@ -282,8 +336,12 @@ static bool same_keys(const struct tile *a, const struct tile *b)
     return same;
 }
 
-/* How often the products of a tile and a block ask ahead, at least. */
-enum { BEATS = 12 };
+/* How often a tile's products of a block of so many keys ask ahead: for every VP keys, a strip of two vectors of lanes, and VP
+ * dimensions. */
+static int block_beats(int keys, int vectors, const struct nbhd_params *p)
+{
+    return (keys + VP - 1) / VP * ((vectors + 1) / 2) * ((p->head_dim + VP - 1) / VP + (p->head_dim_v + VP - 1) / VP);
+}
 
 static void run_slots(struct pair_slot *slots, int n, const struct nbhd_params *p, struct pair_scratch *c)
 {
@@ -293,15 +351,15 @@ static void run_slots(struct pair_slot *slots, int n, const struct nbhd_params *
     bool more = walk_block(p, &slots[0].tile, &slots[0].walk, now);
     while (more) {
         more = walk_block(p, &slots[0].tile, &slots[0].walk, next);
-        c->ahead = (struct pair_ahead){next, 0, p->head_dim, p->head_dim_v, (next->count + BEATS * n - 1) / (BEATS * n)};
+        const int beats = n * block_beats(now->count, slots[0].tile.vectors, p);
+        c->ahead = (struct pair_ahead){.b = next, .d = p->head_dim, .columns = p->head_dim_v, .beats = beats};
         c->b = now;
         pack_key_pairs(now, p->head_dim, c->keys);
         c->packed = false;
-        slot_block(&slots[0], p, c);
-        c->b = other;
+        slot_block(&slots[0], n > 1 ? &slots[1] : NULL, p, c);
         for (int i = 1; i < n; i++) {
-            walk_block(p, &slots[i].tile, &slots[i].walk, other); /* the same keys, seen by its lanes */
-            slot_block(&slots[i], p, c);
+            c->b = slot_keys(&slots[i], p, now, other);
+            slot_block(&slots[i], i + 1 < n ? &slots[i + 1] : NULL, p, c);
         }
         struct key_block *swap = now;
         now = next;
@@ -337,6 +395,7 @@ static void pair_task(void *context, long long task, int thread)
         slots[i].sum = slots[i].reference + FWD_LANES;
         slots[i].alpha = slots[i].sum + FWD_LANES;
     }
+    const unsigned state = v_flush_begin();
     pair_begin();
     int n = 0;
     for (long long i = task * f->run; i < end; i++) {
@@ -352,6 +411,7 @@ static void pair_task(void *context, long long task, int thread)
         n = 0;
     }
     pair_end();
+    v_flush_end(state);
 }
 
 static nbhd_status pair_run(const struct nbhd_plan *plan, const struct nbhd_params *params, void *workspace, void *stream)

@@ -30,6 +30,7 @@ bool nbhd_fwd_refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
 struct axis_cost {
     int extent;
     double tiles, visited;
+    int alike; /* neighbouring tiles that visit the same keys, FWD_PAIR_TILES at most; asked of rows of pairs only */
 };
 
 /* Cycles to wait for a vector of a scattered key that is not asked for ahead of time. */
@@ -37,8 +38,41 @@ enum { FAR_CYCLES = 26 };
 
 enum { MAX_EXTENTS = 32, SAMPLES = 6 };
 
+static bool visit_same_keys(struct nbhd_axis a, const struct nbhd_grid *grid, int i, int j)
+{
+    if (nbhd_min(i, j) < 0 || nbhd_max(i, j) >= grid->tiles_long)
+        return false;
+    const struct nbhd_cell x = nbhd_grid_cell(grid, i), y = nbhd_grid_cell(grid, j);
+    const struct nbhd_range keys = nbhd_tile_any(a, x.size, x.q), others = nbhd_tile_any(a, y.size, y.q);
+    return keys.begin == others.begin && keys.end == others.end;
+}
+
+/* Counted around the middle of a long group, away from the borders. */
+static int tiles_alike(struct nbhd_axis a, int extent)
+{
+    const struct nbhd_grid grid = nbhd_grid_make(a, extent);
+    const int middle = grid.tiles_long / 2;
+    int first = middle, end = middle + 1;
+    while (end - first < FWD_PAIR_TILES && visit_same_keys(a, &grid, first - 1, middle))
+        first--;
+    while (end - first < FWD_PAIR_TILES && visit_same_keys(a, &grid, middle, end))
+        end++;
+    return end - first;
+}
+
+/* Of a problem's tiles in their order, the last axis fastest: how many follow each other that visit the same keys. */
+static int tiles_in_a_row(const struct axis_cost *x, const struct axis_cost *y, const struct axis_cost *z)
+{
+    int n = z->alike;
+    if (n >= z->tiles)
+        n *= y->alike;
+    if (n >= y->tiles * z->tiles)
+        n *= x->alike;
+    return nbhd_min(n, FWD_PAIR_TILES);
+}
+
 /* Visited keys from a few tiles of a long group, its first and last among them. */
-static struct axis_cost cost_of_extent(struct nbhd_axis a, int extent)
+static struct axis_cost cost_of_extent(struct nbhd_axis a, int extent, bool pairs)
 {
     const struct nbhd_grid grid = nbhd_grid_make(a, extent);
     const int tiles = grid.tiles_long, samples = nbhd_min(tiles, SAMPLES);
@@ -48,19 +82,19 @@ static struct axis_cost cost_of_extent(struct nbhd_axis a, int extent)
         const struct nbhd_range any = nbhd_tile_any(a, cell.size, cell.q);
         visited += any.end - any.begin;
     }
-    return (struct axis_cost){extent, grid.count, visited / samples * grid.count};
+    return (struct axis_cost){extent, grid.count, visited / samples * grid.count, pairs ? tiles_alike(a, extent) : 1};
 }
 
 /* Extents worth trying on an axis: all small ones, then some, and the whole of a short axis. */
-static int axis_costs(struct nbhd_axis a, struct axis_cost costs[MAX_EXTENTS])
+static int axis_costs(struct nbhd_axis a, struct axis_cost costs[MAX_EXTENTS], bool pairs)
 {
     static const int extents[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 21, 24, 28, 32, 40, 48, 56, 64};
     const int size = nbhd_group_size(a, 0);
     int n = 0;
     for (size_t i = 0; i < sizeof extents / sizeof *extents && extents[i] < size; i++)
-        costs[n++] = cost_of_extent(a, extents[i]);
+        costs[n++] = cost_of_extent(a, extents[i], pairs);
     if (size <= FWD_LANES)
-        costs[n++] = cost_of_extent(a, size);
+        costs[n++] = cost_of_extent(a, size, pairs);
     return n;
 }
 
@@ -74,13 +108,14 @@ static struct nbhd_fwd_price price_of(const struct nbhd_fwd_machine *m)
     return m->price.product > 0 ? m->price : (struct nbhd_fwd_price){1.08, 14.0, 12.0, 0.25};
 }
 
-/* Cycles of `tiles` tiles of so many lanes that visit `keys` keys in all. */
-static double broadcast_cycles(const nbhd_desc *d, double tiles, double keys, int lanes, const struct nbhd_fwd_machine *m)
+/* Cycles of `tiles` tiles of so many lanes that visit `keys` keys in all, `alike` tiles the same ones. */
+static double broadcast_cycles(const nbhd_desc *d, double tiles, double keys, int lanes, int alike,
+                               const struct nbhd_fwd_machine *m)
 {
     const struct nbhd_fwd_price price = price_of(m);
     const double vectors = (lanes + m->vf - 1) / m->vf, width = d->head_dim + d->head_dim_v;
     const double per_vector = width * price.product + price.score + (d->bias ? 2.0 * m->vf : 0);
-    const double per_key = price.key + width * price.key_dim;
+    const double per_key = (price.key + width * price.key_dim) / alike;
     return keys * (vectors * per_vector + per_key) + tiles * (vectors * width * 6.0 + 500.0);
 }
 
@@ -90,7 +125,7 @@ static struct broadcast_choice choose_broadcast(const struct nbhd_problem *probl
     struct axis_cost costs[3][MAX_EXTENTS];
     int n[3];
     for (int a = 0; a < 3; a++)
-        n[a] = axis_costs(problem->axis[a], costs[a]);
+        n[a] = axis_costs(problem->axis[a], costs[a], m->price.product > 0);
     const int share = d->heads / d->kv_heads;
     struct broadcast_choice best = {{1, 1, 1}, 1, HUGE_VAL};
     for (int heads = 1; heads <= share && heads <= FWD_LANES; heads *= 2)
@@ -104,7 +139,7 @@ static struct broadcast_choice choose_broadcast(const struct nbhd_problem *probl
                     const double head_tiles = (share + heads - 1) / heads;
                     const double tiles = head_tiles * x->tiles * y->tiles * z->tiles;
                     const double keys = head_tiles * x->visited * y->visited * z->visited + tiles * d->extra;
-                    const double cycles = broadcast_cycles(d, tiles, keys, lanes, m);
+                    const double cycles = broadcast_cycles(d, tiles, keys, lanes, tiles_in_a_row(x, y, z), m);
                     if (cycles < best.cycles)
                         best = (struct broadcast_choice){{x->extent, y->extent, z->extent}, heads, cycles};
                 }
@@ -362,8 +397,11 @@ static size_t place(size_t *end, size_t bytes)
 }
 
 /* Where the parts of a thread's scratch lie; vectors of vf lanes, or, in pairs, of twice that many bfloat16. */
-static void place_broadcast(const nbhd_desc *d, struct nbhd_fwd *f, bool pairs, int vf)
+static void place_broadcast(const nbhd_desc *d, struct nbhd_fwd *f, const struct nbhd_fwd_machine *m)
 {
+    const bool pairs = m->price.product > 0;
+    const int vf = m->vf;
+    const size_t block = (size_t)(pairs ? m->block : FWD_BLOCK);
     const size_t row = FWD_LANES * sizeof(float);
     const size_t k = (size_t)whole_vectors(d->head_dim, pairs ? 2 * vf : vf);
     const size_t v = (size_t)whole_vectors(d->head_dim_v, pairs ? 2 * vf : vf);
@@ -373,12 +411,25 @@ static void place_broadcast(const nbhd_desc *d, struct nbhd_fwd *f, bool pairs, 
     f->o_size = (pairs ? v : (size_t)d->head_dim_v) * row;
     f->at_q = place(&f->scratch, tiles * f->q_size);
     f->at_o = place(&f->scratch, tiles * f->o_size);
-    f->at_s = place(&f->scratch, FWD_BLOCK * row);
+    f->at_s = place(&f->scratch, block * row);
     f->at_lanes = place(&f->scratch, tiles * 3 * row);
     f->at_block = place(&f->scratch, (pairs ? 3 : 2) * sizeof(struct key_block)); /* at hand, next; another tile's */
     f->at_zeros = place(&f->scratch, (size_t)d->head_dim_v * sizeof(float));
-    f->at_keys = place(&f->scratch, FWD_BLOCK * (pairs ? k : k + v) * element);
-    f->at_values = place(&f->scratch, pairs ? FWD_BLOCK * v * element : 0);
+    f->at_keys = place(&f->scratch, block * (pairs ? k : k + v) * element);
+    f->at_values = place(&f->scratch, pairs ? block * v * element : 0);
+}
+
+/* How many tiles of pairs go through the same keys together: fewer where threads would find too few tasks. */
+static int run_together(const struct nbhd_problem *problem, const struct nbhd_config *config, long long tiles)
+{
+    enum { PAIR_TASKS_PER_THREAD = 4 };
+    struct axis_cost c[3];
+    for (int a = 0; a < 3; a++)
+        c[a] = cost_of_extent(problem->axis[a], config->q_tile[a], true);
+    int together = tiles_in_a_row(&c[0], &c[1], &c[2]);
+    while (together > 1 && config->threads > 1 && tiles < (long long)together * PAIR_TASKS_PER_THREAD * config->threads)
+        together /= 2;
+    return together;
 }
 
 static void build_broadcast(const struct nbhd_problem *problem, const struct nbhd_config *config, struct nbhd_fwd *f,
@@ -395,10 +446,12 @@ static void build_broadcast(const struct nbhd_problem *problem, const struct nbh
     }
     const double tile_cycles = config->predicted_ms * CYCLES_PER_MS / (double)f->tiles;
     f->run = nbhd_max(1, (int)(TASK_CYCLES / tile_cycles));
-    if (m->price.product > 0 && f->tiles >= (long long)FWD_PAIR_TILES * TASKS_PER_THREAD * config->threads)
-        f->run = (f->run + FWD_PAIR_TILES - 1) / FWD_PAIR_TILES * FWD_PAIR_TILES;
+    if (m->price.product > 0) {
+        const int together = run_together(problem, config, f->tiles);
+        f->run = (f->run + together - 1) / together * together;
+    }
     f->tasks = (f->tiles + f->run - 1) / f->run;
-    place_broadcast(d, f, m->price.product > 0, m->vf);
+    place_broadcast(d, f, m);
 }
 
 /* Of q, k, v and o. */

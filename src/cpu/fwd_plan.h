@@ -10,17 +10,18 @@
 
 #define FWD_LANES 64 /* queries in a broadcast tile: one bit each */
 #define FWD_BLOCK 96 /* keys whose scores are held at once, a multiple of 6: 24 KiB */
-#define FWD_PAIR_TILES 4 /* tiles of pairs that go through the same keys together */
+#define FWD_MOST_BLOCK 192 /* the same, of rows that ask for another number: struct nbhd_fwd_machine */
+#define FWD_PAIR_TILES 8 /* tiles of pairs that go through the same keys together */
 #define FWD_ROWS  4  /* query rows of a permuted tile, a vector each */
 
 /* One broadcast block: keys of a tile, in place. */
 struct key_block {
     int count, extra; /* keys; the first of these are extra ones */
     bool masked; /* some key is not seen by all lanes */
-    const float *k[FWD_BLOCK], *v[FWD_BLOCK];
-    const float *bias[FWD_BLOCK]; /* NULL: none */
-    uint64_t bits[FWD_BLOCK];     /* lanes that see the key */
-    int token[FWD_BLOCK][3];      /* {0, 0, e} of extra key e */
+    const float *k[FWD_MOST_BLOCK], *v[FWD_MOST_BLOCK];
+    const float *bias[FWD_MOST_BLOCK]; /* NULL: none */
+    uint64_t bits[FWD_MOST_BLOCK];     /* lanes that see the key */
+    int token[FWD_MOST_BLOCK][3];      /* {0, 0, e} of extra key e */
 };
 
 /* A run of keys that rows [begin, end) of a tile see: one key row, or some of the extra keys. */
@@ -77,6 +78,7 @@ struct nbhd_fwd_price {
 /* What the planner must know of an instruction set. */
 struct nbhd_fwd_machine {
     int vf, columns;   /* VF, V_COLUMNS */
+    int block;         /* keys of a block of pairs; else FWD_BLOCK */
     size_t lane_block; /* sizeof(struct lane_block) */
     struct nbhd_fwd_price price; /* of fwd_pairs.inc.h, bfloat16 only; product 0: of fwd_broadcast.inc.h, in float32 */
     bool unfolded; /* run knows no struct nbhd_fold */

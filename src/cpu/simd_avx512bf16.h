@@ -19,6 +19,34 @@ V_FN vi v_pair_load_part(const uint16_t *p, int n)
 /* All lanes: the pair at p. */
 V_FN vi v_pair_set1(const uint32_t *p) { return _mm512_set1_epi32((int)*p); }
 V_FN vi v_pair_negate(vi x) { return _mm512_xor_si512(x, v_iset1((int)0x80008000u)); }
+/* x[i] = 2^x[i] for i < n <= 4 and x <= 127, to 1e-7 relative: 1 for 0, 0 for -inf, NaN for NaN; below -126 it is 0 between
+ * v_flush_begin and v_flush_end, elsewhere subnormal. Several side by side: one is a chain of 45 cycles. */
+V_FN void v_pair_exp2(vf *x, const int n)
+{
+    static const float factors[] = {0.0089909951f, 0.055818676f, 0.24015927f, 0.69315174f, 1.0f};
+    vf f[4], y[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) {
+        f[i] = _mm512_reduce_ps(x[i], _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+        y[i] = v_set1(0.0018793187f);
+    }
+#pragma GCC unroll 5
+    for (int k = 0; k < 5; k++)
+#pragma GCC unroll 4
+        for (int i = 0; i < n; i++)
+            y[i] = v_fma(y[i], f[i], v_set1(factors[k]));
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++)
+        x[i] = _mm512_scalef_ps(y[i], x[i]);
+}
+/* From here to v_flush_end this thread's subnormal floats are 0, as dot products take them anyway: others are slow. */
+V_FN unsigned v_flush_begin(void)
+{
+    const unsigned state = _mm_getcsr();
+    _mm_setcsr(state | 0x8040);
+    return state;
+}
+V_FN void v_flush_end(unsigned state) { _mm_setcsr(state); }
 /* As v_keep. */
 V_FN vi v_pair_keep(vi x)
 {
