@@ -106,6 +106,7 @@ static void check_log(void)
     const char *complaint = nbhd_jit_complaint(log);
     CHECK(complaint && strstr(complaint, "C7510") && !strncmp(complaint, "ptxas", 5), "%s", complaint);
     CHECK(!nbhd_jit_complaint("ptxas info    : Used 32 registers\n"), "a complaint about nothing");
+    CHECK(!nbhd_jit_complaint("ptxas info    : (C7519) warpgroup.arrive is injected\n"), "a complaint about a fence");
 }
 
 /* ---- files ---- */

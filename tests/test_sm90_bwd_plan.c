@@ -1,5 +1,6 @@
 /* Plans of bwd_sm90 without a GPU: the counts that they are ranked by against a walk over all tiles, that the boxes of
  * every tile cover each pair of a key and a query that sees it, and the ranges of what the kernel is told. */
+#include <limits.h>
 #include <math.h>
 #include "cuda/sm90_bwd_plan.h"
 #include "test.h"
@@ -10,6 +11,8 @@ static const char *const lines[] = {
     "bwd bf16 h24 d128 30x48x80 w18x24x24",
     "bwd bf16 h24 d128 30x48x80 w18x24x24 s16x8x8",
     "bwd bf16 h24 d128 256x256 w80x80",
+    "bwd bf16 h2 d128 10x18x20 w6x8x8",
+    "bwd f16 b2 h4/2 d96 40x50 w23x29",
     "bwd bf16 h24 d64 256x256 w80x80 s16x16",
     "bwd bf16 h24 d128 32768 w2048",
     "bwd bf16 h2 d64 1000 w100 ec",
@@ -36,6 +39,7 @@ static const char *const lines[] = {
 struct tile {
     int origin[3], keys[3], queries[3];
     struct nbhd_range any[3], all[3];
+    const struct nbhd_query_box *q; /* the shape that covers it with the fewest boxes */
 };
 
 static void place(struct tile *t, const struct nbhd_problem *p, const struct nbhd_bwd_boxes *b, int x)
@@ -52,15 +56,15 @@ static void place(struct tile *t, const struct nbhd_problem *p, const struct nbh
     }
 }
 
-static double boxes_in(const struct tile *t, const struct nbhd_bwd_boxes *b, double *full)
+static double boxes_in(const struct tile *t, double *full)
 {
     double count = 1;
     *full = 1;
     for (int a = 0; a < 3; a++) {
         int visited = 0, inside = 0;
-        for (int x = t->any[a].begin; x < t->any[a].end; x += b->q_box[a]) {
+        for (int x = t->any[a].begin; x < t->any[a].end; x += t->q->extent[a]) {
             visited++;
-            inside += x >= t->all[a].begin && x + b->q_box[a] <= t->all[a].end;
+            inside += x >= t->all[a].begin && x + t->q->extent[a] <= t->all[a].end;
         }
         count *= visited;
         *full *= inside;
@@ -79,7 +83,7 @@ static int check_axis(const struct nbhd_problem *p, const struct nbhd_bwd_boxes 
             const int seen = k >= keys.begin && k < keys.end;
             wrong += seen && (q < t->any[a].begin || q >= t->any[a].end);
             wrong += !seen && q >= t->all[a].begin && q < t->all[a].end;
-            wrong += seen && b->mask_at[a] >= 0 && q - t->any[a].begin + 256 + b->q_box[a] >= 0x8000;
+            wrong += seen && t->q->mask_at[a] >= 0 && q - t->any[a].begin + 256 + t->q->extent[a] >= 0x8000;
         }
     return wrong;
 }
@@ -97,30 +101,55 @@ static void check_rows(const char *line, const struct nbhd_bwd_boxes *b)
     CHECK(!wrong, "%s: %d rows are misplaced", line, wrong);
 }
 
+static void check_shape(const char *line, const struct nbhd_problem *p, const struct nbhd_sm90_bwd_plan *plan,
+                        const struct nbhd_query_box *q)
+{
+    int columns = 0;
+    CHECK(q->queries == q->extent[0] * q->extent[1] * q->extent[2] && q->queries <= plan->n, "%s: %d queries", line, q->queries);
+    for (int a = 0; a < 3; a++) {
+        CHECK(plan->mask_bits || q->mask_at[a] == columns || (p->axis[a].length == 1 && p->axis[a].keys == 1),
+              "%s: axis %d has its mask at %d", line, a, q->mask_at[a]);
+        columns += q->mask_at[a] >= 0 ? q->extent[a] : 0;
+    }
+    CHECK(columns <= 16 * plan->mask_steps, "%s: %d mask columns in %d steps", line, columns, plan->mask_steps);
+}
+
+/* As the kernel does. */
+static void take_shape(struct tile *t, const struct nbhd_bwd_boxes *b)
+{
+    int least = INT_MAX;
+    t->q = NULL;
+    for (int i = 0; i < b->shapes; i++) {
+        int count = 1;
+        for (int a = 0; a < 3; a++)
+            count *= (t->any[a].end - t->any[a].begin + b->shape[i].extent[a] - 1) / b->shape[i].extent[a];
+        if (count < least)
+            t->q = &b->shape[i], least = count;
+    }
+}
+
 static void check_plan(const char *line, const struct nbhd_problem *p, const struct nbhd_sm90_bwd_plan *plan)
 {
     static struct nbhd_bwd_boxes b;
     nbhd_sm90_bwd_boxes(&b, p, plan);
     const double tiles = (double)b.tiles[0] * b.tiles[1] * b.tiles[2];
     double boxes = 0, full = 0, slices = 1;
-    int wrong = 0, columns = 0;
+    int wrong = 0;
     CHECK(b.rows == b.k_box[0] * b.k_box[1] * b.k_box[2] && b.rows <= ROWS, "%s: %d keys", line, b.rows);
-    CHECK(b.queries == b.q_box[0] * b.q_box[1] * b.q_box[2] && b.queries <= plan->n, "%s: %d queries", line, b.queries);
+    CHECK(b.shapes == 1 || (b.shapes <= NBHD_BWD_SM90_SHAPES && !plan->sliced), "%s: %d shapes", line, b.shapes);
+    for (int i = 0; i < b.shapes; i++)
+        check_shape(line, p, plan, &b.shape[i]);
     CHECK(nbhd_sm90_bwd_shared(p, plan) <= SHARED, "%s: %d bytes of shared memory", line, nbhd_sm90_bwd_shared(p, plan));
     check_rows(line, &b);
-    for (int a = 0; a < 3; a++) {
-        CHECK(plan->mask_bits || b.mask_at[a] == columns || (p->axis[a].length == 1 && p->axis[a].keys == 1),
-              "%s: axis %d has its mask at %d", line, a, b.mask_at[a]);
-        columns += b.mask_at[a] >= 0 ? b.q_box[a] : 0;
+    for (int a = 0; a < 3; a++)
         slices *= p->axis[a].dilation;
-    }
-    CHECK(columns <= 16 * plan->mask_steps, "%s: %d mask columns in %d steps", line, columns, plan->mask_steps);
     CHECK(plan->sliced || slices == 1, "%s: a dilated problem in one slice", line);
     for (int x = 0; x < (int)fmin(tiles, MOST_TILES); x++) {
         struct tile t;
         double inside;
         place(&t, p, &b, x);
-        boxes += boxes_in(&t, &b, &inside);
+        take_shape(&t, &b);
+        boxes += boxes_in(&t, &inside);
         full += inside;
         for (int a = 0; a < 3 && x % 17 == 0; a++)
             wrong += check_axis(p, &b, &t, a);

@@ -30,7 +30,7 @@ struct keys {
     struct nbhd_bwd_boxes boxes;
     struct nbhd_cuda_grid grid;
     struct nbhd_axis axis[3];
-    int slices, maps; /* slices: batch x dilation groups; maps: NBHD_MAPS */
+    int slices, maps; /* slices: batch x dilation groups; maps: NBHD_MAPS, one for each slice or shape of query boxes */
 };
 
 struct state {
@@ -143,7 +143,6 @@ static nbhd_status build_keys(struct keys *keys, const struct nbhd_problem *prob
 {
     const nbhd_desc *d = &problem->desc;
     struct nbhd_options o = {.used = 0};
-    const int dq_queries = d->head_dim > 64 ? p->n : p->n / 2; /* of a warpgroup */
     keys->plan = *p;
     nbhd_sm90_bwd_boxes(&keys->boxes, problem, p);
     keys->slices = d->batch;
@@ -151,7 +150,7 @@ static nbhd_status build_keys(struct keys *keys, const struct nbhd_problem *prob
         keys->slices *= problem->axis[a].dilation;
         keys->axis[a] = problem->axis[a];
     }
-    keys->maps = 1;
+    keys->maps = p->shapes > 1 ? NBHD_BWD_SM90_SHAPES : 1;
     while (p->sliced && keys->maps < keys->slices && keys->maps < MOST_MAPS)
         keys->maps *= 2; /* few numbers: few kernels to compile */
     const int *tiles = keys->boxes.tiles;
@@ -167,8 +166,8 @@ static nbhd_status build_keys(struct keys *keys, const struct nbhd_problem *prob
                 p->n, p->n);
     nbhd_option(&o, "-DNBHD_DV_PRODUCT=wgmma_rs_bt_n%d -DNBHD_DK_PRODUCT=wgmma_rs_bt_n%d", d->head_dim_v, d->head_dim);
     if (p->adds_dq)
-        nbhd_option(&o, "-DNBHD_DQ_PRODUCT=wgmma_ss_at_n%d -DNBHD_DQ_FIRST=wgmma_ss_at_first_n%d -DNBHD_DQ_QUERIES=%d",
-                    dq_queries, dq_queries, dq_queries);
+        nbhd_option(&o, "-DNBHD_DQ_PRODUCT=wgmma_ss_at_n%d -DNBHD_DQ_FIRST=wgmma_ss_at_first_n%d -DNBHD_MASK_IF=wgmma_rs_if_n%d",
+                    p->n, p->n, p->n);
     nbhd_option(&o, "-DNBHD_MASK_STEPS=%d -DNBHD_MASK_BITS=%d -DNBHD_MAPS=%d", p->mask_steps, p->mask_bits, keys->maps);
     nbhd_option(&o, "-DNBHD_GROUPS=%d -DNBHD_CTAS=%d -DNBHD_REGISTERS=%d", p->groups, p->ctas, nbhd_sm90_bwd_registers(p));
     const char *file = p->adds_dq ? "bwd_sm90.cu" : p->apart ? "bwd_sm90_apart.cu" : "bwd_sm90_keys.cu";
@@ -225,11 +224,15 @@ static void describe(struct nbhd_plan *plan, const struct state *state)
     const struct nbhd_sm90_bwd_plan *p = &state->grid.plan;
     char *text = plan->describe;
     const size_t room = sizeof plan->describe;
-    const int used = snprintf(text, room, "keys %dx%dx%d, queries %dx%dx%d of %d, %.0f%% masked; dQ%s", p->k_box[0],
-                              p->k_box[1], p->k_box[2], p->q_box[0], p->q_box[1], p->q_box[2], p->n,
-                              100 * (1 - p->full_boxes / p->boxes), state->dq ? ": " : " added up in float32");
-    if (state->dq && (size_t)used < room)
-        nbhd_bwd_sm90_dq_describe(state->dq, text + used, room - (size_t)used);
+    size_t used = (size_t)snprintf(text, room, "keys %dx%dx%d, queries", p->k_box[0], p->k_box[1], p->k_box[2]);
+    for (int i = 0; i < p->shapes && used < room; i++)
+        used += (size_t)snprintf(text + used, room - used, "%s %dx%dx%d", i ? " or" : "", p->q_box[i][0], p->q_box[i][1],
+                                 p->q_box[i][2]);
+    if (used < room)
+        used += (size_t)snprintf(text + used, room - used, " of %d, %.0f%% masked; dQ%s", p->n,
+                                 100 * (1 - p->full_boxes / p->boxes), state->dq ? ": " : " added up in float32");
+    if (state->dq && used < room)
+        nbhd_bwd_sm90_dq_describe(state->dq, text + used, room - used);
 }
 
 static nbhd_status build(struct nbhd_plan *plan)
@@ -284,12 +287,11 @@ static void set_dimension(struct nbhd_cuda_box *box, int i, int size, long long 
 
 enum side { QUERIES, KEYS };
 
-/* Map of a box of tokens of one head x 128 bytes of columns, for one slice or, where not sliced, for all. */
+/* Map of a box of tokens of one head x 128 bytes of columns, for one slice or, where not sliced, for all. extent: the box's. */
 static nbhd_status token_map(struct nbhd_tensor_map *map, const struct nbhd_params *p, const struct keys *keys,
-                             const struct nbhd_view *view, int dtype, int dim, enum side side, int slice)
+                             const struct nbhd_view *view, int dtype, int dim, enum side side, const int *extent, int slice)
 {
     struct nbhd_cuda_box box = {.dtype = dtype, .rank = 5, .data = view->data, .swizzle = 128};
-    const int *extent = side == KEYS ? keys->plan.k_box : keys->plan.q_box;
     box.size[0] = (uint64_t)dim;
     box.box[0] = dtype == NBHD_F32 ? 32 : 64;
     set_dimension(&box, 1, side == KEYS ? p->kv_heads : p->heads, view->head, 1);
@@ -323,20 +325,22 @@ static struct nbhd_view sum_view(const struct nbhd_params *p, void *workspace)
 static nbhd_status make_maps(struct nbhd_tensor_map *maps, const struct keys *keys, const struct nbhd_params *p, int dtype,
                              void *workspace, int first, int slices)
 {
+    const struct nbhd_sm90_bwd_plan *plan = &keys->plan;
     const struct nbhd_view dq = sum_view(p, workspace);
+    const int n = keys->maps;
     nbhd_status status = NBHD_OK;
-    for (int i = 0; i < slices && !status; i++) {
+    for (int i = 0; i < nbhd_max(slices, plan->shapes) && !status; i++) {
         struct nbhd_tensor_map *map = maps + i;
-        const int slice = first + i, n = keys->maps;
-        status = token_map(map, p, keys, &p->q, dtype, p->head_dim, QUERIES, slice);
+        const int slice = plan->sliced ? first + i : 0, *box = plan->q_box[plan->sliced ? 0 : i];
+        status = token_map(map, p, keys, &p->q, dtype, p->head_dim, QUERIES, box, slice);
         if (!status)
-            status = token_map(map + n, p, keys, &p->dout, dtype, p->head_dim_v, QUERIES, slice);
-        if (!status && keys->plan.adds_dq)
-            status = token_map(map + 2 * n, p, keys, &dq, NBHD_F32, p->head_dim, QUERIES, slice);
+            status = token_map(map + n, p, keys, &p->dout, dtype, p->head_dim_v, QUERIES, box, slice);
+        if (!status && plan->adds_dq)
+            status = token_map(map + 2 * n, p, keys, &dq, NBHD_F32, p->head_dim, QUERIES, box, slice);
         if (!status)
-            status = token_map(map + 3 * n, p, keys, &p->k, dtype, p->head_dim, KEYS, slice);
+            status = token_map(map + 3 * n, p, keys, &p->k, dtype, p->head_dim, KEYS, plan->k_box, slice);
         if (!status)
-            status = token_map(map + 4 * n, p, keys, &p->v, dtype, p->head_dim_v, KEYS, slice);
+            status = token_map(map + 4 * n, p, keys, &p->v, dtype, p->head_dim_v, KEYS, plan->k_box, slice);
     }
     return status;
 }

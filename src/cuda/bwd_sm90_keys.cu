@@ -131,9 +131,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
     int slice = b.sliced ? blockIdx.z : 0;
     prepare(&p, &b, &t, tab);
     clear_rows(m.k, K_CHUNKS + V_CHUNKS, ROWS, b.rows);
-    clear_rows(m.q, STAGES * (K_CHUNKS + V_CHUNKS), NBHD_N, b.queries);
+    clear_rows(m.q, STAGES * (K_CHUNKS + V_CHUNKS), NBHD_N, b.shape[t.shape].queries);
     if (NBHD_MASK_STEPS)
-        write_mask_queries(&b, m.queries);
+        write_mask_queries(&b.shape[t.shape], m.queries);
     fence_proxy_async();
     __syncthreads();
     prepare_bounds(&b, tab);
@@ -145,9 +145,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
         if (threadIdx.x == 0)
             load_keys(&b, tab, &maps, slice, m.k, m.v);
         if (warp == 0)
-            load_queries(&b, tab, &maps.q[slice], m.q);
+            load_queries(&b, tab, maps.q, m.q);
         else if (warp == 1)
-            load_gradients(&p, &b, tab, &maps.dout[slice], m.dout);
+            load_gradients(&p, &b, tab, maps.dout, m.dout);
     } else {
         NBHD_SET_REGISTERS_UP(NBHD_REGISTERS);
         consume(&p, &b, tab, &m);

@@ -1,5 +1,6 @@
 /* Box planning for bwd_sm90: every box of keys that nearly fills a tile with every box of queries that nearly fills a
- * step, counted exactly over the inverse windows (core/tiles.h), the times by a model. */
+ * step, counted exactly over the inverse windows (core/tiles.h), the times by a model. The best get more shapes of query
+ * boxes, for tiles whose union the first fits badly (at clamped borders). */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +12,9 @@ enum {
     MOST_QUERIES = 128,
     MASK_COLUMNS = 32,
     MOST_MASKED = 32000, /* queries of an axis that mask columns can tell apart */
-    LONG_AXIS = 512      /* longer ones try fewer extents */
+    LONG_AXIS = 512,     /* longer ones try fewer extents */
+    MOST_CLASSES = 64,   /* of the tiles of an axis */
+    MOST_COMBINATIONS = 2048
 };
 
 struct axis_count {
@@ -73,7 +76,7 @@ static double step_clocks(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p
 {
     const int k = (d->head_dim + 15) / 16 * 16, v = (d->head_dim_v + 15) / 16 * 16;
     if (p->adds_dq) /* the way of dS and dQ through shared memory is hidden in part */
-        return 0.81 * 256 * p->n * (2 * k + 2 * v + (k + 63) / 64 * 64) / 4096 + 11.3 * p->n + 1060;
+        return 1.1 * 256 * p->n * (2 * k + 2 * v + (k + 63) / 64 * 64) / 4096 + 4.5 * p->n + 600;
     const double scores = p->blocks * (k + v) / 16 * fmax(p->n / 2, 16 + p->n / 4); /* A and B from shared memory */
     const double products = scores + p->blocks * p->n * (k + v) / 32;
     const double load = p->n * (double)(d->head_dim + d->head_dim_v) * 2 / 32;
@@ -138,18 +141,21 @@ int nbhd_sm90_bwd_shared(const struct nbhd_problem *problem, const struct nbhd_s
 /* Lays out the mask columns; false if they are too many. A problem of one axis compares coordinates instead. */
 static bool lay_out_mask(const struct search *s, struct nbhd_sm90_bwd_plan *p)
 {
-    int columns = 0;
     p->mask_bits = s->one_axis;
-    for (int a = 0; a < 3; a++) {
-        const struct axis_memo *m = &s->memo[a];
-        const bool needed = !s->one_axis && (m->queries > 1 || m->keys > 1);
-        if (needed && m->queries > MOST_MASKED)
-            return false;
-        p->mask_at[a] = needed ? columns : -1;
-        columns += needed ? p->q_box[a] : 0;
+    p->mask_steps = 0;
+    for (int i = 0; i < p->shapes; i++) {
+        int columns = 0;
+        for (int a = 0; a < 3; a++) {
+            const struct axis_memo *m = &s->memo[a];
+            const bool needed = !s->one_axis && (m->queries > 1 || m->keys > 1);
+            if (needed && m->queries > MOST_MASKED)
+                return false;
+            p->mask_at[i][a] = needed ? columns : -1;
+            columns += needed ? p->q_box[i][a] : 0;
+        }
+        p->mask_steps = nbhd_max(p->mask_steps, ceil_div(columns, 16));
     }
-    p->mask_steps = ceil_div(columns, 16);
-    return columns <= MASK_COLUMNS;
+    return 16 * p->mask_steps <= MASK_COLUMNS;
 }
 
 /* Registers that dK, dV, S, dP, P and dS of a consumer thread take: more than this does not compile without spills or
@@ -159,6 +165,12 @@ static bool has_registers(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p
     if (p->apart)
         return nbhd_max(d->head_dim, d->head_dim_v) / 2 + 3 * p->n / 4 <= nbhd_sm90_bwd_registers(p) - 16;
     return (d->head_dim + d->head_dim_v) / 2 + 3 * p->n / 2 <= nbhd_sm90_bwd_registers(p) - (p->mask_steps > 1 ? 28 : 16);
+}
+
+static bool fits(const struct search *s, struct nbhd_sm90_bwd_plan *p)
+{
+    return lay_out_mask(s, p) && has_registers(&s->problem->desc, p) &&
+           nbhd_sm90_bwd_shared(s->problem, p) <= (s->shared_max + 1024) / p->ctas - 1024;
 }
 
 /* ---- the search ---- */
@@ -179,7 +191,7 @@ static void count_boxes(struct search *s, struct nbhd_sm90_bwd_plan *p)
     double seen = 1;
     p->tiles = p->boxes = p->full_boxes = 1;
     for (int a = 0; a < 3; a++) {
-        const struct axis_count *c = count_of(&s->memo[a], p->k_box[a], p->q_box[a]);
+        const struct axis_count *c = count_of(&s->memo[a], p->k_box[a], p->q_box[0][a]);
         if (!c) {
             p->ms = INFINITY;
             return;
@@ -256,9 +268,8 @@ static int search_boxes(struct search *s, struct nbhd_sm90_bwd_plan *plan, struc
         for (int i = 0; i < k_count; i++)
             for (int j = 0; j < q_count; j++) {
                 memcpy(plan->k_box, k[i], sizeof *k);
-                memcpy(plan->q_box, q[j], sizeof *q);
-                if (!lay_out_mask(s, plan) || !has_registers(&s->problem->desc, plan) ||
-                    nbhd_sm90_bwd_shared(s->problem, plan) > (s->shared_max + 1024) / plan->ctas - 1024)
+                memcpy(plan->q_box[0], q[j], sizeof *q);
+                if (!fits(s, plan))
                     continue;
                 count_boxes(s, plan);
                 count = keep(list, count, room, plan);
@@ -267,6 +278,163 @@ static int search_boxes(struct search *s, struct nbhd_sm90_bwd_plan *plan, struc
     free(k);
     free(q);
     return count;
+}
+
+/* ---- more shapes of query boxes ---- */
+
+/* Tiles of an axis whose unions are alike: union's length, intersection from the union's begin. */
+struct tile_class {
+    int length, begin, end;
+    double count;
+};
+
+/* Every combination of the axes' classes, and the boxes that it needs with the shapes so far. */
+struct combinations {
+    int count;
+    struct {
+        struct tile_class axis[3];
+        double tiles, boxes;
+    } list[MOST_COMBINATIONS];
+};
+
+/* Their number; 0: too many. */
+static int find_classes(const struct axis_memo *m, int k_box, struct tile_class *list)
+{
+    int count = 0;
+    for (int k = 0; k < m->keys; k += k_box) {
+        const struct nbhd_tile t = nbhd_tile_at_inverse(m->axis, m->queries, k, k_box, 1, NBHD_TILING_DYNAMIC);
+        const struct tile_class c = {t.any.end - t.any.begin, t.all.begin - t.any.begin, t.all.end - t.any.begin, 0};
+        int i = 0;
+        while (i < count && (list[i].length != c.length || list[i].begin != c.begin || list[i].end != c.end))
+            i++;
+        if (i == MOST_CLASSES)
+            return 0;
+        if (i == count)
+            list[count++] = c;
+        list[i].count++;
+    }
+    return count;
+}
+
+static bool find_combinations(const struct search *s, const struct nbhd_sm90_bwd_plan *p, struct combinations *c)
+{
+    struct tile_class class[3][MOST_CLASSES];
+    int classes[3];
+    for (int a = 0; a < 3; a++)
+        classes[a] = find_classes(&s->memo[a], p->k_box[a], class[a]);
+    c->count = classes[0] * classes[1] * classes[2];
+    if (c->count > MOST_COMBINATIONS)
+        return false;
+    for (int i = 0; i < c->count; i++) {
+        const int at[3] = {i % classes[0], i / classes[0] % classes[1], i / classes[0] / classes[1]};
+        c->list[i].tiles = 1;
+        c->list[i].boxes = INFINITY;
+        for (int a = 0; a < 3; a++) {
+            c->list[i].axis[a] = class[a][at[a]];
+            c->list[i].tiles *= class[a][at[a]].count;
+        }
+    }
+    return c->count > 0;
+}
+
+static double boxes_of(const struct tile_class axis[3], const int q_box[3])
+{
+    return (double)ceil_div(axis[0].length, q_box[0]) * ceil_div(axis[1].length, q_box[1]) *
+           ceil_div(axis[2].length, q_box[2]);
+}
+
+/* Of these, need no mask. */
+static double full_of(const struct tile_class axis[3], const int q_box[3])
+{
+    double full = 1;
+    for (int a = 0; a < 3; a++)
+        full *= nbhd_max(0, axis[a].end / q_box[a] - ceil_div(nbhd_max(0, axis[a].begin), q_box[a]));
+    return full;
+}
+
+/* Lets tiles take the plan's last shape where it is better. Returns the boxes of all tiles. */
+static double take_shape(struct combinations *c, const int q_box[3])
+{
+    double sum = 0;
+    for (int i = 0; i < c->count; i++) {
+        c->list[i].boxes = fmin(c->list[i].boxes, boxes_of(c->list[i].axis, q_box));
+        sum += c->list[i].tiles * c->list[i].boxes;
+    }
+    return sum;
+}
+
+/* Counts of a plan with several shapes: a tile takes the first of those with the fewest boxes. */
+static void count_shapes(const struct search *s, struct nbhd_sm90_bwd_plan *p, const struct combinations *c)
+{
+    p->boxes = p->full_boxes = 0;
+    for (int i = 0; i < c->count; i++) {
+        int best = 0;
+        for (int k = 1; k < p->shapes; k++)
+            if (boxes_of(c->list[i].axis, p->q_box[k]) < boxes_of(c->list[i].axis, p->q_box[best]))
+                best = k;
+        p->boxes += c->list[i].tiles * boxes_of(c->list[i].axis, p->q_box[best]);
+        p->full_boxes += c->list[i].tiles * full_of(c->list[i].axis, p->q_box[best]);
+    }
+    if (p->k_box[0] * p->k_box[1] * p->k_box[2] < 64 * p->blocks)
+        p->full_boxes *= (p->blocks - 1) / (double)p->blocks;
+    p->seen = p->boxes;
+    p->ms = plan_ms(s, p);
+}
+
+/* The box that saves most beside the plan's shapes, and needs no more mask columns. */
+static void find_next_shape(const struct nbhd_sm90_bwd_plan *p, const struct combinations *c, int (*boxes)[3], int count,
+                            int best[3])
+{
+    double least = INFINITY;
+    for (int j = 0; j < count; j++) {
+        double sum = 0;
+        if (boxes[j][0] + boxes[j][1] + boxes[j][2] > 16 * p->mask_steps)
+            continue;
+        for (int i = 0; i < c->count && sum < least; i++)
+            sum += c->list[i].tiles * fmin(c->list[i].boxes, boxes_of(c->list[i].axis, boxes[j]));
+        if (sum < least) {
+            least = sum;
+            memcpy(best, boxes[j], sizeof *boxes);
+        }
+    }
+}
+
+/* Up to NBHD_BWD_SM90_SHAPES, while they gain; for less than 3 % in all, the choice costs more. Slices have a map each, of one
+ * shape; keys alone were not tried with more. */
+static void add_shapes(const struct search *s, struct nbhd_sm90_bwd_plan *p)
+{
+    int queries[3];
+    for (int a = 0; a < 3; a++)
+        queries[a] = s->memo[a].queries;
+    const int count = list_boxes(s, queries, p->n, NULL);
+    int(*boxes)[3] = malloc((size_t)count * sizeof *boxes + 1);
+    struct combinations *c = malloc(sizeof *c);
+    if (boxes && c && p->adds_dq && !p->sliced && !s->one_axis && find_combinations(s, p, c)) {
+        const struct nbhd_sm90_bwd_plan one = *p;
+        list_boxes(s, queries, p->n, boxes);
+        take_shape(c, p->q_box[0]);
+        while (p->shapes < NBHD_BWD_SM90_SHAPES) {
+            struct nbhd_sm90_bwd_plan more = *p;
+            find_next_shape(p, c, boxes, count, more.q_box[more.shapes++]);
+            if (!fits(s, &more))
+                break;
+            count_shapes(s, &more, c);
+            if (more.ms > 0.995 * p->ms)
+                break;
+            take_shape(c, more.q_box[more.shapes - 1]);
+            *p = more;
+        }
+        if (p->ms > 0.97 * one.ms)
+            *p = one;
+    }
+    free(boxes);
+    free(c);
+}
+
+static int by_ms(const void *a, const void *b)
+{
+    const double x = ((const struct nbhd_sm90_bwd_plan *)a)->ms, y = ((const struct nbhd_sm90_bwd_plan *)b)->ms;
+    return (x > y) - (x < y);
 }
 
 static int is_sliced(const struct nbhd_problem *problem)
@@ -305,10 +473,14 @@ int nbhd_sm90_bwd_plans(const struct nbhd_problem *problem, int adds_dq, int mul
                                                   .ctas = kinds[kind].ctas,
                                                   .apart = kinds[kind].apart,
                                                   .n = n,
+                                                  .shapes = 1,
                                                   .adds_dq = adds_dq,
                                                   .sliced = is_sliced(problem)};
                 count = search_boxes(s, &plan, plans, count, room);
             }
+    for (int i = 0; i < count; i++)
+        add_shapes(s, &plans[i]);
+    qsort(plans, (size_t)count, sizeof *plans, by_ms);
     for (int a = 0; a < 3; a++)
         for (int k = 0; k <= MOST_ROWS; k++)
             for (int q = 0; q <= MOST_QUERIES; q++)
@@ -323,10 +495,16 @@ void nbhd_sm90_bwd_boxes(struct nbhd_bwd_boxes *boxes, const struct nbhd_problem
                          const struct nbhd_sm90_bwd_plan *plan)
 {
     memset(boxes, 0, sizeof *boxes);
-    const int *k = plan->k_box, *q = plan->q_box;
+    const int *k = plan->k_box;
     boxes->rows = k[0] * k[1] * k[2];
-    boxes->queries = q[0] * q[1] * q[2];
     boxes->sliced = plan->sliced;
+    boxes->shapes = plan->shapes;
+    for (int i = 0; i < plan->shapes; i++) {
+        const int *q = plan->q_box[i];
+        boxes->shape[i].queries = q[0] * q[1] * q[2];
+        memcpy(boxes->shape[i].extent, q, sizeof boxes->shape[i].extent);
+        memcpy(boxes->shape[i].mask_at, plan->mask_at[i], sizeof boxes->shape[i].mask_at);
+    }
     boxes->scale_log2 = 1.44269504f * problem->desc.scale;
     for (int r = 0; r < MOST_ROWS; r++) { /* rows past the last repeat it */
         const int token = nbhd_min(r, boxes->rows - 1);
@@ -347,8 +525,6 @@ void nbhd_sm90_bwd_boxes(struct nbhd_bwd_boxes *boxes, const struct nbhd_problem
         const struct nbhd_axis axis = problem->axis[a];
         const int keys = axis.keys == axis.length ? nbhd_group_size(axis, 0) : axis.keys;
         boxes->k_box[a] = k[a];
-        boxes->q_box[a] = q[a];
-        boxes->mask_at[a] = plan->mask_at[a];
         boxes->tiles[a] = ceil_div(keys, k[a]);
     }
 }

@@ -12,8 +12,8 @@ struct nbhd_sm90_bwd_plan {
     int apart;                 /* 1: one warpgroup has dV, one dK; 0: each has both, of a block of its own */
     int n;                     /* queries that a step has room for */
     int adds_dq;               /* 1: dQ is added up beside dK and dV; 0: somebody else computes it */
-    int k_box[3], q_box[3];
-    int mask_at[3];            /* as in struct nbhd_bwd_boxes */
+    int k_box[3], shapes;
+    int q_box[NBHD_BWD_SM90_SHAPES][3], mask_at[NBHD_BWD_SM90_SHAPES][3]; /* as in struct nbhd_query_box */
     int mask_steps, mask_bits; /* NBHD_MASK_STEPS, NBHD_MASK_BITS of the kernel */
     int sliced;                /* as in struct nbhd_bwd_boxes */
     double tiles, boxes, full_boxes; /* of one head: key tiles; boxes visited; of these without a mask */

@@ -5,17 +5,24 @@
 #define NBHD_DEVICE_BWD_BOXES_SM90_CUH
 
 #define NBHD_BWD_SM90_ROWS 128 /* most keys of a tile: two consumer warpgroups */
+#define NBHD_BWD_SM90_SHAPES 4 /* most shapes of query boxes */
 
 /* Bytes that the kernel's tables take, at most; n: queries of a box. */
-#define NBHD_BWD_SM90_TABLES(n) (2944 + 40 * (n))
+#define NBHD_BWD_SM90_TABLES(n) (2976 + 40 * (n))
+
+/* One shape of query boxes. */
+struct nbhd_query_box {
+    int extent[3], queries; /* the product of extent, at most N */
+    int mask_at[3];         /* the first mask column of each axis; -1 where the axis needs none */
+};
 
 /* Row r of a key tile is token r of the box, row-major. row[r]: place in the box, a byte each: axis 0 | axis 1 << 8 |
- * axis 2 << 16. */
+ * axis 2 << 16. A tile takes the shape that covers the queries which see its keys with the fewest boxes. */
 struct nbhd_bwd_boxes {
     unsigned row[NBHD_BWD_SM90_ROWS];
     int k_box[3], rows; /* rows in use: the product of k_box */
-    int q_box[3], queries; /* the product of q_box, at most N */
-    int mask_at[3];     /* the first mask column of each axis; -1 where the axis needs none */
+    struct nbhd_query_box shape[NBHD_BWD_SM90_SHAPES];
+    int shapes;
     unsigned low[2], high[2]; /* per warpgroup: the corners around its rows, packed as in row */
     int tiles[3];       /* key tiles per axis; the grid's x runs over them */
     int slice_begin;    /* the grid's z runs over slices: batch x dilation groups, the last axis's fastest */

@@ -13,20 +13,20 @@ NBHD_FN int fresh_thread(void)
 }
 
 /* The flags of this warp's box, a lane looks for each bit; the mask of keys 64.. stands above that of keys 0..63. */
-NBHD_FN unsigned box_flags(const struct nbhd_bwd_boxes *b, const struct tables *tab)
+NBHD_FN unsigned box_flags(const struct tables *tab)
 {
     int lane = fresh_thread() & 31, axis = lane < 9 ? lane % 3 : lane > 9 ? (lane - 10) % 3 : 3, set = 0; /* of warp 0 */
     int origin = ld_shared_b32(smem_address(&tab->at[0]) + 4 * axis);
     if (lane < 3 * BLOCKS) {
         int2 all = tab->all[lane >= 3][axis];
-        set = origin < all.x || origin + b->q_box[axis] > all.y;
+        set = origin < all.x || origin + tab->q.extent[axis] > all.y;
     } else if (lane >= 6 && lane < 9) {
-        set = origin + b->q_box[axis] < tab->any[axis].y;
+        set = origin + tab->q.extent[axis] < tab->any[axis].y;
     } else if (lane == 9) {
         set = origin + 1 < tab->place.head_end;
     } else if (SKIPS && lane < 10 + 3 * BLOCKS) {
         int2 some = tab->some[lane >= 13][axis];
-        set = origin >= some.y || origin + b->q_box[axis] <= some.x;
+        set = origin >= some.y || origin + tab->q.extent[axis] <= some.x;
     }
     return __ballot_sync(~0u, set);
 }
@@ -44,7 +44,7 @@ NBHD_FN void load_statistics(const struct nbhd_params *p, const struct nbhd_bwd_
         x.origin[a] = t->queries[a] - x.origin[a]; /* rows that are inside */
     }
 #pragma unroll 1
-    for (int r = fresh_thread() & 31; r < b->queries; r += 32) {
+    for (int r = fresh_thread() & 31; r < tab->q.queries; r += 32) {
         int2 query = tab->query[r];
         int inside = coordinate(query.x, 0) < x.origin[0] && coordinate(query.x, 1) < x.origin[1] &&
                      coordinate(query.x, 2) < x.origin[2];
@@ -55,13 +55,13 @@ NBHD_FN void load_statistics(const struct nbhd_params *p, const struct nbhd_bwd_
 }
 
 /* Warp 0: all boxes of Q, and what the consumers must know of each. */
-NBHD_FN void load_queries(const struct nbhd_bwd_boxes *b, struct tables *tab, const struct nbhd_tensor_map *map,
+NBHD_FN void load_queries(const struct nbhd_bwd_boxes *b, struct tables *tab, const struct nbhd_tensor_map *maps,
                           unsigned q_tiles)
 {
-    int step = 0, lane = threadIdx.x & 31, axis = NBHD_MASK_STEPS ? column_axis(b, lane) : 3;
+    int step = 0, lane = threadIdx.x & 31, axis = NBHD_MASK_STEPS ? column_axis(&tab->q, lane) : 3;
     set_first_box(tab);
     do {
-        unsigned flags = box_flags(b, tab);
+        unsigned flags = box_flags(tab);
         if (lane == 0)
             tab->flags[step % SLOTS][0] = flags;
         if (NBHD_MASK_BITS && lane == 2)
@@ -75,19 +75,19 @@ NBHD_FN void load_queries(const struct nbhd_bwd_boxes *b, struct tables *tab, co
             struct box x = box_at(tab);
             unsigned full = smem_address(&tab->q_full[step % STAGES]), dst = q_tiles + step % STAGES * Q_BYTES;
             mbar_wait(smem_address(&tab->q_empty[step % STAGES]), ~(step / STAGES) & 1);
-            mbar_arrive_expect(full, K_CHUNKS * b->queries * 128);
+            mbar_arrive_expect(full, K_CHUNKS * tab->q.queries * 128);
             for (int c = 0; c < K_CHUNKS; c++)
-                tma_load_5d(dst + c * NBHD_N * 128, map, full, 64 * c, x.head, x.origin[2], x.origin[1],
+                tma_load_5d(dst + c * NBHD_N * 128, map_of(maps, tab), full, 64 * c, x.head, x.origin[2], x.origin[1],
                             slowest(b, tab, x.origin));
         }
         step = (step + 1) % (2 * SLOTS);
-    } while (set_next_box(b, tab));
+    } while (set_next_box(tab));
 }
 
 /* Warp 1: all boxes of dO, and their statistics; these arrive only after the stage is free, or they would count for the box
  * before. */
 NBHD_FN void load_gradients(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, struct tables *tab,
-                            const struct nbhd_tensor_map *map, unsigned do_tiles)
+                            const struct nbhd_tensor_map *maps, unsigned do_tiles)
 {
     int step = 0;
     set_first_box(tab);
@@ -98,13 +98,13 @@ NBHD_FN void load_gradients(const struct nbhd_params *p, const struct nbhd_bwd_b
         if ((threadIdx.x & 31) == 0) {
             struct box x = box_at(tab);
             unsigned full = smem_address(&tab->do_full[step % STAGES]), dst = do_tiles + step % STAGES * DO_BYTES;
-            mbar_arrive_expect(full, V_CHUNKS * b->queries * 128);
+            mbar_arrive_expect(full, V_CHUNKS * tab->q.queries * 128);
             for (int c = 0; c < V_CHUNKS; c++)
-                tma_load_5d(dst + c * NBHD_N * 128, map, full, 64 * c, x.head, x.origin[2], x.origin[1],
+                tma_load_5d(dst + c * NBHD_N * 128, map_of(maps, tab), full, 64 * c, x.head, x.origin[2], x.origin[1],
                             slowest(b, tab, x.origin));
         }
         step = (step + 1) % (2 * SLOTS);
-    } while (set_next_box(b, tab));
+    } while (set_next_box(tab));
 }
 
 #endif

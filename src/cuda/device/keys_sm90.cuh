@@ -37,7 +37,7 @@
 #error "NBHD_GROUPS: consumer warpgroups, 1 or 2; NBHD_CTAS: per multiprocessor; NBHD_REGISTERS: of a consumer thread"
 #endif
 #ifndef NBHD_MAPS
-#error "NBHD_MAPS: slices of a launch, at most"
+#error "NBHD_MAPS: slices of a launch or shapes of query boxes, at most"
 #endif
 #ifndef SKIPS
 #define SKIPS 0
@@ -77,6 +77,7 @@ struct maps {
 struct place {
     int origin[3], group[3], keys[3], queries[3]; /* keys, queries: elements of the group */
     int batch, kv_head, head, head_end; /* query heads that share it */
+    int shape, map; /* of its query boxes; which maps are theirs */
 };
 
 /* Beside the tiles in shared memory. */
@@ -92,6 +93,7 @@ struct tables {
     int2 any[3], some[BLOCKS][3], all[BLOCKS][3]; /* queries that see some key of the tile, of a block of 64, all of its keys */
     uint4 at[4]; /* each loading warp's box */
     struct place place;
+    struct nbhd_query_box q; /* the tile's shape */
     unsigned scratch;
 };
 
@@ -102,6 +104,25 @@ NBHD_STATIC_ASSERT(sizeof(struct tables) <= NBHD_BWD_SM90_TABLES(NBHD_N), "the h
 #define FLAG_MASK 7
 #define FLAG_MORE (15 << 6)
 #define FLAG_UNSEEN(i) (7 << (10 + 3 * (i)))
+
+/* The shape of query boxes that covers the tile's union with the fewest. */
+NBHD_FN int best_shape(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, const struct place *t)
+{
+    int length[3], best = 0, least = 0;
+    for (int a = 0; a < 3; a++) {
+        int last = nbhd_min(t->origin[a] + b->k_box[a], t->keys[a]) - 1;
+        length[a] = nbhd_queries(p->axis[a], t->queries[a], last).end -
+                    nbhd_queries(p->axis[a], t->queries[a], t->origin[a]).begin;
+    }
+    for (int i = 0; i < b->shapes; i++) {
+        int count = 1;
+        for (int a = 0; a < 3; a++)
+            count *= (length[a] + b->shape[i].extent[a] - 1) / b->shape[i].extent[a];
+        if (i == 0 || count < least)
+            best = i, least = count;
+    }
+    return best;
+}
 
 NBHD_FN struct place tile_place(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b)
 {
@@ -122,6 +143,8 @@ NBHD_FN struct place tile_place(const struct nbhd_params *p, const struct nbhd_b
     t.kv_head = blockIdx.y;
     t.head = t.kv_head * (p->heads / p->kv_heads);
     t.head_end = t.head + p->heads / p->kv_heads;
+    t.shape = b->shapes > 1 ? best_shape(p, b, &t) : 0;
+    t.map = b->sliced ? blockIdx.z : t.shape; /* where sliced, there is one shape */
     return t;
 }
 
@@ -155,11 +178,11 @@ NBHD_FN void set_first_box(struct tables *tab)
 }
 
 /* False after the last. */
-NBHD_FN int next_box(struct box *x, const struct nbhd_bwd_boxes *b, const struct tables *tab)
+NBHD_FN int next_box(struct box *x, const struct tables *tab)
 {
 #pragma unroll
     for (int a = 2; a >= 0; a--) {
-        x->origin[a] += b->q_box[a];
+        x->origin[a] += tab->q.extent[a];
         if (x->origin[a] < tab->any[a].y)
             return 1;
         x->origin[a] = tab->any[a].x;
@@ -168,12 +191,18 @@ NBHD_FN int next_box(struct box *x, const struct nbhd_bwd_boxes *b, const struct
 }
 
 /* Moves this warp's box on; false after the last. */
-NBHD_FN int set_next_box(const struct nbhd_bwd_boxes *b, struct tables *tab)
+NBHD_FN int set_next_box(struct tables *tab)
 {
     struct box x = box_at(tab);
-    int more = next_box(&x, b, tab);
+    int more = next_box(&x, tab);
     set_box(tab, &x);
     return more;
+}
+
+/* The tile's own of NBHD_MAPS maps. */
+NBHD_FN const struct nbhd_tensor_map *map_of(const struct nbhd_tensor_map *maps, const struct tables *tab)
+{
+    return maps + (NBHD_MAPS > 1 ? tab->place.map : 0);
 }
 
 /* Coordinate 0 of the maps: axis 0 or, where that has one token, the batch. */
@@ -199,10 +228,10 @@ NBHD_FN void load_keys(const struct nbhd_bwd_boxes *b, const struct tables *tab,
 }
 
 /* The axis of a mask column; 3: none. */
-NBHD_FN int column_axis(const struct nbhd_bwd_boxes *b, int column)
+NBHD_FN int column_axis(const struct nbhd_query_box *q, int column)
 {
     for (int a = 0; a < 3; a++)
-        if (b->mask_at[a] >= 0 && column >= b->mask_at[a] && column < b->mask_at[a] + b->q_box[a])
+        if (q->mask_at[a] >= 0 && column >= q->mask_at[a] && column < q->mask_at[a] + q->extent[a])
             return a;
     return 3;
 }
@@ -224,10 +253,10 @@ NBHD_FN void write_probes(const struct nbhd_bwd_boxes *b, const struct tables *t
         unsigned begin[4], end[4];
 #pragma unroll
         for (int c = 0; c < 4; c++) {
-            int column = 16 * i + 2 * q + c % 2 + c / 2 * 8, axis = column_axis(b, column);
+            int column = 16 * i + 2 * q + c % 2 + c / 2 * 8, axis = column_axis(&tab->q, column);
             begin[c] = 0x80008000;
             end[c] = 0;
-            int shift = axis < 3 ? tab->any[axis].x + column - b->mask_at[axis] - MASK_BIAS : 0;
+            int shift = axis < 3 ? tab->any[axis].x + column - tab->q.mask_at[axis] - MASK_BIAS : 0;
             int first = axis == 0 ? 0 : axis == 1 ? b->k_box[0] : b->k_box[0] + b->k_box[1];
             for (int r = 0; r < 2 && axis < 3; r++) {
                 int2 w = tab->window[first + coordinate(tab->row[number + 8 * r], axis)];
@@ -245,16 +274,16 @@ NBHD_FN void write_probes(const struct nbhd_bwd_boxes *b, const struct tables *t
 }
 
 /* The queries' one-hot columns: tiles of 16 columns, a query's 32 bytes a row, 32-byte swizzle (address bit 4 ^= bit 7). */
-NBHD_FN void write_mask_queries(const struct nbhd_bwd_boxes *b, unsigned queries)
+NBHD_FN void write_mask_queries(const struct nbhd_query_box *q, unsigned queries)
 {
     for (int i = threadIdx.x; i < 2 * NBHD_MASK_STEPS * NBHD_N; i += THREADS) {
         int piece = i / NBHD_N, r = i % NBHD_N; /* 8 columns of a query */
-        int at[3] = {r / (b->q_box[1] * b->q_box[2]), r / b->q_box[2] % b->q_box[1], r % b->q_box[2]};
+        int at[3] = {r / (q->extent[1] * q->extent[2]), r / q->extent[2] % q->extent[1], r % q->extent[2]};
         unsigned words[4] = {0, 0, 0, 0};
         for (int a = 0; a < 3; a++) {
-            int column = b->mask_at[a] + at[a] - 8 * piece;
+            int column = q->mask_at[a] + at[a] - 8 * piece;
             for (int w = 0; w < 4; w++)
-                if (b->mask_at[a] >= 0 && r < b->queries && column >> 1 == w)
+                if (q->mask_at[a] >= 0 && r < q->queries && column >> 1 == w)
                     words[w] |= MASK_ONE << 16 * (column & 1);
         }
         st_shared_v4(queries + piece / 2 * (NBHD_N * 32) + r * 32 + ((piece & 1) << 4 ^ (r & 4) << 2),
@@ -262,10 +291,9 @@ NBHD_FN void write_mask_queries(const struct nbhd_bwd_boxes *b, unsigned queries
     }
 }
 
-/* Issues the mask's part of S for the box in `slot`, to be committed. thread: whose probes; q: its place in its quad. */
-NBHD_FN void add_mask(float *s, const struct tables *tab, int slot, unsigned probes, unsigned queries, int q, int thread)
+/* The A operands of the mask's part of S for the box in `slot`. thread: whose probes; q: its place in its quad. */
+NBHD_FN void find_mask(unsigned *a, const struct tables *tab, int slot, unsigned probes, int q, int thread)
 {
-    unsigned a[4 * NBHD_MASK_STEPS + !NBHD_MASK_STEPS];
 #pragma unroll
     for (int i = 0; i < NBHD_MASK_STEPS; i++) {
         uint4 begin = ld_shared_v4(probes + i * PROBE_STEP + thread * 16);
@@ -280,6 +308,15 @@ NBHD_FN void add_mask(float *s, const struct tables *tab, int slot, unsigned pro
             a[4 * i + 2 * c + 1] = prmt_b32(unseen[2 * c], unseen[2 * c + 1], 0xffbb) & MASK_FAR;
         }
     }
+}
+
+#define MASK_OPERANDS (4 * NBHD_MASK_STEPS + !NBHD_MASK_STEPS)
+
+/* Issues the mask's part of S, to be committed. */
+NBHD_FN void add_mask(float *s, const struct tables *tab, int slot, unsigned probes, unsigned queries, int q, int thread)
+{
+    unsigned a[MASK_OPERANDS];
+    find_mask(a, tab, slot, probes, q, thread);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < NBHD_MASK_STEPS; i++)
@@ -425,6 +462,7 @@ NBHD_FN void store_rows(const struct nbhd_params *p, const struct nbhd_bwd_boxes
 NBHD_FN void prepare(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, const struct place *t,
                      struct tables *tab)
 {
+    const struct nbhd_query_box *q = &b->shape[t->shape];
     int thread = threadIdx.x;
     if (thread == 0) {
         mbar_init(smem_address(&tab->kv_full), 1);
@@ -436,13 +474,14 @@ NBHD_FN void prepare(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
         }
         mbar_fence_init();
         tab->place = *t;
+        tab->q = *q;
     }
     for (int i = thread; i < ROWS; i += THREADS)
         tab->row[i] = b->row[i];
     for (int i = thread; i < SLOTS * NBHD_N; i += THREADS) /* rows past a box: never loaded */
         tab->lse[0][i] = tab->delta[0][i] = 0;
-    for (int i = thread; i < b->queries; i += THREADS) {
-        int at[3] = {i / (b->q_box[1] * b->q_box[2]), i / b->q_box[2] % b->q_box[1], i % b->q_box[2]}, distance = 0;
+    for (int i = thread; i < q->queries; i += THREADS) {
+        int at[3] = {i / (q->extent[1] * q->extent[2]), i / q->extent[2] % q->extent[1], i % q->extent[2]}, distance = 0;
         for (int a = 0; a < 3; a++)
             distance = distance * p->axis[a].length + at[a] * p->axis[a].dilation;
         tab->query[i] = make_int2(at[0] | at[1] << 8 | at[2] << 16, distance);

@@ -212,6 +212,17 @@ NBHD_FN unsigned cvt_rn_f16x2_f32(float low, float high)
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep));                                \
     }
 
+#define NBHD_WGMMA_RS_IF(name, n, list, ab, flag, ...)                                                                \
+    NBHD_FN void name(float *d, const unsigned *a, unsigned long long b, int masked)                                  \
+    {                                                                                                                 \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, " flag ", 0;\n"                                                  \
+                     "@p wgmma.fence.sync.aligned;\n"                                                                 \
+                     "@p wgmma.mma_async.sync.aligned.m64n" n "k16.f32." NBHD_MMA_TYPE "." NBHD_MMA_TYPE " {" list     \
+                     "}, " ab ", 1, 1, 1, 0; }"                                                                       \
+                     : __VA_ARGS__                                                                                    \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(masked));                              \
+    }
+
 #define NBHD_WGMMA_SS_FIRST(name, n, list, ab, ta, tb, ...)                                                           \
     NBHD_FN void name(float *d, unsigned long long a, unsigned long long b)                                           \
     {                                                                                                                 \
@@ -257,6 +268,13 @@ NBHD_WGMMA_RS(wgmma_rs_n208, "208", NBHD_R208, "{%104, %105, %106, %107}, %108",
 NBHD_WGMMA_RS(wgmma_rs_n224, "224", NBHD_R224, "{%112, %113, %114, %115}, %116", "%117", "0", NBHD_D224)
 NBHD_WGMMA_RS(wgmma_rs_n240, "240", NBHD_R240, "{%120, %121, %122, %123}, %124", "%125", "0", NBHD_D240)
 NBHD_WGMMA_RS(wgmma_rs_n256, "256", NBHD_R256, "{%128, %129, %130, %131}, %132", "%133", "0", NBHD_D256)
+
+/* The same, if `masked`: else nothing. A branch of ours around it would have ptxas serialize what is in flight. */
+NBHD_WGMMA_RS_IF(wgmma_rs_if_n64, "64", NBHD_R64, "{%32, %33, %34, %35}, %36", "%37", NBHD_D64)
+NBHD_WGMMA_RS_IF(wgmma_rs_if_n80, "80", NBHD_R80, "{%40, %41, %42, %43}, %44", "%45", NBHD_D80)
+NBHD_WGMMA_RS_IF(wgmma_rs_if_n96, "96", NBHD_R96, "{%48, %49, %50, %51}, %52", "%53", NBHD_D96)
+NBHD_WGMMA_RS_IF(wgmma_rs_if_n112, "112", NBHD_R112, "{%56, %57, %58, %59}, %60", "%61", NBHD_D112)
+NBHD_WGMMA_RS_IF(wgmma_rs_if_n128, "128", NBHD_R128, "{%64, %65, %66, %67}, %68", "%69", NBHD_D128)
 
 /* A in registers, B mn-major: P V. */
 NBHD_WGMMA_RS(wgmma_rs_bt_n8, "8", NBHD_R8, "{%4, %5, %6, %7}, %8", "%9", "1", NBHD_D8)
