@@ -197,7 +197,9 @@ static void place_permute(const struct nbhd_problem *problem, struct nbhd_bwd *b
 {
     const nbhd_desc *d = &problem->desc;
     const struct nbhd_axis *a = problem->axis;
-    const size_t row = FWD_ROWS * (size_t)m->fwd.vf * sizeof(float), pad = 3 * (size_t)m->fwd.vf * sizeof(float);
+    const size_t row = FWD_ROWS * (size_t)m->fwd.vf * sizeof(float);
+    /* Lanes look past the last line's end: by vectors, and where an edge cuts windows short by the columns that they lack. */
+    const size_t pad = (size_t)(3 * m->fwd.vf + a[2].window) * sizeof(float);
     const size_t lines = (size_t)b->group * (size_t)b->ring[0] * (size_t)b->ring[1];
     const size_t runs = (size_t)a[0].window * (size_t)most_keys(a[1], FWD_ROWS) + (size_t)d->extra / FWD_BLOCK + 1;
     const size_t blocks = (size_t)(b->tile[2] + m->fwd.vf - 1) / (size_t)m->fwd.vf;

@@ -512,7 +512,8 @@ static void build_permute(const struct nbhd_problem *problem, const struct nbhd_
     f->at_keys = place(&f->scratch, d->extra && d->dtype != NBHD_F32
                                         ? (size_t)(FWD_BLOCK * whole_vectors(d->head_dim, m->vf)) * sizeof(float)
                                         : 0);
-    f->at_lines = place(&f->scratch, (lines * f->line_size + (size_t)(3 * m->vf)) * sizeof(float));
+    /* Lanes look past the last line's end: by vectors, and where an edge cuts windows short by the columns that they lack. */
+    f->at_lines = place(&f->scratch, (lines * f->line_size + (size_t)(3 * m->vf + a[2].window)) * sizeof(float));
 }
 
 /* The shorter groups of a folded problem, cut by themselves. */
