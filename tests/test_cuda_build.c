@@ -263,7 +263,7 @@ static void check_no_device(void)
     nbhd_desc desc;
     nbhd_plan *plan;
     nbhd_args args = NBHD_ARGS_INIT;
-    float data[1024] = {0};
+    _Alignas(64) float data[1024] = {0}; /* also the workspace */
     nbhd_desc_parse(&desc, "fwd f32 d8 16 w3");
     nbhd_cuda_set_target(90);
     if (CHECK(!nbhd_plan_create(&plan, &desc, NBHD_DEVICE_CUDA, 0), "%s", nbhd_last_error())) {
