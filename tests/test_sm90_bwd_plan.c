@@ -33,6 +33,8 @@ static const char *const lines[] = {
     "bwd bf16 h2/1 d256 16x44x80 w16x24x16 s1x8x16",
     "bwd bf16 h2 d136/256 37x45 w13x20 r2x1 ecn",
     "bwd bf16 h2 d200/8 9x20x22 w4x8x9",
+    "bwd bf16 d24 5x17 w4x5 s3x1 etn",
+    "bwd bf16 h2 d72 22x5 w15x2 s3x1",
 };
 
 /* One tile of keys, in the group of its axes' first elements. */

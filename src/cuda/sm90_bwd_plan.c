@@ -381,8 +381,8 @@ static void count_shapes(const struct search *s, struct nbhd_sm90_bwd_plan *p, c
     p->ms = plan_ms(s, p);
 }
 
-/* The box that saves most beside the plan's shapes, and needs no more mask columns. */
-static void find_next_shape(const struct nbhd_sm90_bwd_plan *p, const struct combinations *c, int (*boxes)[3], int count,
+/* The box that saves most beside the plan's shapes, and needs no more mask columns; false if none has so few. */
+static bool find_next_shape(const struct nbhd_sm90_bwd_plan *p, const struct combinations *c, int (*boxes)[3], int count,
                             int best[3])
 {
     double least = INFINITY;
@@ -397,6 +397,7 @@ static void find_next_shape(const struct nbhd_sm90_bwd_plan *p, const struct com
             memcpy(best, boxes[j], sizeof *boxes);
         }
     }
+    return isfinite(least);
 }
 
 /* Up to NBHD_BWD_SM90_SHAPES, while they gain; for less than 3 % in all, the choice costs more. Slices have a map each, of one
@@ -415,8 +416,7 @@ static void add_shapes(const struct search *s, struct nbhd_sm90_bwd_plan *p)
         take_shape(c, p->q_box[0]);
         while (p->shapes < NBHD_BWD_SM90_SHAPES) {
             struct nbhd_sm90_bwd_plan more = *p;
-            find_next_shape(p, c, boxes, count, more.q_box[more.shapes++]);
-            if (!fits(s, &more))
+            if (!find_next_shape(p, c, boxes, count, more.q_box[more.shapes++]) || !fits(s, &more))
                 break;
             count_shapes(s, &more, c);
             if (more.ms > 0.995 * p->ms)
