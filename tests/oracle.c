@@ -50,7 +50,8 @@ double oracle_round(enum oracle_precision precision, double value)
 {
     switch (precision) {
     case ORACLE_F32:
-    case ORACLE_TF32: return (double)(float)value;
+    case ORACLE_TF32:
+    case ORACLE_TF32_NEAREST: return (double)(float)value;
     case ORACLE_F16: value = round_to_bits(value, 11, 0x1p-14); return fabs(value) > 65504 ? copysign(INFINITY, value) : value;
     case ORACLE_BF16: return round_to_bits(value, 8, 0x1p-126);
     default: return value;
@@ -58,9 +59,11 @@ double oracle_round(enum oracle_precision precision, double value)
 }
 
 /* What a product takes of a value: it is rounded to the type. Of a float32 that is given to them as it stands, tensor cores
- * read the 19 bits of a TF32: they cut the others off. */
+ * read the 19 bits of a TF32: they cut the others off. Others round to the nearest before. */
 static double operand(const struct oracle_problem *p, double value)
 {
+    if (p->precision == ORACLE_TF32_NEAREST)
+        return round_to_bits(value, 11, 0x1p-126);
     if (p->precision != ORACLE_TF32)
         return oracle_round(p->precision, value);
     float single = (float)value;
@@ -76,7 +79,7 @@ static double operand(const struct oracle_problem *p, double value)
 /* Of a tensor's element, which has its type already. */
 static double element(const struct oracle_problem *p, double value)
 {
-    return p->precision == ORACLE_TF32 ? operand(p, value) : value;
+    return p->precision == ORACLE_TF32 || p->precision == ORACLE_TF32_NEAREST ? operand(p, value) : value;
 }
 
 /* Sums are kept in float by all but EXACT. */
