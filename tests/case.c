@@ -187,6 +187,8 @@ static bool execute_and_check(struct run *r, const nbhd_plan *plan, void *worksp
         return false;
     const unsigned long long first = result->bits;
     for (int i = 0; i < r->options->repeats; i++) {
+        if (r->options->before)
+            r->options->before(r->options->state);
         if (!execute(r, plan, workspace, result) || !check_outputs(r, result))
             return false;
         if (result->bits != first) {

@@ -44,6 +44,8 @@ struct case_options {
                              on tensor cores multiply a tile's NaN by 0 */
     bool large_values;    /* scores of some hundreds */
     int repeats;          /* further executions, each of which must give the same bits */
+    void (*before)(void *); /* called with `state` before each of them */
+    void *state;
     struct case_memory memory;
     int sequences; /* of a ragged batch; 0: none. The problem's length is ignored then, and its batch */
     const int *lengths, *kv_lengths; /* as in nbhd_ragged */

@@ -198,26 +198,46 @@ static void check_planned(void)
         }
 }
 
-/* ---- repeats: a deterministic plan's bits, 100 times ---- */
+/* ---- repeats: a deterministic plan's bits, 100 times, after other kernels that leave other values in shared memory ---- */
 static const char *const repeat_lines[] = {
-    "bwd bf16 h2 d128 8x9x10 w5x7x7", "bwd bf16 b2 h2 d64 24x24 w13x13", "bwd f16 h2/1 d64/128 300 w101 ec extra=7",
-    "bwd bf16 b4 h2 d32 16x16 w7x7",
+    "bwd bf16 h2 d128 8x9x10 w5x7x7",       "bwd bf16 b2 h2 d64 24x24 w13x13", "bwd f16 h2/1 d64/128 300 w101 ec extra=7",
+    "bwd bf16 b4 h2 d32 16x16 w7x7",        "fwd bf16 h2 d128 10x18x20 w6x8x8", "fwd f16 b2 h2 d64 9x23 w5x7 extra=9",
+    "fwd bf16 b3 h2/1 d72 10x7 w1x7 s1x3 r10x1 extra=33",
 };
+
+struct disturbance {
+    struct problem problem;
+    nbhd_plan *plan;
+    int turn;
+};
+
+/* Fills shared memory with what varies from turn to turn: 3 to 3e9 in bfloat16. */
+static void disturb(void *state)
+{
+    struct disturbance *d = state;
+    nbhd_cu.cuMemsetD8Async((uintptr_t)d->problem.data[Q], (unsigned char)(0x40 + d->turn++ % 16), d->problem.bytes[Q], NULL);
+    CHECK(!nbhd_execute(d->plan, &d->problem.args, d->problem.workspace, NULL), "%s", nbhd_last_error());
+}
 
 static void check_repeats(void)
 {
-    for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
+    struct disturbance other = {.plan = NULL};
+    const bool ready = open_problem(&other.problem, "fwd bf16 h8 d128 8192 w512", NBHD_FORWARD) &&
+                       CHECK(execute(&other.problem, NULL, &other.plan), "%s", nbhd_last_error());
+    for (const struct nbhd_kernel *k = nbhd_kernels; ready && k->name; k++)
         for (size_t i = 0; i < sizeof repeat_lines / sizeof *repeat_lines; i++) {
-            struct case_options options = {.kernel = k->name, .device = NBHD_DEVICE_CUDA, .seed = (unsigned)i,
-                                           .repeats = 100, .memory = gpu, .flags = NBHD_PLAN_DETERMINISTIC};
+            struct case_options options = {.kernel = k->name, .device = NBHD_DEVICE_CUDA, .seed = (unsigned)i, .repeats = 100,
+                                           .memory = gpu, .flags = NBHD_PLAN_DETERMINISTIC, .before = disturb, .state = &other};
             struct case_result result;
             nbhd_desc desc;
-            if (!is_fused(k) || k->pass != NBHD_BACKWARD || !strstr(k->name, "_sm90") ||
-                !CHECK(!nbhd_desc_parse(&desc, repeat_lines[i]), "%s", nbhd_last_error()) ||
+            if (!is_fused(k) || !strstr(k->name, "_sm90") ||
+                !CHECK(!nbhd_desc_parse(&desc, repeat_lines[i]), "%s", nbhd_last_error()) || desc.pass != k->pass ||
                 case_run(&desc, &options, &result) == NBHD_ERROR_UNSUPPORTED)
                 continue;
             CHECK(result.ok, "%s '%s': %s", k->name, repeat_lines[i], result.why);
         }
+    nbhd_plan_destroy(&other.plan);
+    close_problem(&other.problem);
 }
 
 /* ---- graph ---- */

@@ -685,6 +685,19 @@ NBHD_FN void consume(struct consumer *c)
 
 /* ---- all ---- */
 
+/* Zeros in the rows of Q past the tile's, which no copy fills: a warp moves its references together, so that what lies there
+ * by chance would decide over bits of the rows beside it. */
+NBHD_FN void clear_padding_rows(const struct nbhd_boxes *b, unsigned q_tiles)
+{
+    int pieces = (Q_ROWS - b->rows) * 8; /* of 16 bytes, in each chunk */
+    if (pieces == 0)
+        return;
+    for (int c = 0; c < NBHD_Q_STAGES * QK_CHUNKS; c++)
+        for (int i = threadIdx.x; i < pieces; i += THREADS)
+            st_shared_v4(q_tiles + (c * Q_ROWS + b->rows) * 128 + 16 * i, make_uint4(0, 0, 0, 0));
+    fence_proxy_async();
+}
+
 /* Barriers, the first tile's Q and place, and what all tiles share. */
 NBHD_FN void begin_cta(const struct nbhd_params *p, const struct nbhd_boxes *b, const struct maps *maps,
                        struct tables *tab, unsigned q_tiles, unsigned mask_keys, int work)
@@ -705,6 +718,7 @@ NBHD_FN void begin_cta(const struct nbhd_params *p, const struct nbhd_boxes *b, 
         mbar_fence_init();
         load_q_box(b, tab, &at, maps->q, q_tiles, 0);
     }
+    clear_padding_rows(b, q_tiles);
     write_place(p, b, tab, 0, &at, threadIdx.x, THREADS);
     for (int i = threadIdx.x; i < Q_ROWS; i += THREADS)
         tab->row[i] = b->row[i];
