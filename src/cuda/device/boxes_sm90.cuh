@@ -15,7 +15,7 @@
 /* Bytes that the tables of device/queries_sm90.cuh take, at most. */
 #define NBHD_SM90_TABLES(groups, stages) (256 + 64 * (stages) + 792 * (groups))
 /* And those of fwd_sm90.cu; windows: sum of the query box's extents. */
-#define NBHD_FWD_SM90_TABLES(groups, stages, windows, mask_steps)                                                         \
+#define NBHD_FWD_SM90_TABLES(groups, stages, windows, mask_steps)                                                     \
     (352 + 64 * (stages) + 816 * (groups) + 16 * (windows) + (256 + 64 * (stages)) * (mask_steps))
 
 /* Flags of one key box: a nibble per consumer warpgroup from bit 0, the axes on which it needs a mask; and: */
@@ -37,10 +37,11 @@ struct nbhd_key_box {
  * in the box and head, a byte each: axis 0 | axis 1 << 8 | axis 2 << 16 | head << 24. A tile takes the shape that needs
  * the fewest boxes for its union, the first of equals.
  *
- * fwd_sm90's work: query tiles x head blocks x slices, tiles fastest. A row is `resident` tiles, a round as many CTAs, as the
- * chip holds at once; in a round of kind i each takes MOST >> i tiles, one of each row, at places STEP apart, so that none
- * has the long tiles of all rows. So those that run at once work on neighbours; a CTA overlaps a tile's end with the next
- * one's begin; and the last rounds are of single tiles, which the hardware hands out to whoever is free. */
+ * fwd_sm90's work: query tiles x head blocks x slices, tiles fastest. A row is `resident` tiles, a round as many CTAs,
+ * as the chip holds at once; in a round of kind i each takes MOST >> i tiles, one of each row, at places STEP apart, so
+ * that none has the long tiles of all rows. So those that run at once work on neighbours; a CTA overlaps a tile's end
+ * with the next one's begin; and the last rounds are of single tiles, which the hardware hands out to
+ * whoever is free. */
 struct nbhd_boxes {
     unsigned row[NBHD_SM90_ROWS];
     struct nbhd_key_box shape[NBHD_SM90_SHAPES];
@@ -50,8 +51,8 @@ struct nbhd_boxes {
     unsigned low[3], high[3]; /* per warpgroup: coordinates, packed as in row, of the corners around its rows */
     int tiles[3];        /* query tiles per axis; bwd_sm90_dq: the grid's x runs over them */
     int head_blocks, resident, rounds[NBHD_SM90_RUNS]; /* the last kind: as many as are left */
-    int slice_begin;     /* the launch's first slice (bwd_sm90_dq: the grid's z counts from it): batch x dilation groups,
-                            the last axis's fastest */
+    int slice_begin;     /* the launch's first slice (bwd_sm90_dq: the grid's z counts from it): batch x dilation
+                            groups, the last axis's fastest */
     int sliced;          /* 1: every slice has maps of its own; 0: coordinates select batch and group */
     int step[3];         /* coordinates in the maps per element of a group: the dilation, or 1 if sliced */
     int uneven;          /* 1: dilation groups differ in size, so some tiles may be empty */

@@ -1,7 +1,8 @@
-/* The masks of fwd_sm90's boxes, for a warpgroup that holds S of 64 rows in accumulator order. NBHD_* as in fwd_sm90.cu.
+/* The masks of fwd_sm90's boxes, for a warpgroup that holds S of 64 rows in accumulator order. NBHD_* as in
+ * fwd_sm90.cu.
  *
- * By columns: one or two more k-steps of Q K^T (struct nbhd_key_box). They add -2^100 per axis on which a query does not see
- * a key; -2^30 in float16: there scores must stay below 2^29.
+ * By columns: one or two more k-steps of Q K^T (struct nbhd_key_box). They add -2^100 per axis on which a query does
+ * not see a key; -2^30 in float16: there scores must stay below 2^29.
  * By bits: problems of one axis, and the tail of extra keys. Keys past a box are set to -infinity one by one. */
 #ifndef NBHD_DEVICE_MASK_SM90_CUH
 #define NBHD_DEVICE_MASK_SM90_CUH
@@ -12,7 +13,8 @@
 #define MASK_BYTES (NBHD_MASK_STEPS * NBHD_N * 32)
 #define MASKED (-__int_as_float(0x7f800000))
 
-/* How a warpgroup masks a box: not at all, by more columns of the product, or bit by bit. flags: of the box, uniform. */
+/* How a warpgroup masks a box: not at all, by more columns of the product, or bit by bit. flags: of the box,
+ * uniform. */
 #define BY_COLUMNS 1
 #define BY_BITS 2
 
@@ -91,8 +93,8 @@ NBHD_FN void mask_padding(float *s, int keys, int q)
 
 /* ---- columns ---- */
 
-/* Writes a tile's columns: lane l the l-th. For each: where the windows of its axis begin, the axis, and what to add to a
- * box's origin for the column's key; for a column that is none, a window that holds everything. */
+/* Writes a tile's columns: lane l the l-th. For each: where the windows of its axis begin, the axis, and what to add to
+ * a box's origin for the column's key; for a column that is none, a window that holds everything. */
 NBHD_FN void write_columns(const struct nbhd_boxes *b, struct tile *t, int2 *window)
 {
     const struct nbhd_key_box *k = &b->shape[t->shape];
@@ -110,7 +112,8 @@ NBHD_FN void write_columns(const struct nbhd_boxes *b, struct tile *t, int2 *win
         window[all] = make_int2(0, 0x8000);
 }
 
-/* What a lane of the loading warp needs for its column of each box: the column's axis, and what its origins count from. */
+/* What a lane of the loading warp needs for its column of each box: the column's axis, and what its origins count
+ * from. */
 NBHD_FN void find_column(const struct tile *t, int *axis, int *from)
 {
     int column = threadIdx.x & 31;
@@ -136,7 +139,8 @@ struct probes {
 
 NBHD_FN int mask_column(int probe, int q) { return probe / 4 * 16 + 2 * q + probe % 2 + (probe & 2) * 4; }
 
-NBHD_FN void find_probes(struct probes *p, const struct tile *t, const int2 *window, unsigned row0, unsigned row1, int q)
+NBHD_FN void find_probes(struct probes *p, const struct tile *t, const int2 *window, unsigned row0, unsigned row1,
+                         int q)
 {
 #pragma unroll
     for (int i = 0; i < 4 * NBHD_MASK_STEPS; i++) {

@@ -123,8 +123,8 @@ NBHD_FN int2 *windows_of(const struct nbhd_boxes *b, struct tables *tab, int slo
     return (int2 *)(tab + 1) + slot * (b->q_box[0] + b->q_box[1] + b->q_box[2] + 1);
 }
 
-/* What selects the dilation group and the batch in the maps' coordinates. Of the two, one is 0: a batch of problems with
- * three axes is sliced. */
+/* What selects the dilation group and the batch in the maps' coordinates. Of the two, one is 0: a batch of problems
+ * with three axes is sliced. */
 NBHD_FN int shift_of(const struct nbhd_boxes *b, const struct place *at, int axis)
 {
     return b->sliced ? 0 : at->group[axis] + (axis == 0 ? at->batch : 0);

@@ -63,8 +63,8 @@ NBHD_FN unsigned long long shl_b64(unsigned long long x, unsigned n)
     return y;
 }
 
-/* A test's copy of these files defines NBHD_AMPLIFY (scripts/gpu-check): each warp then sleeps, up to a microsecond, before it
- * waits or arrives. What is right only as long as one side is the faster goes wrong. */
+/* A test's copy of these files defines NBHD_AMPLIFY (scripts/gpu-check): each warp then sleeps, up to a microsecond,
+ * before it waits or arrives. What is right only as long as one side is the faster goes wrong. */
 NBHD_FN void amplify(void)
 {
 #ifdef NBHD_AMPLIFY
@@ -162,8 +162,8 @@ NBHD_FN void tma_store_5d(const struct nbhd_tensor_map *map, unsigned src, int c
 /* global[i] += shared[i], fp32, in the L2; clipped like stores. */
 NBHD_FN void tma_add_5d(const struct nbhd_tensor_map *map, unsigned src, int c0, int c1, int c2, int c3, int c4)
 {
-    asm volatile("cp.reduce.async.bulk.tensor.5d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];"
-                 ::"l"(map),
+    asm volatile("cp.reduce.async.bulk.tensor.5d.global.shared::cta.add.tile.bulk_group "
+                 "[%0, {%2, %3, %4, %5, %6}], [%1];" ::"l"(map),
                  "r"(src), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
                  : "memory");
 }

@@ -72,9 +72,9 @@ NBHD_FN void wgmma_wait_0_after_bits(unsigned bits, unsigned scratch)
 #define NBHD_PIN_R(a, count)                                                                                          \
     _Pragma("unroll") for (int pin = 0; pin < (count); pin++) asm volatile("" : "+r"((a)[pin])::"memory")
 
-/* Pins A operands, `count` a multiple of 4, also before ptxas, after a wait in a later turn of the loop than their wgmma: it
- * has been seen to give their registers away at the loop's end, while the wgmma was reading them. So something must
- * read them after the wait: stores that are never executed, as no grid is empty. */
+/* Pins A operands, `count` a multiple of 4, also before ptxas, after a wait in a later turn of the loop than their
+ * wgmma: it has been seen to give their registers away at the loop's end, while the wgmma was reading them. So
+ * something must read them after the wait: stores that are never executed, as no grid is empty. */
 #define NBHD_KEEP_R(a, count)                                                                                         \
     _Pragma("unroll") for (int pin = 0; pin < (count); pin += 4)                                                      \
         asm volatile("{ .reg .pred p; .reg .b32 n; mov.u32 n, %%nctaid.x; setp.eq.u32 p, n, 0;\n"                     \
@@ -188,8 +188,10 @@ NBHD_FN unsigned cvt_rn_f16x2_f32(float low, float high)
 #define NBHD_E112 NBHD_E104, "=f"(d[52]), "=f"(d[53]), "=f"(d[54]), "=f"(d[55])
 #define NBHD_E120 NBHD_E112, "=f"(d[56]), "=f"(d[57]), "=f"(d[58]), "=f"(d[59])
 #define NBHD_E128 NBHD_E120, "=f"(d[60]), "=f"(d[61]), "=f"(d[62]), "=f"(d[63])
-#define NBHD_E144 NBHD_E128, "=f"(d[64]), "=f"(d[65]), "=f"(d[66]), "=f"(d[67]), "=f"(d[68]), "=f"(d[69]), "=f"(d[70]), "=f"(d[71])
-#define NBHD_E160 NBHD_E144, "=f"(d[72]), "=f"(d[73]), "=f"(d[74]), "=f"(d[75]), "=f"(d[76]), "=f"(d[77]), "=f"(d[78]), "=f"(d[79])
+#define NBHD_E136 NBHD_E128, "=f"(d[64]), "=f"(d[65]), "=f"(d[66]), "=f"(d[67])
+#define NBHD_E144 NBHD_E136, "=f"(d[68]), "=f"(d[69]), "=f"(d[70]), "=f"(d[71])
+#define NBHD_E152 NBHD_E144, "=f"(d[72]), "=f"(d[73]), "=f"(d[74]), "=f"(d[75])
+#define NBHD_E160 NBHD_E152, "=f"(d[76]), "=f"(d[77]), "=f"(d[78]), "=f"(d[79])
 
 /* ab: the text of A and B, keep: of the flag; ta, tb: "1" where A, B is mn-major. */
 #define NBHD_WGMMA_SS(name, n, list, ab, flag, ta, tb, ...)                                                           \

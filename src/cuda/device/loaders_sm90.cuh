@@ -1,0 +1,238 @@
+/* The warps of fwd_sm90 that prepare tiles and load boxes: what they tell the consumers stands in struct tables.
+ * NBHD_* as in fwd_sm90.cu. */
+#ifndef NBHD_DEVICE_LOADERS_SM90_CUH
+#define NBHD_DEVICE_LOADERS_SM90_CUH
+
+struct maps {
+    struct nbhd_tensor_map q[NBHD_MAPS], kv[2][NBHD_MAPS], extra[2]; /* kv, extra: of K, of V; kv[slice][shape] */
+};
+
+/* ---- the preparing warp ---- */
+
+/* The shape of key boxes that covers the tile's union with the fewest; a lane tries one shape. */
+NBHD_FN int best_shape(const struct nbhd_boxes *b, const struct tile *t)
+{
+    int lane = threadIdx.x & 31, count = 1;
+    const struct nbhd_key_box *k = &b->shape[nbhd_min(lane, b->shapes - 1)];
+    for (int a = 0; a < 3; a++)
+        count *= (t->any[a].y - t->any[a].x + k->extent[a] - 1) / k->extent[a];
+    int key = lane < b->shapes ? count * 32 + lane : 0x7fffffff;
+    for (int step = 16; step > 0; step /= 2)
+        key = nbhd_min(key, __shfl_xor_sync(~0u, key, step));
+    return key & 31;
+}
+
+/* What follows from where a tile lies, but for what is read off the windows. By `threads` threads. */
+NBHD_FN void write_place(const struct nbhd_params *p, const struct nbhd_boxes *b, struct tables *tab, int slot,
+                         const struct place *at, int thread, int threads)
+{
+    struct tile *t = &tab->tile[slot];
+    int2 *window = windows_of(b, tab, slot);
+    for (int a = 0; a < 3; window += b->q_box[a++])
+        for (int i = thread; i < b->q_box[a]; i += threads) {
+            struct nbhd_range keys = nbhd_keys(p->axis[a], at->size[a], nbhd_min(at->origin[a] + i, at->size[a] - 1));
+            window[i] = make_int2(keys.begin, keys.end);
+        }
+    if (thread != 0)
+        return;
+    t->place = *at;
+    for (int a = 0; a < 3; a++)
+        t->shift[a] = shift_of(b, at, a);
+}
+
+/* The tile's union and the warpgroups' intersections, read off the windows by one lane per axis. */
+NBHD_FN void write_bounds(const struct nbhd_boxes *b, struct tile *t, const int2 *window)
+{
+    int a = threadIdx.x & 31;
+    if (a >= 3)
+        return;
+    window += (a > 0) * b->q_box[0] + (a > 1) * b->q_box[1];
+    t->any[a] = make_int2(window[0].x, window[b->q_box[a] - 1].y);
+    for (int g = 0; g < NBHD_GROUPS; g++)
+        t->all[g][a] = make_int2(window[coordinate(b->high[g], a)].x, window[coordinate(b->low[g], a)].y);
+}
+
+NBHD_FN void load_q_box(const struct nbhd_boxes *b, struct tables *tab, const struct place *at,
+                        const struct nbhd_tensor_map *maps, unsigned q_tiles, int stage)
+{
+    unsigned full = smem_address(&tab->q_full[stage]), tile = q_tiles + stage * Q_BYTES;
+    int x[3];
+    for (int a = 0; a < 3; a++)
+        x[a] = at->origin[a] * b->step[a] + shift_of(b, at, a);
+    mbar_arrive_expect(full, QK_CHUNKS * b->rows * 128);
+    for (int c = 0; c < QK_CHUNKS; c++)
+        tma_load_5d(tile + c * (Q_ROWS * 128), maps + (b->sliced ? at->slice : 0), full, 64 * c, at->head, x[2], x[1],
+                    x[0]);
+}
+
+/* For each tile of the CTA its tables, then its Q, which may have to wait for the tile before. Of the first tile, which
+ * nothing overlaps, all threads have written the place, and Q is on its way: begin_cta. */
+NBHD_FN void prepare_tiles(const struct nbhd_params *p, const struct nbhd_boxes *b, struct tables *tab,
+                           const struct nbhd_tensor_map *q_maps, unsigned q_tiles, unsigned mask_keys,
+                           struct share share)
+{
+    int lane = threadIdx.x & 31, last_shape = -1, shape = -1; /* of the two tiles before */
+    for (int n = 0, more = 1; more; n++) {
+        struct tile *t = &tab->tile[n & 1];
+        int next = next_work(p, b, &share);
+        more = next >= 0;
+        if (lane == 0)
+            t->more = more;
+        write_bounds(b, t, windows_of(b, tab, n & 1));
+        __syncwarp();
+        int here = last_shape; /* whose mask keys this slot holds */
+        last_shape = shape;
+        shape = b->shapes > 1 ? best_shape(b, t) : 0;
+        if (lane == 0)
+            t->shape = shape;
+        if (b->shapes > 1 && shape != here)
+            write_mask_keys(&b->shape[shape], mask_keys + (n & 1) * MASK_BYTES, lane, 32);
+        __syncwarp();
+        write_columns(b, t, windows_of(b, tab, n & 1));
+        __syncwarp();
+        if (lane == 0)
+            mbar_arrive(smem_address(&tab->tile_full[n & 1]));
+        if (n > 0) {
+            mbar_wait(smem_address(&tab->q_empty[n % NBHD_Q_STAGES]), ~(n / NBHD_Q_STAGES) & 1);
+            if (lane == 0)
+                load_q_box(b, tab, &t->place, q_maps, q_tiles, n % NBHD_Q_STAGES);
+        }
+        if (!more)
+            return;
+        struct place at = place_of(p, b, next);
+        mbar_wait(smem_address(&tab->tile_empty[~n & 1]), ~((n + 1) >> 1) & 1);
+        write_place(p, b, tab, ~n & 1, &at, lane, 32);
+        __syncwarp();
+    }
+}
+
+/* ---- the loading warps ---- */
+
+/* Moves origin to the next box of the union. */
+NBHD_FN void next_box(const struct nbhd_key_box *k, const struct tile *t, int *origin)
+{
+#pragma unroll
+    for (int a = 2; a >= 0; a--) {
+        origin[a] += k->extent[a];
+        if (origin[a] < t->any[a].y)
+            return;
+        origin[a] = t->any[a].x;
+    }
+}
+
+NBHD_FN int is_last_box(const struct nbhd_key_box *k, const struct tile *t, const int *origin)
+{
+    return origin[0] + k->extent[0] >= t->any[0].y && origin[1] + k->extent[1] >= t->any[1].y &&
+           origin[2] + k->extent[2] >= t->any[2].y;
+}
+
+/* Where a loading warp stands in its ring of stages. v: 0 for K, 1 for V; tiles: the first stage. */
+struct ring {
+    unsigned tiles;
+    int v, stage, phase;
+};
+
+/* Waits until the ring's stage is free for a box of `keys`. Rows past the box meet zero probabilities, so they must not
+ * be NaN: they are zeroed, where a larger box was here before. */
+NBHD_FN void open_stage(const struct ring *r, struct tables *tab, int keys)
+{
+    int chunks = r->v ? PV_CHUNKS : QK_CHUNKS, lane = threadIdx.x & 31;
+    mbar_wait(smem_address(&tab->empty[r->v][r->stage]), r->phase);
+    if (!NBHD_PAD)
+        return;
+    int stale = (tab->filled[r->v][r->stage] - keys) * 8; /* 16-byte pieces per chunk */
+    __syncwarp();
+    if (stale == 0)
+        return;
+    unsigned stage = r->tiles + r->stage * chunks * (NBHD_N * 128) + keys * 128;
+    for (int c = 0; c < chunks; c++)
+        for (int i = lane; i < stale; i += 32)
+            st_shared_v4(stage + c * (NBHD_N * 128) + 16 * i, make_uint4(0, 0, 0, 0));
+    fence_proxy_async();
+    if (lane == 0)
+        tab->filled[r->v][r->stage] = keys;
+    __syncwarp();
+}
+
+NBHD_FN void next_stage(struct ring *r)
+{
+    if (++r->stage == NBHD_STAGES)
+        r->stage = 0, r->phase ^= 1;
+}
+
+/* By one lane: the box of `keys` at coordinates x0..x3 of the map. */
+NBHD_FN void load_box(const struct ring *r, struct tables *tab, const struct nbhd_tensor_map *map, int keys, int head,
+                      int x0, int x1, int x2)
+{
+    int chunks = r->v ? PV_CHUNKS : QK_CHUNKS;
+    unsigned full = smem_address(&tab->full[r->v][r->stage]), to = r->tiles + r->stage * chunks * (NBHD_N * 128);
+    mbar_arrive_expect(full, chunks * keys * 128);
+    for (int c = 0; c < chunks; c++)
+        tma_load_5d(to + c * NBHD_N * 128, map, full, 64 * c, head, x0, x1, x2);
+}
+
+/* A tile's extra keys. */
+NBHD_FN void load_extra(struct ring *r, const struct tile *t, struct tables *tab, const struct nbhd_tensor_map *map,
+                        int extra)
+{
+    for (int at = 0; at < extra; at += NBHD_N) {
+        open_stage(r, tab, NBHD_N);
+        if ((threadIdx.x & 31) == 0) {
+            struct box box = {at, NBHD_N, extra_flags(extra - at)};
+            if (!r->v)
+                tab->box[r->stage] = box;
+            load_box(r, tab, map, NBHD_N, t->place.kv_head, at, t->place.batch, 0);
+        }
+        next_stage(r);
+    }
+}
+
+/* A tile's boxes of keys on the grid; last: flags of the last. All that a box needs is worked out before its stage is
+ * free: the consumers wait for what comes after. */
+NBHD_FN void load_grid(struct ring *r, const struct nbhd_boxes *b, const struct tile *t, struct tables *tab,
+                       const struct nbhd_tensor_map *map, int last)
+{
+    const struct nbhd_key_box *k = &b->shape[t->shape];
+    int origin[3] = {t->any[0].x, t->any[1].x, t->any[2].x}, kv_head = t->place.kv_head, is_last, axis, from;
+    int lane = threadIdx.x & 31;
+    find_column(t, &axis, &from);
+    do {
+        unsigned column = column_origin(origin, axis, from);
+        int x0 = map_coordinate(b, t, origin, 0), x1 = map_coordinate(b, t, origin, 1),
+            x2 = map_coordinate(b, t, origin, 2);
+        is_last = is_last_box(k, t, origin);
+        struct box box = {origin[2], k->tokens, 0};
+        if (!r->v)
+            box.flags = (is_last ? last : 0) | mask_flags(k, t, origin);
+        next_box(k, t, origin);
+        open_stage(r, tab, k->tokens);
+        if (!r->v && lane < MASK_COLUMNS)
+            tab->origin[r->stage][lane] = column;
+        __syncwarp();
+        if (lane == 0) {
+            if (!r->v)
+                tab->box[r->stage] = box;
+            load_box(r, tab, map, k->tokens, kv_head, x2, x1, x0);
+        }
+        next_stage(r);
+    } while (!is_last);
+}
+
+/* One loading warp: all boxes of K (v = 0) or V (v = 1) that the CTA's tiles need, extra keys first. K's also tells the
+ * consumers where each box lies and what mask it needs. */
+NBHD_FN void load_boxes(const struct nbhd_params *p, const struct nbhd_boxes *b, const struct maps *maps,
+                        struct tables *tab, int v, unsigned tiles)
+{
+    struct ring r = {tiles, v, 0, 1};
+    for (int n = 0, more = 1; more; n++) {
+        const struct tile *t = &tab->tile[n & 1];
+        mbar_wait(smem_address(&tab->tile_full[n & 1]), n >> 1 & 1);
+        more = t->more;
+        if (p->extra)
+            load_extra(&r, t, tab, &maps->extra[v], p->extra);
+        load_grid(&r, b, t, tab, &maps->kv[v][(b->sliced ? t->place.slice * b->shapes : 0) + t->shape],
+                  NBHD_SM90_LAST | (more ? 0 : NBHD_SM90_FINAL));
+    }
+}
+
+#endif
