@@ -133,9 +133,12 @@ NBHD_API double nbhd_plan_predicted_ms(const nbhd_plan *plan);  /* by the cost m
 /* NULL is allowed; sets *plan to NULL. A plan for a GPU must go before the CUDA context that it was made in. */
 NBHD_API void nbhd_plan_destroy(nbhd_plan **plan);
 
-/* A ragged batch: sequences whose axes differ in length, each a grid of its own (docs/ragged.md). They lie in the tensors
- *   packed: q [tokens, heads, head_dim] and so on, each sequence's grid in row-major order, one sequence after the other, or
- *           from the token that offsets names; nbhd_tensor.stride is then of [token, heads]; or, where desc->length is set,
+/* A ragged batch: sequences whose axes differ in length, each a grid of its own (docs/ragged.md). They lie in the
+ * tensors
+ *   packed: q [tokens, heads, head_dim] and so on, each sequence's grid in row-major order, one sequence after the
+ *   other, or
+ *           from the token that offsets names; nbhd_tensor.stride is then of [token, heads]; or, where desc->length is
+ *           set,
  *   padded: in tensors [sequences, desc->length..., heads, head_dim] as ever, at the lower end of each axis.
  * Extra keys are [sequences, extra, ...]; biases are shared. Tokens of no sequence are not touched. */
 typedef struct nbhd_ragged {
@@ -149,18 +152,19 @@ typedef struct nbhd_ragged {
 
 #define NBHD_RAGGED_INIT {sizeof(nbhd_ragged), 0, NULL, NULL, NULL, NULL}
 
-/* Plans desc for each of the sequences: a window of 0 is the whole axis of each, and one that does not fit a sequence is
- * refused. desc->length is 0 (packed) or the padded tensors' axes, kv_length the same of the keys, batch 0 or the number of
- * sequences. The arrays are read here only. The plan's kernel, description and predicted time: of the largest sequence, and of all. */
+/* Plans desc for each of the sequences: a window of 0 is the whole axis of each, and one that does not fit a sequence
+ * is refused. desc->length is 0 (packed) or the padded tensors' axes, kv_length the same of the keys, batch 0 or the
+ * number of sequences. The arrays are read here only. The plan's kernel, description and predicted time: of the largest
+ * sequence, and of all. */
 NBHD_API nbhd_status nbhd_plan_create_ragged(nbhd_plan **plan, const nbhd_desc *desc, const nbhd_ragged *ragged,
                                              nbhd_device device, unsigned flags, const char *kernel);
 
-/* Wisdom: what NBHD_PLAN_MEASURE found, kept in the process and consulted by every plan that names no kernel. A measurement
- * takes about two seconds; it uses made-up tensors of the problem's size. The file is text: "nbhd wisdom 1", then a line
- * "machine <processor>" above the choices measured there, "<kernel> <configuration> <ms> <device> <problem> threads=<n>".
- * Choices of other machines, or of kernels and configurations that this build does not offer, are not used.
- * load adds a file's; lines that it cannot read are left out and counted in *ignored (NULL is allowed), nbhd_last_error tells
- * of the first. save replaces the file. All may be called from any thread. */
+/* Wisdom: what NBHD_PLAN_MEASURE found, kept in the process and consulted by every plan that names no kernel. A
+ * measurement takes about two seconds; it uses made-up tensors of the problem's size. The file is text: "nbhd wisdom
+ * 1", then a line "machine <processor>" above the choices measured there, "<kernel> <configuration> <ms> <device>
+ * <problem> threads=<n>". Choices of other machines, or of kernels and configurations that this build does not offer,
+ * are not used. load adds a file's; lines that it cannot read are left out and counted in *ignored (NULL is allowed),
+ * nbhd_last_error tells of the first. save replaces the file. All may be called from any thread. */
 NBHD_API nbhd_status nbhd_wisdom_load(const char *path, int *ignored);
 NBHD_API nbhd_status nbhd_wisdom_save(const char *path);
 NBHD_API void nbhd_wisdom_forget(void);
@@ -195,17 +199,17 @@ typedef struct nbhd_args {
                         {0, {0}}, {0, {0}}}
 
 /* Runs the plan. workspace: nbhd_plan_workspace bytes, aligned to 64, one per concurrent call. stream: a CUstream, or
- * NULL; ignored on the CPU, where the call returns when the result is there. Any number of threads may execute one plan.
- * Allocates nothing, and on a GPU does not wait. What is written must not overlap what is read, nor itself; tensors that
- * the pass does not use are not looked at. */
+ * NULL; ignored on the CPU, where the call returns when the result is there. Any number of threads may execute one
+ * plan. Allocates nothing, and on a GPU does not wait. What is written must not overlap what is read, nor itself;
+ * tensors that the pass does not use are not looked at. */
 NBHD_API nbhd_status nbhd_execute(const nbhd_plan *plan, const nbhd_args *args, void *workspace, void *stream);
 
 /* ---- merge ---- */
 /* Partial results over disjoint sets of keys become the result over all of them, on the CPU:
  *     lse = log sum_p exp(lse_p),   o = sum_p exp(lse_p - lse) o_p
  * desc tells the shape of every part, o [batch, axes, heads, head_dim_v] of its dtype and lse [batch, axes, heads] of
- * float32, and threads; parts: 1 to 64. A part whose lse is -inf saw no key: its o is not read; where all are, o is 0 and lse
- * -inf. o and lse may be a part's own memory; lse may be NULL. Starts threads at its first call. */
+ * float32, and threads; parts: 1 to 64. A part whose lse is -inf saw no key: its o is not read; where all are, o is 0
+ * and lse -inf. o and lse may be a part's own memory; lse may be NULL. Starts threads at its first call. */
 NBHD_API nbhd_status nbhd_merge(const nbhd_desc *desc, int parts, const nbhd_tensor *o_parts,
                                 const nbhd_tensor *lse_parts, const nbhd_tensor *o, const nbhd_tensor *lse);
 /* Its gradient, written to do_parts and dlse_parts, from dout and dlse (NULL: zero). */

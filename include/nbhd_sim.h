@@ -72,13 +72,13 @@ typedef struct nbhd_sim_counts {
  * tokens that counting would take minutes (2^31 steps). */
 NBHD_API nbhd_status nbhd_sim_count(const nbhd_desc *desc, const nbhd_sim_tiles *tiles, nbhd_sim_counts *counts);
 
-/* The tiling that a plan's kernel works in. UNSUPPORTED where that is none of the simulator's: one query at a time, several
- * shapes of key box, several heads in a tile. */
+/* The tiling that a plan's kernel works in. UNSUPPORTED where that is none of the simulator's: one query at a time,
+ * several shapes of key box, several heads in a tile. */
 NBHD_API nbhd_status nbhd_sim_plan_tiles(const nbhd_plan *plan, nbhd_sim_tiles *tiles);
 
 /* One query's tile on one axis, for pictures: all ranges are elements of its dilation group; element e is the token
- * group + dilation * e. Boxes only: a flat tiling is UNSUPPORTED. On a backward line the roles change: `query` is a key,
- * and the ranges but the first are of queries. */
+ * group + dilation * e. Boxes only: a flat tiling is UNSUPPORTED. On a backward line the roles change: `query` is a
+ * key, and the ranges but the first are of queries. */
 typedef struct nbhd_sim_tile {
     size_t size; /* sizeof(nbhd_sim_tile) */
     int group, dilation, elements, keys; /* elements: queries of the group; keys: its keys */
@@ -112,8 +112,8 @@ typedef struct nbhd_sim_device {
     double peak;        /* as matrix, where softmax is wholly hidden: the ceiling of large head_dim; 0: none */
 } nbhd_sim_device;
 #define NBHD_SIM_DEVICE_INIT {sizeof(nbhd_sim_device), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
-/* Known devices, each a chip with a kind of kernel: "h200" (forward, wgmma), "h200-sm80" (forward, mma.sync), "h200-bwd"
- * (backward, wgmma). INVALID names those there are. */
+/* Known devices, each a chip with a kind of kernel: "h200" (forward, wgmma), "h200-sm80" (forward, mma.sync),
+ * "h200-bwd" (backward, wgmma). INVALID names those there are. */
 NBHD_API nbhd_status nbhd_sim_device_get(nbhd_sim_device *device, const char *name);
 
 /* Predicted milliseconds of one call, forward or backward. */
@@ -127,9 +127,10 @@ typedef struct nbhd_sim_sample {
     double ms;
 } nbhd_sim_sample;
 
-/* Reads measurements from the text of a CSV table. The first row names the columns, in any order: line (a problem line),
- * ms (or ms_median, ms_min), and optionally q_tile, kv_tile (2x8x8), tiling (default dynamic), warpgroups, q_rows, kv_rows,
- * resident, mask_steps; others are ignored. Where there are no tiles, their extents are 0. INVALID names the row. */
+/* Reads measurements from the text of a CSV table. The first row names the columns, in any order: line (a problem
+ * line), ms (or ms_median, ms_min), and optionally q_tile, kv_tile (2x8x8), tiling (default dynamic), warpgroups,
+ * q_rows, kv_rows, resident, mask_steps; others are ignored. Where there are no tiles, their extents are 0. INVALID
+ * names the row. */
 NBHD_API nbhd_status nbhd_sim_samples_parse(const char *text, nbhd_sim_sample *samples, int room, int *count);
 
 /* Fits matrix, softmax, mask, step and tile to measurements, starting from (and, where the measurements say little,

@@ -34,7 +34,8 @@ static inline void emulated_store(int t, void *p, long long step)
         memcpy((char *)p + i * step, emulated[t].row[i], 64);
 }
 
-/* Pairs in the order of k, the second of a pair first; subnormals, which the instruction takes for 0, are not looked at. */
+/* Pairs in the order of k, the second of a pair first; subnormals, which the instruction takes for 0, are not looked
+ * at. */
 static inline void emulated_dot(int sum, int a, int b)
 {
     for (int i = 0; i < 16 && tiles_configured; i++) {

@@ -29,8 +29,8 @@ static void flatten(const int (*from)[3], int sequences, int rank, int *to)
         to[i] = from[i / rank][i % rank];
 }
 
-nbhd_status batch_run(const struct batch *b, const nbhd_desc *desc, const struct case_options *given, struct case_result *result,
-                      char text[NBHD_TEXT])
+nbhd_status batch_run(const struct batch *b, const nbhd_desc *desc, const struct case_options *given,
+                      struct case_result *result, char text[NBHD_TEXT])
 {
     int lengths[27], kv_lengths[27];
     struct case_options options = *given;
@@ -44,8 +44,8 @@ nbhd_status batch_run(const struct batch *b, const nbhd_desc *desc, const struct
         for (int i = 0; i < desc->rank && n < NBHD_TEXT; i++)
             n += snprintf(text + n, (size_t)(NBHD_TEXT - n), "%s%d", i ? "x" : s ? "+" : "", b->lengths[s][i]);
     if (n < NBHD_TEXT)
-        snprintf(text + n, (size_t)(NBHD_TEXT - n), " pass %d, dtype %d, placement %d, layout %d", desc->pass, desc->dtype,
-                 options.placement, options.layout);
+        snprintf(text + n, (size_t)(NBHD_TEXT - n), " pass %d, dtype %d, placement %d, layout %d", desc->pass,
+                 desc->dtype, options.placement, options.layout);
     return case_run(desc, &options, result);
 }
 
@@ -61,7 +61,8 @@ struct batch batch_random(unsigned seed, nbhd_desc *desc)
     for (int s = 0; s < b.sequences; s++)
         for (int a = 0; a < desc->rank; a++) {
             const unsigned r = (seed + 31u * (unsigned)s + 7u * (unsigned)a) * 2654435761u >> 20;
-            const int window = desc->window[a] ? desc->window[a] : 1, dilation = desc->dilation[a] ? desc->dilation[a] : 1;
+            const int window = desc->window[a] ? desc->window[a] : 1,
+                      dilation = desc->dilation[a] ? desc->dilation[a] : 1;
             b.lengths[s][a] = (cross ? 1 : window * dilation) + (int)(r % 7);
             b.kv_lengths[s][a] = cross ? 1 + (int)(r / 7 % 9) : 0;
         }

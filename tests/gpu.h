@@ -83,7 +83,8 @@ static bool fill(void *device, size_t bytes, int dtype, unsigned seed)
     return ok;
 }
 
-/* Allocates and fills every tensor of a contiguous problem; o and lse of a backward are computed by the named forward. */
+/* Allocates and fills every tensor of a contiguous problem; o and lse of a backward are computed by the named
+ * forward. */
 static bool open_problem(struct problem *p, const char *line, int pass)
 {
     memset(p, 0, sizeof *p);
@@ -190,7 +191,8 @@ static int gpu_main(const struct gpu_part *parts, int argc, char **argv)
         if (gpu_wants(parts->name, argc, argv)) {
             const double start = now_s();
             parts->run();
-            printf("%s: %.1f s, %ld passed, %ld failed so far\n", parts->name, now_s() - start, test_passed, test_failed);
+            printf("%s: %.1f s, %ld passed, %ld failed so far\n", parts->name, now_s() - start, test_passed,
+                   test_failed);
             fflush(stdout);
         }
     return test_done();

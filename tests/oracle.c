@@ -15,7 +15,8 @@ bool oracle_sees(const struct oracle_axis *a, int query, int key)
         return false;
     const int members = (a->length - query % a->dilation + a->dilation - 1) / a->dilation;
     const int p = query / a->dilation, j = key / a->dilation;
-    /* Queries come in groups of `stride`; all of a group use the window around one of them, or around the last member. */
+    /* Queries come in groups of `stride`; all of a group use the window around one of them, or around the last
+     * member. */
     int leader = p - p % a->stride + (a->edge == ORACLE_CAUSAL ? a->stride - 1 : a->stride / 2);
     if (leader > members - 1)
         leader = members - 1;
@@ -52,14 +53,16 @@ double oracle_round(enum oracle_precision precision, double value)
     case ORACLE_F32:
     case ORACLE_TF32:
     case ORACLE_TF32_NEAREST: return (double)(float)value;
-    case ORACLE_F16: value = round_to_bits(value, 11, 0x1p-14); return fabs(value) > 65504 ? copysign(INFINITY, value) : value;
+    case ORACLE_F16:
+        value = round_to_bits(value, 11, 0x1p-14);
+        return fabs(value) > 65504 ? copysign(INFINITY, value) : value;
     case ORACLE_BF16: return round_to_bits(value, 8, 0x1p-126);
     default: return value;
     }
 }
 
-/* What a product takes of a value: it is rounded to the type. Of a float32 that is given to them as it stands, tensor cores
- * read the 19 bits of a TF32: they cut the others off. Others round to the nearest before. */
+/* What a product takes of a value: it is rounded to the type. Of a float32 that is given to them as it stands, tensor
+ * cores read the 19 bits of a TF32: they cut the others off. Others round to the nearest before. */
 static double operand(const struct oracle_problem *p, double value)
 {
     if (p->precision == ORACLE_TF32_NEAREST)
@@ -156,7 +159,8 @@ static void find_visible(struct oracle *c, long long query)
 }
 
 /* Row of a key, extra keys after the grid's, in k/v or a gradient of them. */
-static double *key_row(const struct oracle *c, double *grid, double *extra, int batch, long long key, int kv_head, int width)
+static double *key_row(const struct oracle *c, double *grid, double *extra, int batch, long long key, int kv_head,
+                       int width)
 {
     const struct oracle_problem *p = c->p;
     if (key < c->keys)
@@ -190,8 +194,8 @@ static double dot(const struct oracle *c, const double *a, const double *b, int 
     return sum;
 }
 
-/* Fills weights with the probabilities of one query; returns its logsumexp. With a logsumexp given, they are relative to that
- * one, rounding and all. */
+/* Fills weights with the probabilities of one query; returns its logsumexp. With a logsumexp given, they are relative
+ * to that one, rounding and all. */
 static double softmax(struct oracle *c, int batch, long long query, int head, const double *given)
 {
     const struct oracle_problem *p = c->p;
@@ -265,7 +269,8 @@ static void add_scaled(const struct oracle *c, double *to, double factor, const 
         to[d] = sum_up(c->p, to[d] + sum_up(c->p, factor * element(c->p, from[d])));
 }
 
-/* One query's share of every gradient: dV += P dO; dP = dO.v; dS = P (dP - delta); dQ += scale dS K; dK += scale dS Q. */
+/* One query's share of every gradient: dV += P dO; dP = dO.v; dS = P (dP - delta); dQ += scale dS K; dK += scale dS
+ * Q. */
 static void differentiate(struct oracle *c, int batch, long long query, int head)
 {
     const struct oracle_problem *p = c->p;
@@ -360,7 +365,10 @@ static long long entry_of(const struct oracle *c, long long query, long long key
     return entry;
 }
 
-static int window_of(const struct oracle_problem *p) { return p->axis[0].window * p->axis[1].window * p->axis[2].window; }
+static int window_of(const struct oracle_problem *p)
+{
+    return p->axis[0].window * p->axis[1].window * p->axis[2].window;
+}
 
 /* Calls visit for every visible (query, key) pair of every batch entry and head, with the pair's score entry. */
 struct pair {
@@ -473,7 +481,8 @@ static void qk_backward_pair(const struct oracle *c, const struct pair *at)
 
 bool oracle_qk_backward(const struct oracle_problem *p, const struct oracle_tensors *t)
 {
-    const long long queries = count_of(p, false, p->heads, p->head_dim), keys = count_of(p, true, p->kv_heads, p->head_dim);
+    const long long queries = count_of(p, false, p->heads, p->head_dim),
+                    keys = count_of(p, true, p->kv_heads, p->head_dim);
     long long table = p->heads;
     for (int i = 0; i < 3; i++)
         table *= 2 * p->axis[i].window - 1;

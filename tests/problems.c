@@ -41,7 +41,10 @@ static uint64_t advance(uint64_t *state)
     return *state >> 33;
 }
 
-static int between(uint64_t *state, int low, int high) { return low + (int)(advance(state) % (uint64_t)(high - low + 1)); }
+static int between(uint64_t *state, int low, int high)
+{
+    return low + (int)(advance(state) % (uint64_t)(high - low + 1));
+}
 
 static int one_of(uint64_t *state, const int *values, int count) { return values[advance(state) % (uint64_t)count]; }
 

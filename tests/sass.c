@@ -102,7 +102,9 @@ static int written(const char *op, int *count)
         return 0;
     const char *wide = strstr(op, ".128"), *pair = strstr(op, ".64"), *full = strstr(op, ".WIDE");
     const bool matrices = !strncmp(op, "LDSM", 4);
-    *count = (wide && wide < op + name) || matrices ? 4 : (pair && pair < op + name) || (full && full < op + name) ? 2 : 1;
+    *count = (wide && wide < op + name) || matrices                     ? 4
+             : (pair && pair < op + name) || (full && full < op + name) ? 2
+                                                                        : 1;
     return reg;
 }
 
@@ -130,8 +132,8 @@ static bool follow(struct flight *f, const struct sass_line *line, char *why, si
     const int first = written(op, &count);
     for (int r = first; r < first + count && r < REGISTERS; r++)
         if (f->group[r] != NEVER) {
-            snprintf(why, room, "R%d, which the HGMMA at %x reads, is overwritten at %x: %s", r, f->reader[r], line->address,
-                     line->text);
+            snprintf(why, room, "R%d, which the HGMMA at %x reads, is overwritten at %x: %s", r, f->reader[r],
+                     line->address, line->text);
             return true;
         }
     return false;

@@ -21,8 +21,9 @@ bool sass_read(struct sass *s, const void *cubin, size_t bytes);
 void sass_free(struct sass *s);
 bool sass_has(const struct sass *s, const char *instruction);
 
-/* Looks for a register that an HGMMA reads as its A operand and that another instruction of the same loop overwrites before
- * the wait for that HGMMA, in this turn of the loop or the next: ptxas sometimes gives it away (NBHD_KEEP_R). Writes a sentence. */
+/* Looks for a register that an HGMMA reads as its A operand and that another instruction of the same loop overwrites
+ * before the wait for that HGMMA, in this turn of the loop or the next: ptxas sometimes gives it away (NBHD_KEEP_R).
+ * Writes a sentence. */
 bool sass_overwrites(const struct sass *s, char *why, size_t room);
 
 #endif

@@ -36,9 +36,9 @@ static void check_arithmetic(const struct simd_test *t, const float *a, const fl
 {
     float x[VF];
     const vf va = v_load(a), vb = v_load(b), vc = v_load(c);
-#define LANES(name, expression, right)                                                                                  \
-    v_store(x, (expression));                                                                                          \
-    for (int l = 0; l < VF; l++)                                                                                       \
+#define LANES(name, expression, right) \
+    v_store(x, (expression));          \
+    for (int l = 0; l < VF; l++)       \
         t->check(right, name, l, (double)a[l], (double)x[l]);
     LANES("add", v_add(va, vb), same(x[l], a[l] + b[l]))
     LANES("sub", v_sub(va, vb), same(x[l], a[l] - b[l]))
@@ -65,7 +65,8 @@ static void check_functions(const struct simd_test *t)
     float a[VF], x[VF], y[VF];
     for (int i = 0; i < 40000; i++) {
         for (int l = 0; l < VF; l++)
-            a[l] = i < SAMPLES ? samples[(i + l) % SAMPLES] : -160.0f + 286.9f * (float)((i * VF + l) % 65521) / 65521.0f;
+            a[l] =
+                i < SAMPLES ? samples[(i + l) % SAMPLES] : -160.0f + 286.9f * (float)((i * VF + l) % 65521) / 65521.0f;
         v_store(x, v_exp2(v_load(a)));
         for (int l = 0; l < VF; l++) {
             const double right = a[l] < -126.0f ? 0.0 : exp2((double)a[l]);
@@ -99,11 +100,15 @@ static void check_memory(const struct simd_test *t, const float *a)
             memset(half - n - 1, 0x55, sizeof(uint16_t) * (size_t)(n + 1));
             (type ? v_store_bf16 : v_store_f16)(half - n, v_load(a), n);
             for (int l = 0; l < n; l++)
-                t->check(half[l - n] == bits[l] || isnan(a[l]), type ? "store_bf16" : "store_f16", l, (double)a[l], half[l - n]);
+                t->check(half[l - n] == bits[l] || isnan(a[l]), type ? "store_bf16" : "store_f16", l, (double)a[l],
+                         half[l - n]);
             t->check(half[-n - 1] == 0x5555, "store_16 before", n, half[-n - 1], 0);
             v_store(x, (type ? v_load_bf16 : v_load_f16)(half - n, n));
             for (int l = 0; l < VF; l++)
-                t->check(same(x[l], l >= n ? 0.0f : type ? nbhd_from_bf16(bits[l]) : nbhd_from_f16(bits[l])) || isnan(a[l]),
+                t->check(same(x[l], l >= n ? 0.0f
+                                    : type ? nbhd_from_bf16(bits[l])
+                                           : nbhd_from_f16(bits[l])) ||
+                             isnan(a[l]),
                          type ? "load_bf16" : "load_f16", l, n, (double)x[l]);
         }
     }

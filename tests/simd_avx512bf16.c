@@ -45,7 +45,8 @@ static void check_moving(const struct simd_test *t)
         t->check(got[i] == (i % 2 ? 0x1234 : 0x5678), "pair_set1", i, 0, got[i]);
     vi rows[VF];
     for (int i = 0; i < VF; i++)
-        rows[i] = v_iadd(v_iset1(100 * i), v_pair_load((const uint32_t[]){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}));
+        rows[i] = v_iadd(v_iset1(100 * i),
+                         v_pair_load((const uint32_t[]){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}));
     v_pair_transpose(rows);
     for (int i = 0; i < VF; i++) {
         uint32_t row[VF];
@@ -68,8 +69,10 @@ static void check_rounding(const struct simd_test *t)
         for (int l = 0; l < VF; l++) {
             const bool tiny = low[l] < 0x1p-126f; /* counts as 0 */
             const uint16_t right = tiny ? 0 : nbhd_to_bf16(low[l]);
-            t->check(isnan(low[l]) ? isnan(nbhd_from_bf16(got[2 * l])) : got[2 * l] == right, "pair_of", l, (double)low[l], got[2 * l]);
-            t->check(isnan(low[l]) || got[2 * l + 1] == (right | 0x8000), "pair_of, high", l, (double)high[l], got[2 * l + 1]);
+            t->check(isnan(low[l]) ? isnan(nbhd_from_bf16(got[2 * l])) : got[2 * l] == right, "pair_of", l,
+                     (double)low[l], got[2 * l]);
+            t->check(isnan(low[l]) || got[2 * l + 1] == (right | 0x8000), "pair_of, high", l, (double)high[l],
+                     got[2 * l + 1]);
         }
     }
 }

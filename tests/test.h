@@ -12,8 +12,8 @@ static long test_passed, test_failed, test_skipped;
 /* CHECK(condition, "format", ...): the message says what was found. Evaluates to the condition. */
 #define CHECK(condition, ...) test_check((condition), __FILE__, __LINE__, #condition, __VA_ARGS__)
 
-__attribute__((format(printf, 5, 6))) static inline bool test_check(bool ok, const char *file, int line, const char *what,
-                                                                    const char *format, ...)
+__attribute__((format(printf, 5, 6))) static inline bool test_check(bool ok, const char *file, int line,
+                                                                    const char *what, const char *format, ...)
 {
     if (ok) {
         test_passed++;

@@ -1,4 +1,5 @@
-/* What CPU kernels, forward and backward, report to have visited, and what the Hopper planner counts, against the simulator. */
+/* What CPU kernels, forward and backward, report to have visited, and what the Hopper planner counts, against the
+ * simulator. */
 #include <math.h>
 #include "core/counters.h"
 #include "core/kernel.h"
@@ -77,7 +78,8 @@ static struct visits permuted(const struct nbhd_fwd *f)
     for (int i = 0; i < f->grid[1].count; i++) { /* the tiles begin anew in each cell */
         const struct nbhd_cell cell = nbhd_grid_cell(&f->grid[1], i);
         for (int y = cell.q.begin; y < cell.q.end; y += FWD_ROWS) {
-            struct nbhd_tile t = nbhd_tile_at(a[1], cell.size, y, nbhd_min(FWD_ROWS, cell.q.end - y), 1, NBHD_TILING_DYNAMIC);
+            struct nbhd_tile t =
+                nbhd_tile_at(a[1], cell.size, y, nbhd_min(FWD_ROWS, cell.q.end - y), 1, NBHD_TILING_DYNAMIC);
             c1.visited += t.visited;
             c1.full += t.full;
         }
@@ -119,7 +121,8 @@ static struct nbhd_tile_count count_steps(struct nbhd_axis a, const struct nbhd_
             continue;
         for (int q = region.q.begin; q < region.q.end; q += box)
             for (int y = q, end = nbhd_min(q + box, region.q.end); y < end; y += FWD_ROWS) {
-                struct nbhd_tile t = nbhd_tile_at(a, region.size, y, nbhd_min(FWD_ROWS, end - y), 1, NBHD_TILING_DYNAMIC);
+                struct nbhd_tile t =
+                    nbhd_tile_at(a, region.size, y, nbhd_min(FWD_ROWS, end - y), 1, NBHD_TILING_DYNAMIC);
                 c.q_tiles++;
                 c.visited += t.visited;
                 c.full += t.full;
@@ -140,8 +143,8 @@ static double count_boxes(struct nbhd_axis a, const struct nbhd_rounds *r, int b
     return boxes;
 }
 
-/* The rounds cut queries and keys up, but each query tile meets each of its keys in one of them: broadcast tiles visit what
- * the simulator says, whatever the cut. */
+/* The rounds cut queries and keys up, but each query tile meets each of its keys in one of them: broadcast tiles visit
+ * what the simulator says, whatever the cut. */
 static struct visits expected_backward(const struct nbhd_plan *plan, const nbhd_desc *d)
 {
     const struct nbhd_bwd *b = plan->state;
@@ -189,8 +192,8 @@ static void check(const char *line, const char *kernel)
 }
 
 #if NBHD_HAVE_CUDA
-/* Tiles, boxes and boxes without a mask, as the planner of the Hopper forward reckons them. Plans of several key boxes are
- * no tiling of the simulator's: passed over. */
+/* Tiles, boxes and boxes without a mask, as the planner of the Hopper forward reckons them. Plans of several key boxes
+ * are no tiling of the simulator's: passed over. */
 static void check_planner(const char *line)
 {
     enum { ROOM = 6, MULTIPROCESSORS = 132, SHARED = 232448 };
@@ -252,8 +255,8 @@ int main(void)
             if (nbhd_kernels[k].device == NBHD_DEVICE_CPU && nbhd_kernels[k].pass <= NBHD_BACKWARD)
                 check(nbhd_kernels[k].pass == NBHD_FORWARD ? lines[i] : backward, nbhd_kernels[k].name);
     }
-    printf("tiles of %d broadcast, %d permuted and %d scalar calls; backward %d and %d\n", broadcasts, permutes, scalars,
-           bwd_broadcasts, bwd_permutes);
+    printf("tiles of %d broadcast, %d permuted and %d scalar calls; backward %d and %d\n", broadcasts, permutes,
+           scalars, bwd_broadcasts, bwd_permutes);
     CHECK(scalars > 0, "no scalar call was compared");
     if (broadcasts + permutes == 0)
         test_skip("this machine runs no vector kernel");

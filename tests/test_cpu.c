@@ -1,5 +1,5 @@
-/* Every CPU row, under every cap of the instruction set, on every problem of case_lines and on random ones, in every layout,
- * against the oracle; the same bits for any number of threads. */
+/* Every CPU row, under every cap of the instruction set, on every problem of case_lines and on random ones, in every
+ * layout, against the oracle; the same bits for any number of threads. */
 #include "case.h"
 #include "core/kernel.h"
 #include "cpu/fwd_plan.h"
@@ -129,7 +129,8 @@ static void check_choice(const char *line, const char *kernel)
     nbhd_plan_destroy(&plan);
 }
 
-/* Large windows in bfloat16 go to the units for it, where they are faster; small ones, and other types, to float32 vectors. */
+/* Large windows in bfloat16 go to the units for it, where they are faster; small ones, and other types, to float32
+ * vectors. */
 static void check_choices(void)
 {
     const unsigned isa = nbhd_isa_available();
@@ -152,8 +153,8 @@ static void check_thread_counts(void)
     for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++) {
         if (!runs_here(k) || k->pass > NBHD_BACKWARD)
             continue;
-        static const char *const lines[] = {"b2 h4/2 d32 19x23 w7x5", "h2 d64 300 w100 s10", "h3 d16 5x9x20 w3x3x5 ecnn",
-                                            "b2 h4/2 d24/40 11x13 w5x4 s1x2 extra=3 bias"};
+        static const char *const lines[] = {"b2 h4/2 d32 19x23 w7x5", "h2 d64 300 w100 s10",
+                                            "h3 d16 5x9x20 w3x3x5 ecnn", "b2 h4/2 d24/40 11x13 w5x4 s1x2 extra=3 bias"};
         for (int i = 0; i < 4; i++) {
             unsigned long long bits = 0;
             for (int threads = 1; threads <= 7; threads += 2) {
@@ -166,7 +167,8 @@ static void check_thread_counts(void)
                 if (case_run(&desc, &options, &result) == NBHD_ERROR_UNSUPPORTED)
                     break;
                 CHECK(result.ok, "%s on '%s': %s", k->name, lines[i], result.why);
-                CHECK(threads == 1 || bits == result.bits, "%s on '%s': %d threads give other bits", k->name, lines[i], threads);
+                CHECK(threads == 1 || bits == result.bits, "%s on '%s': %d threads give other bits", k->name, lines[i],
+                      threads);
                 bits = result.bits;
             }
         }

@@ -1,5 +1,5 @@
-/* What src/cuda/driver.h declares by hand against the real cuda.h and nvrtc.h, where the build found them. Function types are
- * compared by the compiler: this file does not build if one differs. */
+/* What src/cuda/driver.h declares by hand against the real cuda.h and nvrtc.h, where the build found them. Function
+ * types are compared by the compiler: this file does not build if one differs. */
 #include <stddef.h>
 #if __has_include(<cuda.h>)
 #include <cuda.h>
@@ -14,8 +14,9 @@
 #include "cuda/driver.h"
 #include "test.h"
 
-/* Assigning in an operand of sizeof checks the types and neither runs nor links anything. Where cuda.h renames an entry point
- * by a macro, both sides are renamed. An enumeration of theirs and our `unsigned` are one type to gcc and clang. */
+/* Assigning in an operand of sizeof checks the types and neither runs nor links anything. Where cuda.h renames an entry
+ * point by a macro, both sides are renamed. An enumeration of theirs and our `unsigned` are one type to gcc and
+ * clang. */
 #define SAME_TYPE(name, arguments) (void)sizeof(ours.name = name);
 
 int main(void)
@@ -39,12 +40,14 @@ int main(void)
         {"count", offsetof(struct nbhd_launch_config, count), offsetof(CUlaunchConfig, numAttrs)},
         {"sizeof CUlaunchAttribute", sizeof(struct nbhd_launch_attribute), sizeof(CUlaunchAttribute)},
         {"value", offsetof(struct nbhd_launch_attribute, value), offsetof(CUlaunchAttribute, value)},
-        {"cluster", offsetof(struct nbhd_launch_attribute, value.cluster), offsetof(CUlaunchAttribute, value.clusterDim)},
+        {"cluster", offsetof(struct nbhd_launch_attribute, value.cluster),
+         offsetof(CUlaunchAttribute, value.clusterDim)},
         {"CUDA_SUCCESS", NBHD_CU_SUCCESS, CUDA_SUCCESS},
         {"CUDA_ERROR_NO_DEVICE", NBHD_CU_ERROR_NO_DEVICE, CUDA_ERROR_NO_DEVICE},
         {"CUDA_ERROR_INVALID_IMAGE", NBHD_CU_ERROR_INVALID_IMAGE, CUDA_ERROR_INVALID_IMAGE},
         {"CUDA_ERROR_NO_BINARY_FOR_GPU", NBHD_CU_ERROR_NO_BINARY_FOR_GPU, CUDA_ERROR_NO_BINARY_FOR_GPU},
-        {"CUDA_ERROR_UNSUPPORTED_PTX_VERSION", NBHD_CU_ERROR_UNSUPPORTED_PTX_VERSION, CUDA_ERROR_UNSUPPORTED_PTX_VERSION},
+        {"CUDA_ERROR_UNSUPPORTED_PTX_VERSION", NBHD_CU_ERROR_UNSUPPORTED_PTX_VERSION,
+         CUDA_ERROR_UNSUPPORTED_PTX_VERSION},
         {"SHARED_MEMORY_PER_BLOCK_OPTIN", NBHD_CU_SHARED_MEMORY_PER_BLOCK_OPTIN,
          CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN},
         {"MULTIPROCESSOR_COUNT", NBHD_CU_MULTIPROCESSOR_COUNT, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT},

@@ -1,5 +1,5 @@
-/* Files of the command: .npy, .safetensors and PNG, good ones and hostile ones. Every hostile file must give its sentence.
- * With a directory as argument it also writes every file there: seeds for the fuzzers (scripts/fuzz). */
+/* Files of the command: .npy, .safetensors and PNG, good ones and hostile ones. Every hostile file must give its
+ * sentence. With a directory as argument it also writes every file there: seeds for the fuzzers (scripts/fuzz). */
 #include <errno.h>
 #include <math.h>
 #include <stdarg.h>
@@ -111,11 +111,13 @@ static void test_npy(void)
     expect_npy(npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (-4,)}", 16), "entry 'shape'");
     expect_npy(npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (4000000000, 4000000000, 4)}", 16),
                "more bytes than can be addressed");
-    expect_npy(npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999,)}", 16), "entry 'shape'");
+    expect_npy(npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999,)}", 16),
+               "entry 'shape'");
     expect_npy(npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (1,1,1,1,1,1,1,1,1)}", 16), "entry 'shape'");
     expect_npy(npy(1, "{'descr': '<f4', 'fortran_order': False}", 16), "lacks descr, fortran_order or shape");
     expect_npy(npy(1, "{'descr': '<f4', 'descr': '<f8', 'fortran_order': False, 'shape': (1,)}", 16), "entry 'descr'");
-    expect_npy(npy(1, "{'descr': '<f4', 'fortran_order': True, 'fortran_order': False, 'shape': (4,)}", 16), "entry 'fortran_order'");
+    expect_npy(npy(1, "{'descr': '<f4', 'fortran_order': True, 'fortran_order': False, 'shape': (4,)}", 16),
+               "entry 'fortran_order'");
     expect_npy(npy(1, "{'descr': '<f4', 'shape': (1,), 'fortran_order': False, 'shape': (4,)}", 16), "entry 'shape'");
     expect_npy(npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (4,", 16), "entry 'shape'");
     expect_npy(npy(1, "{'descr': '<f4", 16), "entry 'descr'");
@@ -167,26 +169,36 @@ static void test_safetensors(void)
     expect_safetensors(safetensors(Q "}", 16), "q", NULL);
     expect_safetensors(safetensors(Q "}", 16), "", NULL);
     expect_safetensors(safetensors(Q " , \"__metadata__\" : {\"a\":\"{[\\\"\"}}   ", 16), "", NULL);
-    expect_safetensors(safetensors("{\"\\u0071\\n\\ud83d\\ude00\":{\"shape\":[],\"dtype\":\"BF16\",\"data_offsets\":[1,3]}}", 3),
-                       "q\n\xf0\x9f\x98\x80", NULL);
+    expect_safetensors(
+        safetensors("{\"\\u0071\\n\\ud83d\\ude00\":{\"shape\":[],\"dtype\":\"BF16\",\"data_offsets\":[1,3]}}", 3),
+        "q\n\xf0\x9f\x98\x80", NULL);
     expect_safetensors(safetensors("{\"e\":{\"dtype\":\"F64\",\"shape\":[0,7],\"data_offsets\":[0,0]}}", 0), "e", NULL);
     expect_safetensors(safetensors(Q "}", 15), "q", "[0, 16] are not within the file's 15 bytes");
     expect_safetensors(safetensors(Q "}", 16), "k", "holds no tensor 'k' (it holds q)");
     expect_safetensors(safetensors("{}", 0), "k", "holds no tensor 'k'");
     expect_safetensors(safetensors(Q ",\"k\":{}}", 16), "", "holds 2 tensors");
-    expect_safetensors(safetensors(Q ",\"q\":{\"dtype\":\"F32\",\"shape\":[1,2,2],\"data_offsets\":[0,16]}}", 16), "q", "2 times");
-    expect_safetensors(safetensors("{\"q\":{\"dtype\":\"I64\",\"shape\":[2],\"data_offsets\":[0,16]}}", 16), "q", "dtype is I64");
-    expect_safetensors(safetensors("{\"q\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[0,16]}}", 16), "q", "needs 12 bytes");
-    expect_safetensors(safetensors("{\"q\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[16,0]}}", 16), "q", "[16, 0]");
-    expect_safetensors(safetensors("{\"q\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[-16,0]}}", 16), "q", "not two numbers");
-    expect_safetensors(safetensors("{\"q\":{\"dtype\":\"F32\",\"shape\":[4.5],\"data_offsets\":[0,16]}}", 16), "q", "shape is not a list");
-    expect_safetensors(safetensors("{\"q\":{\"dtype\":\"F32\",\"shape\":[4000000000,4000000000,4],\"data_offsets\":[0,16]}}", 16),
-                       "q", "more bytes than can be addressed");
-    expect_safetensors(safetensors("{\"q\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1,1,1,1,4],\"data_offsets\":[0,16]}}", 16), "q",
-                       "at most 8");
+    expect_safetensors(safetensors(Q ",\"q\":{\"dtype\":\"F32\",\"shape\":[1,2,2],\"data_offsets\":[0,16]}}", 16), "q",
+                       "2 times");
+    expect_safetensors(safetensors("{\"q\":{\"dtype\":\"I64\",\"shape\":[2],\"data_offsets\":[0,16]}}", 16), "q",
+                       "dtype is I64");
+    expect_safetensors(safetensors("{\"q\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[0,16]}}", 16), "q",
+                       "needs 12 bytes");
+    expect_safetensors(safetensors("{\"q\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[16,0]}}", 16), "q",
+                       "[16, 0]");
+    expect_safetensors(safetensors("{\"q\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[-16,0]}}", 16), "q",
+                       "not two numbers");
+    expect_safetensors(safetensors("{\"q\":{\"dtype\":\"F32\",\"shape\":[4.5],\"data_offsets\":[0,16]}}", 16), "q",
+                       "shape is not a list");
+    expect_safetensors(
+        safetensors("{\"q\":{\"dtype\":\"F32\",\"shape\":[4000000000,4000000000,4],\"data_offsets\":[0,16]}}", 16), "q",
+        "more bytes than can be addressed");
+    expect_safetensors(
+        safetensors("{\"q\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1,1,1,1,4],\"data_offsets\":[0,16]}}", 16), "q",
+        "at most 8");
     expect_safetensors(safetensors("{\"q\":{\"dtype\":\"F32\"}}", 16), "q", "lacks dtype, shape or data_offsets");
     expect_safetensors(safetensors("{\"q\":[]}", 16), "q", "not a JSON object");
-    expect_safetensors(safetensors("{\"q\":{\"dtype\":\"F32\",\"x\":[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[", 16), "q", "deeper");
+    expect_safetensors(safetensors("{\"q\":{\"dtype\":\"F32\",\"x\":[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[", 16), "q",
+                       "deeper");
     expect_safetensors(safetensors("{\"q", 16), "q", "breaks off within a string");
     expect_safetensors(safetensors("{\"\\x\":1}", 16), "q", "unknown escape");
     expect_safetensors(safetensors("{\"\\ud800\":1}", 16), "q", "unknown escape");
@@ -198,7 +210,8 @@ static void test_safetensors(void)
         char why[NBHD_TEXT];
         unsigned char *exact = malloc(size + 1);
         memcpy(exact, b.at, size);
-        CHECK(!safetensors_find(exact, size, "q", &info, why), "cut to %zu of %zu bytes it was still good", size, b.size);
+        CHECK(!safetensors_find(exact, size, "q", &info, why), "cut to %zu of %zu bytes it was still good", size,
+              b.size);
         free(exact);
     }
     b.at[0] = (unsigned char)(b.size - 4); /* its end is within the file, counted from its own beginning */
@@ -231,7 +244,8 @@ static void test_outputs(void)
         struct array a;
         if (!CHECK(!array_open(&a, list[i].spec), "%s", told))
             continue;
-        CHECK(a.info.dtype == list[i].dtype && a.info.rank == list[i].rank && a.info.bytes == list[i].bytes, "output %d", i);
+        CHECK(a.info.dtype == list[i].dtype && a.info.rank == list[i].rank && a.info.bytes == list[i].bytes,
+              "output %d", i);
         CHECK(!memcmp(a.info.shape, list[i].shape, sizeof a.info.shape), "output %d: shape", i);
         CHECK(((char *)a.data)[0] == 17 + i && ((char *)a.data)[a.info.bytes - 1] == 17 + i, "output %d: data", i);
         array_close(&a);
@@ -293,7 +307,8 @@ static struct png_buffer make_png(int width, int height, int type, int bits, boo
     png_infop info = png_create_info_struct(png);
     png_set_write_fn(png, &out, append, no_flush);
     png_set_IHDR(png, info, (png_uint_32)width, (png_uint_32)height, bits, type,
-                 interlaced ? PNG_INTERLACE_ADAM7 : PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
+                 interlaced ? PNG_INTERLACE_ADAM7 : PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT,
+                 PNG_FILTER_TYPE_DEFAULT);
     png_color palette[4] = {{1, 2, 3}, {10, 20, 30}, {100, 110, 120}, {255, 254, 253}};
     png_byte alpha[4] = {255, 0, 128, 7};
     if (type == PNG_COLOR_TYPE_PALETTE) {
@@ -377,7 +392,8 @@ static void test_png_chunks(void)
     char path[256];
     unsigned char pixel = 7, gamma[4] = {0, 0, 177, 143}, resolution[9] = {0, 0, 11, 19, 0, 0, 11, 19, 1};
     struct image_chunk chunks[2] = {{"gAMA", PNG_HAVE_IHDR, gamma, 4}, {"pHYs", PNG_HAVE_IHDR, resolution, 9}};
-    struct image image = {.width = 1, .height = 1, .channels = 1, .bits = 8, .sample = &pixel, .chunk = chunks, .chunks = 2};
+    struct image image = {
+        .width = 1, .height = 1, .channels = 1, .bits = 8, .sample = &pixel, .chunk = chunks, .chunks = 2};
     struct image back;
     snprintf(path, sizeof path, "%s/chunks.png", scratch);
     CHECK(!image_write(&image, path), "%s", told);
@@ -401,7 +417,8 @@ static void test_png_write(void)
                 image_put(&image, i, (double)i * 4.2 * (bits == 16 ? 257 : 1));
             CHECK(!image_write(&image, path), "%s", told);
             if (CHECK(!image_read(&back, path), "%s", told)) {
-                CHECK(back.channels == channels && back.bits == bits, "%d channels of %d bits", back.channels, back.bits);
+                CHECK(back.channels == channels && back.bits == bits, "%d channels of %d bits", back.channels,
+                      back.bits);
                 CHECK(isinf(image_psnr(&image, &back)), "%d channels of %d bits differ", channels, bits);
                 CHECK(image_get(&back, 1) == (bits == 16 ? 1079 : 4), "%g", image_get(&back, 1));
             }
@@ -426,7 +443,8 @@ static void test_noise(void)
         double found = noise_estimate(&noisy);
         CHECK(fabs(found - sigma) < 0.03 * sigma + 0.2, "noise of %d was found to be %g", sigma, found);
         double psnr = image_psnr(&image, &noisy), expected = 20 * log10(255.0 / sigma);
-        CHECK(sigma ? fabs(psnr - expected) < 0.1 : isinf(psnr), "noise of %d: %g dB, expected %g", sigma, psnr, expected);
+        CHECK(sigma ? fabs(psnr - expected) < 0.1 : isinf(psnr), "noise of %d: %g dB, expected %g", sigma, psnr,
+              expected);
         image_free(&noisy);
     }
     image_free(&image);

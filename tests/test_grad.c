@@ -1,5 +1,6 @@
-/* The oracle's backward against central differences of the oracle's forward: every gradient, every feature, small problems.
- * With this, the oracle may judge kernels' gradients. In double: a step of 1e-5 leaves an error near 1e-10. */
+/* The oracle's backward against central differences of the oracle's forward: every gradient, every feature, small
+ * problems. With this, the oracle may judge kernels' gradients. In double: a step of 1e-5 leaves an error near
+ * 1e-10. */
 #include <math.h>
 #include "oracle.h"
 #include "test.h"
@@ -45,8 +46,8 @@ struct pair {
     struct array value, gradient;
 };
 
-static void compare(const char *what, const struct oracle_problem *p, const struct oracle_tensors *t, const struct pair *pair,
-                    long long o, long long lse)
+static void compare(const char *what, const struct oracle_problem *p, const struct oracle_tensors *t,
+                    const struct pair *pair, long long o, long long lse)
 {
     double worst = 0;
     for (long long i = 0; i < pair->value.count; i++) {
@@ -71,7 +72,8 @@ static void check_problem(const char *what, const struct oracle_problem *p, bool
         table *= 2 * p->axis[i].window - 1;
     }
     const long long q = tokens * p->heads * p->head_dim, k = keys * p->kv_heads * p->head_dim;
-    const long long v = keys * p->kv_heads * p->head_dim_v, o = tokens * p->heads * p->head_dim_v, lse = tokens * p->heads;
+    const long long v = keys * p->kv_heads * p->head_dim_v, o = tokens * p->heads * p->head_dim_v,
+                    lse = tokens * p->heads;
     const long long ek = (long long)p->batch * p->extra * p->kv_heads * p->head_dim;
     const long long ev = (long long)p->batch * p->extra * p->kv_heads * p->head_dim_v;
     const long long counts[] = {q, k, v, ek, ev, bias ? table : 0};
@@ -110,20 +112,58 @@ int main(void)
         bool bias, dlse;
     } cases[] = {
         {"1-D", {{UNIT, UNIT, {9, 9, 4, 1, 1, ORACLE_NEAREST}}, 1, 1, 1, 3, 3, 0, 0.5, ORACLE_EXACT}, false, false},
-        {"gradient of lse", {{UNIT, UNIT, {9, 9, 3, 1, 1, ORACLE_NEAREST}}, 1, 1, 1, 3, 3, 0, 0.5, ORACLE_EXACT}, false, true},
+        {"gradient of lse",
+         {{UNIT, UNIT, {9, 9, 3, 1, 1, ORACLE_NEAREST}}, 1, 1, 1, 3, 3, 0, 0.5, ORACLE_EXACT},
+         false,
+         true},
         {"stride, dilation",
-         {{UNIT, {5, 5, 3, 2, 1, ORACLE_NEAREST}, {7, 7, 2, 2, 3, ORACLE_NEAREST}}, 1, 1, 1, 2, 3, 0, -0.7, ORACLE_EXACT},
-         false, true},
+         {{UNIT, {5, 5, 3, 2, 1, ORACLE_NEAREST}, {7, 7, 2, 2, 3, ORACLE_NEAREST}},
+          1,
+          1,
+          1,
+          2,
+          3,
+          0,
+          -0.7,
+          ORACLE_EXACT},
+         false,
+         true},
         {"causal, truncated",
-         {{UNIT, {5, 5, 3, 1, 1, ORACLE_CAUSAL}, {6, 6, 3, 2, 1, ORACLE_TRUNCATED}}, 1, 1, 1, 2, 2, 0, 0.6, ORACLE_EXACT},
-         true, true},
+         {{UNIT, {5, 5, 3, 1, 1, ORACLE_CAUSAL}, {6, 6, 3, 2, 1, ORACLE_TRUNCATED}},
+          1,
+          1,
+          1,
+          2,
+          2,
+          0,
+          0.6,
+          ORACLE_EXACT},
+         true,
+         true},
         {"grouped heads, batch, extra keys, bias",
          {{{2, 2, 2, 1, 1, ORACLE_NEAREST}, {3, 3, 2, 1, 1, ORACLE_NEAREST}, {4, 4, 3, 1, 1, ORACLE_NEAREST}},
-          2, 4, 2, 2, 3, 2, 0.8, ORACLE_EXACT},
-         true, true},
+          2,
+          4,
+          2,
+          2,
+          3,
+          2,
+          0.8,
+          ORACLE_EXACT},
+         true,
+         true},
         {"cross attention",
-         {{UNIT, {3, 3, 3, 1, 1, ORACLE_NEAREST}, {4, 7, 7, 1, 1, ORACLE_NEAREST}}, 1, 2, 1, 3, 2, 1, 0.5, ORACLE_EXACT},
-         false, true},
+         {{UNIT, {3, 3, 3, 1, 1, ORACLE_NEAREST}, {4, 7, 7, 1, 1, ORACLE_NEAREST}},
+          1,
+          2,
+          1,
+          3,
+          2,
+          1,
+          0.5,
+          ORACLE_EXACT},
+         false,
+         true},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         state = i + 1;

@@ -1,5 +1,6 @@
-/* The kernel cache and run-time compilation, without a GPU: checksums, damaged, foreign, full and unwritable caches, processes
- * that are killed while they write, the sentences of what is missing; with NVRTC, that kernels are compiled once. */
+/* The kernel cache and run-time compilation, without a GPU: checksums, damaged, foreign, full and unwritable caches,
+ * processes that are killed while they write, the sentences of what is missing; with NVRTC, that kernels are compiled
+ * once. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <pthread.h>
@@ -42,8 +43,8 @@ static char *read_bytes(const char *path, size_t *bytes)
     return data;
 }
 
-/* Runs function in a process of its own, where the environment and NVRTC are fresh. Its failed checks count here, unless it
- * may fail; true if it did not. */
+/* Runs function in a process of its own, where the environment and NVRTC are fresh. Its failed checks count here,
+ * unless it may fail; true if it did not. */
 static bool in_child(void (*function)(void), bool may_fail)
 {
     fflush(NULL);
@@ -99,10 +100,11 @@ static void check_log(void)
         "ptxas info    : Used 32 registers, 612 bytes cmem[0]\n";
     struct nbhd_jit_entry e[2];
     CHECK(nbhd_jit_entries(log, e, 2) == 2, "two kernels");
-    CHECK(!strcmp(e[0].name, "one") && e[0].registers == 168 && e[0].shared == 39680 && e[0].stack == 24 && e[0].spills == 104,
+    CHECK(!strcmp(e[0].name, "one") && e[0].registers == 168 && e[0].shared == 39680 && e[0].stack == 24 &&
+              e[0].spills == 104,
           "%s: %d %d %d %d", e[0].name, e[0].registers, e[0].shared, e[0].stack, e[0].spills);
-    CHECK(!strcmp(e[1].name, "two") && e[1].registers == 32 && e[1].shared == 0 && e[1].spills == 0, "%s: %d", e[1].name,
-          e[1].registers);
+    CHECK(!strcmp(e[1].name, "two") && e[1].registers == 32 && e[1].shared == 0 && e[1].spills == 0, "%s: %d",
+          e[1].name, e[1].registers);
     const char *complaint = nbhd_jit_complaint(log);
     CHECK(complaint && strstr(complaint, "C7510") && !strncmp(complaint, "ptxas", 5), "%s", complaint);
     CHECK(!nbhd_jit_complaint("ptxas info    : Used 32 registers\n"), "a complaint about nothing");
@@ -194,13 +196,15 @@ static void check_list_and_clear(void)
     write_text(path_in(folder, "bad-sm_80-89ab-1205.nbhd"), "nbhd-jit 1\n", 11);
     write_text(path_in(folder, ".tmp-1-1-x.nbhd"), "half", 4);
     write_text(path_in(folder, "somebody-elses.txt"), "keep", 4);
-    CHECK(nbhd_cache_list(count_file, count) == 4 && count[1] == 2 && count[0] == 2, "%d good, %d bad", count[1], count[0]);
+    CHECK(nbhd_cache_list(count_file, count) == 4 && count[1] == 2 && count[0] == 2, "%d good, %d bad", count[1],
+          count[0]);
     CHECK(nbhd_cache_clear() == 4, "not all were removed");
     CHECK(files_in(folder) == 1, "clearing removed what is not ours, or left something");
     unlink(path_in(folder, "somebody-elses.txt"));
 }
 
-/* The cache's directory is a file; or may not be written (root may, so that is tried through a file system without room). */
+/* The cache's directory is a file; or may not be written (root may, so that is tried through a file system without
+ * room). */
 static void check_unwritable(void)
 {
     const struct nbhd_jit code = made_up("three-sm_80-cdef-1205.nbhd", 3);
@@ -286,7 +290,8 @@ static void cached_without_nvrtc(void)
     CHECK(!nbhd_jit_compile(&code, "tiny.cu", "-DFACTOR=2", "sm_80", 0) && code && code->compile_ms == 0, "%s",
           nbhd_last_error());
     nbhd_jit_forget();
-    CHECK(!nbhd_jit_compile(&code, "tiny.cu", "-DFACTOR=2", "sm_80", NBHD_PLAN_NO_JIT) && code, "%s", nbhd_last_error());
+    CHECK(!nbhd_jit_compile(&code, "tiny.cu", "-DFACTOR=2", "sm_80", NBHD_PLAN_NO_JIT) && code, "%s",
+          nbhd_last_error());
 }
 
 /* Fails, quietly, without NVRTC. */
@@ -301,7 +306,8 @@ static void from_disk(void)
 {
     const struct nbhd_jit *code;
     nbhd_jit_forget();
-    CHECK(!nbhd_jit_compile(&code, "tiny.cu", "-DFACTOR=2", "sm_80", 0) && code->compile_ms == 0, "it was compiled again");
+    CHECK(!nbhd_jit_compile(&code, "tiny.cu", "-DFACTOR=2", "sm_80", 0) && code->compile_ms == 0,
+          "it was compiled again");
 }
 
 static void *compile_here(void *context)
@@ -329,10 +335,11 @@ static void check_compiler(void)
     struct nbhd_jit_entry entry;
     char *ptx;
     CHECK(!nbhd_jit_compile(&code, "tiny.cu", "-DFACTOR=2", "sm_80", 0), "%s", nbhd_last_error());
-    CHECK(code && nbhd_jit_entries(code->log, &entry, 1) == 1 && !strcmp(entry.name, "tiny") && entry.registers > 0, "%s",
-          code ? code->log : "");
+    CHECK(code && nbhd_jit_entries(code->log, &entry, 1) == 1 && !strcmp(entry.name, "tiny") && entry.registers > 0,
+          "%s", code ? code->log : "");
     CHECK(code && !memcmp(code->cubin, "\177ELF", 4), "that is no machine code");
-    CHECK(!nbhd_jit_compile(&again, "tiny.cu", "-DFACTOR=2", "sm_80", NBHD_PLAN_NO_JIT) && again == code, "not from memory");
+    CHECK(!nbhd_jit_compile(&again, "tiny.cu", "-DFACTOR=2", "sm_80", NBHD_PLAN_NO_JIT) && again == code,
+          "not from memory");
     in_child(from_disk, false);
     CHECK(nbhd_jit_compile(&again, "tiny.cu", "-DFACTOR=9", "sm_80", NBHD_PLAN_NO_JIT) == NBHD_ERROR_COMPILE &&
               strstr(nbhd_last_error(), "NBHD_PLAN_NO_JIT"),
@@ -340,7 +347,8 @@ static void check_compiler(void)
     CHECK(nbhd_jit_compile(&again, "tiny.cu", "-DFACTOR=oops", "sm_80", 0) == NBHD_ERROR_COMPILE &&
               strstr(nbhd_last_error(), "tiny.cu(3)") && strstr(nbhd_last_error(), "oops"),
           "%s", nbhd_last_error());
-    CHECK(nbhd_jit_compile(&again, "none.cu", "", "sm_80", 0) == NBHD_ERROR_COMPILE && strstr(nbhd_last_error(), "none.cu"),
+    CHECK(nbhd_jit_compile(&again, "none.cu", "", "sm_80", 0) == NBHD_ERROR_COMPILE &&
+              strstr(nbhd_last_error(), "none.cu"),
           "%s", nbhd_last_error());
     CHECK(nbhd_jit_compile(&again, "tiny.cu", "-DFACTOR=2", "sm_30", 0) == NBHD_ERROR_COMPILE &&
               strstr(nbhd_last_error(), "sm_30"),
@@ -358,13 +366,15 @@ static void check_damaged_cache(void)
 {
     const struct nbhd_jit *code;
     char name[128];
-    CHECK(!nbhd_jit_compile(&code, "tiny.cu", "-DFACTOR=7", "sm_80", 0) && code->compile_ms > 0, "%s", nbhd_last_error());
+    CHECK(!nbhd_jit_compile(&code, "tiny.cu", "-DFACTOR=7", "sm_80", 0) && code->compile_ms > 0, "%s",
+          nbhd_last_error());
     snprintf(name, sizeof name, "%s", code->name);
     nbhd_jit_forget();
     write_text(path_in(folder, name), "rubbish", 7);
     CHECK(!nbhd_jit_compile(&code, "tiny.cu", "-DFACTOR=7", "sm_80", 0) && code->compile_ms > 0, "rubbish was taken");
     nbhd_jit_forget();
-    CHECK(!nbhd_jit_compile(&code, "tiny.cu", "-DFACTOR=7", "sm_80", 0) && code->compile_ms == 0, "rubbish was not replaced");
+    CHECK(!nbhd_jit_compile(&code, "tiny.cu", "-DFACTOR=7", "sm_80", 0) && code->compile_ms == 0,
+          "rubbish was not replaced");
     nbhd_jit_forget();
     setenv("NBHD_CACHE_DIR", "/proc/self/nbhd", 1);
     CHECK(!nbhd_jit_compile(&code, "tiny.cu", "-DFACTOR=7", "sm_80", 0) && code->compile_ms > 0, "no cache, no kernel");
@@ -378,7 +388,8 @@ static void check_embedded(void)
     int count = 0;
     bool geom = false;
     for (const struct nbhd_source *s = nbhd_embedded; s->name; s++, count++) {
-        CHECK(strlen(s->text) == s->size && s->size > 100, "%s has %zu bytes, its text %zu", s->name, s->size, strlen(s->text));
+        CHECK(strlen(s->text) == s->size && s->size > 100, "%s has %zu bytes, its text %zu", s->name, s->size,
+              strlen(s->text));
         geom |= !strcmp(s->name, "nbhd_geom.h");
     }
     CHECK(count >= 5 && geom, "%d embedded files", count);

@@ -1,5 +1,6 @@
-/* nbhd_merge: against the formula in double on random parts in every dtype and layout; attention to some keys and to the
- * others merges to attention to all; the gradient against finite differences; each bad argument has its sentence. */
+/* nbhd_merge: against the formula in double on random parts in every dtype and layout; attention to some keys and to
+ * the others merges to attention to all; the gradient against finite differences; each bad argument has its
+ * sentence. */
 #include <math.h>
 #include <stdint.h>
 #include "cpu/cpu.h"
@@ -46,10 +47,14 @@ static size_t size_of(int dtype) { return dtype == NBHD_F64 ? 8 : dtype == NBHD_
 static char *element(const struct buffer *b, int row, int d)
 {
     const int token = row / HEADS, head = row % HEADS;
-    return (char *)b->tensor.data + (size_t)(token * (HEADS * b->width + b->gap) + head * b->width + d) * size_of(b->dtype);
+    return (char *)b->tensor.data +
+           (size_t)(token * (HEADS * b->width + b->gap) + head * b->width + d) * size_of(b->dtype);
 }
 
-static void put(const struct buffer *b, int row, int d, double value) { nbhd_store(element(b, row, d), b->dtype, 0, value); }
+static void put(const struct buffer *b, int row, int d, double value)
+{
+    nbhd_store(element(b, row, d), b->dtype, 0, value);
+}
 
 static double get(const struct buffer *b, int row, int d) { return nbhd_load(element(b, row, d), b->dtype, 0); }
 
@@ -75,7 +80,8 @@ static void set_random(int dtype, int parts)
             if (row % 7 == p || row == 11)
                 lses[p][row] = -INFINITY; /* row 11: in all parts */
             for (int d = 0; d < WIDTH; d++)
-                values[p][row * WIDTH + d] = lses[p][row] > -INFINITY ? oracle_round(precisions[dtype], uniform()) : NAN;
+                values[p][row * WIDTH + d] =
+                    lses[p][row] > -INFINITY ? oracle_round(precisions[dtype], uniform()) : NAN;
         }
 }
 
@@ -102,10 +108,12 @@ static void check_values(int dtype, int parts, int gap, bool in_place)
     static const double units[] = {0x1p-23, 0x1p-10, 0x1p-7, 1e-14};
     for (int row = 0; row < L_COUNT; row++)
         for (int d = 0; d < WIDTH; d++) {
-            double right_lse, right = merged(parts, row, d, &right_lse), value = get(to, row, d), value_lse = get(to_lse, row, 0);
-            CHECK(fabs(value - right) <= units[dtype], "dtype %d parts %d row %d: %g, not %g", dtype, parts, row, value, right);
-            CHECK(right_lse == value_lse || fabs(value_lse - right_lse) < 1e-6, "row %d: lse %g, not %g", row, value_lse,
-                  right_lse);
+            double right_lse, right = merged(parts, row, d, &right_lse), value = get(to, row, d),
+                              value_lse = get(to_lse, row, 0);
+            CHECK(fabs(value - right) <= units[dtype], "dtype %d parts %d row %d: %g, not %g", dtype, parts, row, value,
+                  right);
+            CHECK(right_lse == value_lse || fabs(value_lse - right_lse) < 1e-6, "row %d: lse %g, not %g", row,
+                  value_lse, right_lse);
         }
     for (int p = 0; p < parts; p++)
         free(o[p].tensor.data), free(lse[p].tensor.data);
@@ -150,7 +158,8 @@ static void check_attention(void)
 }
 
 /* loss = sum of dout * o + dlse * lse; its central differences in float64, but for lse, which is float32. */
-static double loss(const nbhd_desc *desc, const nbhd_tensor *o, const nbhd_tensor *lse, const double *dout, const float *dlse, int n)
+static double loss(const nbhd_desc *desc, const nbhd_tensor *o, const nbhd_tensor *lse, const double *dout,
+                   const float *dlse, int n)
 {
     double out[64], sum = 0;
     float out_lse[64];
@@ -183,7 +192,8 @@ static void check_gradient(void)
     for (int d = 0; d < 4; d++)
         o[1][2 * 4 + d] = NAN;
     const nbhd_tensor g = {dout, {0}}, g_lse = {dlse, {0}};
-    CHECK(!nbhd_merge_backward(&desc, 3, o_parts, lse_parts, &g, &g_lse, do_parts, dlse_parts), "%s", nbhd_last_error());
+    CHECK(!nbhd_merge_backward(&desc, 3, o_parts, lse_parts, &g, &g_lse, do_parts, dlse_parts), "%s",
+          nbhd_last_error());
     for (int p = 0; p < 3; p++) {
         for (int i = 0; i < N; i++) {
             const double kept = o[p][i];
@@ -205,7 +215,8 @@ static void check_gradient(void)
                 CHECK(fabs(slope - (double)d_lse[p][i]) < 2e-4, "dlse_parts[%d][%d] is %g, differences say %g", p, i,
                       (double)d_lse[p][i], slope);
             else
-                CHECK(d_lse[p][i] == 0, "dlse_parts[%d][%d] is %g where the part saw no key", p, i, (double)d_lse[p][i]);
+                CHECK(d_lse[p][i] == 0, "dlse_parts[%d][%d] is %g where the part saw no key", p, i,
+                      (double)d_lse[p][i]);
         }
     }
 }

@@ -1,5 +1,5 @@
-/* Ragged batches: every CPU row against the oracle, sequence by sequence, in every placement; the same bits as a plan of one
- * sequence; refusals one by one; threads. */
+/* Ragged batches: every CPU row against the oracle, sequence by sequence, in every placement; the same bits as a plan
+ * of one sequence; refusals one by one; threads. */
 #include <stdint.h>
 #include "batches.h"
 #include "callers.h"
@@ -28,11 +28,17 @@ static void check_rows(void)
             if (k->pass > NBHD_BACKWARD && !batch_unfused(&batches[i], &desc))
                 continue;
             for (int j = 0; j < 4; j++) {
-                desc.dtype = j == 3 ? (int)(k->needs == NBHD_ISA_SCALAR ? NBHD_F64 : NBHD_F16) : i % 2 ? NBHD_BF16 : NBHD_F32;
-                const struct case_options options = {.kernel = k->name, .seed = (unsigned)(i * 4 + j), .threads = 1 + (i + j) % 4,
+                desc.dtype = j == 3  ? (int)(k->needs == NBHD_ISA_SCALAR ? NBHD_F64 : NBHD_F16)
+                             : i % 2 ? NBHD_BF16
+                                     : NBHD_F32;
+                const struct case_options options = {.kernel = k->name,
+                                                     .seed = (unsigned)(i * 4 + j),
+                                                     .threads = 1 + (i + j) % 4,
                                                      .layout = (enum case_layout)(j == 3 ? CASE_STRIDED : (i + j) % 3),
-                                                     .placement = (enum case_sequences)(j % 3), .repeats = j == 1,
-                                                     .dlse = j == 2, .poison_key = j == 1};
+                                                     .placement = (enum case_sequences)(j % 3),
+                                                     .repeats = j == 1,
+                                                     .dlse = j == 2,
+                                                     .poison_key = j == 1};
                 run_batch(&batches[i], &desc, &options);
             }
         }
@@ -128,20 +134,60 @@ static void check_refusals(void)
     static const long long near[] = {0, 80}, below[] = {0, -1}, far[] = {0, 1LL << 40}, good[] = {0, 99};
     static const struct wrong list[] = {
         {.line = "d8 9x9 w7x7", .sequences = 2, .lengths = {9, 9, 8, 6}, .says = "sequence 1, 8x6: window[1] is 7"},
-        {.line = "d8 9x9 w3x3 r1x3", .sequences = 2, .lengths = {9, 8, 9, 9}, .says = "sequence 0, 9x8: window[1] is 3"},
+        {.line = "d8 9x9 w3x3 r1x3",
+         .sequences = 2,
+         .lengths = {9, 8, 9, 9},
+         .says = "sequence 0, 9x8: window[1] is 3"},
         {.line = "d8 9x9 w3x3", .sequences = 2, .lengths = {9, 9, 9, 0}, .says = "sequence 1: its length[1] is 0"},
         {.line = "d8 9x9 w3x3", .sequences = 0, .lengths = {9, 9}, .says = "sequences is less than 1"},
-        {.line = "d8 9x9 w3x3", .sequences = 2, .lengths = {9, 9, 9, 9}, .batch = 3, .says = "batch is 3 where ragged.sequences is 2"},
-        {.line = "d8 9x9 w3x3", .sequences = 2, .lengths = {9, 9, 5, 5}, .kv_lengths = kv, .says = "sequence 0, 9x9: kv_length[0] is 20"},
-        {.line = "d8 9x9", .sequences = 2, .lengths = {9, 9, 5, 5}, .kv_lengths = bad_kv, .says = "sequence 1: its kv_length[1] is 0"},
-        {.line = "d8 9x9 w3x3", .sequences = 2, .lengths = {9, 9, 9, 9}, .offsets = near, .says = "sequences 0 and 1 share tokens from 80"},
-        {.line = "d8 9x9 w3x3", .sequences = 2, .lengths = {9, 9, 9, 9}, .offsets = below, .says = "sequence 1: its tokens begin at -1"},
-        {.line = "d8 9x9 w3x3", .sequences = 2, .lengths = {9, 9, 9, 9}, .offsets = far, .says = "they must lie between 0 and"},
-        {.line = "bwd d8 9x9 w3x3", .sequences = 2, .lengths = {9, 9, 9, 9}, .offsets = good, .kv_offsets = near,
+        {.line = "d8 9x9 w3x3",
+         .sequences = 2,
+         .lengths = {9, 9, 9, 9},
+         .batch = 3,
+         .says = "batch is 3 where ragged.sequences is 2"},
+        {.line = "d8 9x9 w3x3",
+         .sequences = 2,
+         .lengths = {9, 9, 5, 5},
+         .kv_lengths = kv,
+         .says = "sequence 0, 9x9: kv_length[0] is 20"},
+        {.line = "d8 9x9",
+         .sequences = 2,
+         .lengths = {9, 9, 5, 5},
+         .kv_lengths = bad_kv,
+         .says = "sequence 1: its kv_length[1] is 0"},
+        {.line = "d8 9x9 w3x3",
+         .sequences = 2,
+         .lengths = {9, 9, 9, 9},
+         .offsets = near,
+         .says = "sequences 0 and 1 share tokens from 80"},
+        {.line = "d8 9x9 w3x3",
+         .sequences = 2,
+         .lengths = {9, 9, 9, 9},
+         .offsets = below,
+         .says = "sequence 1: its tokens begin at -1"},
+        {.line = "d8 9x9 w3x3",
+         .sequences = 2,
+         .lengths = {9, 9, 9, 9},
+         .offsets = far,
+         .says = "they must lie between 0 and"},
+        {.line = "bwd d8 9x9 w3x3",
+         .sequences = 2,
+         .lengths = {9, 9, 9, 9},
+         .offsets = good,
+         .kv_offsets = near,
          .says = "sequences 0 and 1 share keys from 80"},
-        {.line = "d8 9x9 w3x3", .sequences = 2, .lengths = {9, 9, 9, 9}, .offsets = good, .padded = {9, 9}, .says = "no offsets"},
+        {.line = "d8 9x9 w3x3",
+         .sequences = 2,
+         .lengths = {9, 9, 9, 9},
+         .offsets = good,
+         .padded = {9, 9},
+         .says = "no offsets"},
         {.line = "d8 9x9 w3x3", .sequences = 2, .lengths = {9, 9, 9, 9}, .padded = {9, 0}, .says = "length[1] is 0"},
-        {.line = "d8 9x9 w3x3", .sequences = 2, .lengths = {9, 9, 5, 9}, .padded = {9, 8}, .says = "sequence 0: its length[1] is 9"},
+        {.line = "d8 9x9 w3x3",
+         .sequences = 2,
+         .lengths = {9, 9, 5, 9},
+         .padded = {9, 8},
+         .says = "sequence 0: its length[1] is 9"},
         {.line = "qk d8 9x9", .sequences = 2, .lengths = {9, 9, 5, 5}, .says = "with a tensor of scores"},
         {.line = "d8 9x9 bias", .sequences = 2, .lengths = {9, 9, 5, 5}, .says = "with a bias"},
     };
@@ -158,8 +204,8 @@ static void check_refusals(void)
         desc.batch = w->batch;
         desc.length[0] = w->padded[0], desc.length[1] = w->padded[1];
         const nbhd_status status = nbhd_plan_create_ragged(&plan, &desc, &ragged, NBHD_DEVICE_CPU, 0, NULL);
-        CHECK(status == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), w->says) && !plan, "'%s' gives %d, '%s', not '%s'",
-              w->line, status, nbhd_last_error(), w->says);
+        CHECK(status == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), w->says) && !plan,
+              "'%s' gives %d, '%s', not '%s'", w->line, status, nbhd_last_error(), w->says);
     }
     nbhd_plan *plan = NULL;
     nbhd_desc desc = packed("d8 9x9 w3x3");
@@ -186,12 +232,14 @@ static void check_shared_keys(void)
     nbhd_ragged ragged = NBHD_RAGGED_INIT;
     ragged.sequences = 3, ragged.lengths = lengths, ragged.offsets = offsets, ragged.kv_offsets = none;
     nbhd_plan *plan = NULL;
-    CHECK(!nbhd_plan_create_ragged(&plan, &desc, &ragged, NBHD_DEVICE_CPU, 0, "cpu.fwd_scalar"), "%s", nbhd_last_error());
+    CHECK(!nbhd_plan_create_ragged(&plan, &desc, &ragged, NBHD_DEVICE_CPU, 0, "cpu.fwd_scalar"), "%s",
+          nbhd_last_error());
     nbhd_args args = NBHD_ARGS_INIT;
     args.q.data = q, args.k.data = k, args.v.data = v, args.o.data = o;
     void *workspace = aligned_alloc(64, (nbhd_plan_workspace(plan) + 127) / 64 * 64);
     CHECK(!nbhd_execute(plan, &args, workspace, NULL), "%s", nbhd_last_error());
-    CHECK(!memcmp(o, o + 32, 32 * sizeof *o) && !memcmp(o, o + 64, 32 * sizeof *o) && o[0] > 0, "equal queries, other outputs");
+    CHECK(!memcmp(o, o + 32, 32 * sizeof *o) && !memcmp(o, o + 64, 32 * sizeof *o) && o[0] > 0,
+          "equal queries, other outputs");
     CHECK(nbhd_execute(plan, &args, NULL, NULL) == NBHD_ERROR_INVALID, "no workspace passed");
     args.o.stride[0] = 0, args.o.stride[1] = 4;
     CHECK(nbhd_execute(plan, &args, workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "args.o"), "%s",

@@ -1,5 +1,5 @@
-/* The cut of the backward into rounds (cpu/bwd_rounds.h), one axis, against membership by definition: within a round no two tasks
- * add to the same key or query, and over all rounds each visible pair is some task's exactly once. */
+/* The cut of the backward into rounds (cpu/bwd_rounds.h), one axis, against membership by definition: within a round no
+ * two tasks add to the same key or query, and over all rounds each visible pair is some task's exactly once. */
 #include "cpu/bwd_rounds.h"
 #include "oracle.h"
 #include "test.h"
@@ -59,8 +59,8 @@ static void check_rounds(const struct nbhd_axis *a, int tile, int regions, bool 
     for (int q = 0; q < a->length; q++)
         for (int k = 0; k < a->keys; k++)
             once &= t.met[q][k] == oracle_sees(&o, q, k);
-    CHECK(apart && once, "length %d keys %d window %d stride %d dilation %d edge %d, tile %d, %d regions, %s: %s", a->length, a->keys,
-          a->window, a->stride, a->dilation, a->edge, tile, regions, paired ? "paired" : "coloured",
+    CHECK(apart && once, "length %d keys %d window %d stride %d dilation %d edge %d, tile %d, %d regions, %s: %s",
+          a->length, a->keys, a->window, a->stride, a->dilation, a->edge, tile, regions, paired ? "paired" : "coloured",
           apart ? "a pair is missed or met twice" : "tasks of a round share a token");
 }
 

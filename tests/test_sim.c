@@ -1,5 +1,5 @@
-/* The simulator's counts: the published bounds of Generalized Neighborhood Attention (arXiv 2504.16922), areas that measured
- * kernels counted, and brute force over every pair of tokens. */
+/* The simulator's counts: the published bounds of Generalized Neighborhood Attention (arXiv 2504.16922), areas that
+ * measured kernels counted, and brute force over every pair of tokens. */
 #include <math.h>
 #include "nbhd_geom.h"
 #include "nbhd_sim.h"
@@ -15,8 +15,8 @@ static nbhd_desc parse(const char *line)
 
 /* ---- published ---- */
 
-/* bound: "NASim" of the operator, 0 where only end-to-end values are published. end, end_dense: "NASim" end to end, without
- * and with dense steps. flop, flop_dense: the FLOP-wise ones. Published with two decimals; 0: not published. */
+/* bound: "NASim" of the operator, 0 where only end-to-end values are published. end, end_dense: "NASim" end to end,
+ * without and with dense steps. flop, flop_dense: the FLOP-wise ones. Published with two decimals; 0: not published. */
 struct published {
     int stride[3];
     double bound, end, end_dense;
@@ -32,25 +32,70 @@ struct use_case {
 };
 
 static const struct use_case use_cases[] = {
-    {"fwd bf16 h24 d128 30x48x80 w18x24x24", {4, 8, 8}, {2, 8, 8}, 0.607, 50, 15, 2.23, 1.63,
-     {{{1, 1, 1}, 3.27, 1.73, 1.42}, {{2, 1, 1}, 3.60, 1.78, 1.44}, {{1, 1, 8}, 5.45, 1.99, 1.53},
-      {{2, 1, 8}, 6.00, 2.02, 1.55}, {{1, 8, 8}, 9.09, 2.17, 1.61}, {{2, 8, 8}, 10.00, 2.20, 1.62},
+    {"fwd bf16 h24 d128 30x48x80 w18x24x24",
+     {4, 8, 8},
+     {2, 8, 8},
+     0.607,
+     50,
+     15,
+     2.23,
+     1.63,
+     {{{1, 1, 1}, 3.27, 1.73, 1.42},
+      {{2, 1, 1}, 3.60, 1.78, 1.44},
+      {{1, 1, 8}, 5.45, 1.99, 1.53},
+      {{2, 1, 8}, 6.00, 2.02, 1.55},
+      {{1, 8, 8}, 9.09, 2.17, 1.61},
+      {{2, 8, 8}, 10.00, 2.20, 1.62},
       {{16, 8, 8}, 11.11, 2.23, 1.63}}},
-    {"fwd bf16 h24 d128 30x48x80 w30x40x40", {2, 16, 8}, {2, 8, 8}, 0.607, 50, 15, 1.55, 1.33,
+    {"fwd bf16 h24 d128 30x48x80 w30x40x40",
+     {2, 16, 8},
+     {2, 8, 8},
+     0.607,
+     50,
+     15,
+     1.55,
+     1.33,
      {{{1, 1, 1}, 0, 1.21, 1.14}, {{1, 1, 8}, 0, 1.44, 1.27}, {{1, 32, 8}, 0, 1.55, 1.33}}},
-    {"fwd bf16 h24 d128 256x256 w80x80", {16, 16}, {16, 8}, 0.518, 28, 9, 1.88, 1.46,
+    {"fwd bf16 h24 d128 256x256 w80x80",
+     {16, 16},
+     {16, 8},
+     0.518,
+     28,
+     9,
+     1.88,
+     1.46,
      {{{1, 1}, 6.10, 1.76, 1.42}, {{16, 1}, 8.53, 1.84, 1.45}, {{16, 16}, 10.24, 1.88, 1.46}}},
-    {"fwd bf16 h32 d128 16x44x80 w16x32x48", {8, 4, 8}, {4, 4, 8}, 0.587, 35, 12, 1.50, 1.28,
-     {{{1, 1, 1}, 0, 1.35, 1.21}, {{1, 8, 1}, 0, 1.42, 1.24}, {{1, 1, 16}, 0, 1.42, 1.24}, {{1, 8, 16}, 0, 1.50, 1.28}}},
+    {"fwd bf16 h32 d128 16x44x80 w16x32x48",
+     {8, 4, 8},
+     {4, 4, 8},
+     0.587,
+     35,
+     12,
+     1.50,
+     1.28,
+     {{{1, 1, 1}, 0, 1.35, 1.21},
+      {{1, 8, 1}, 0, 1.42, 1.24},
+      {{1, 1, 16}, 0, 1.42, 1.24},
+      {{1, 8, 16}, 0, 1.50, 1.28}}},
     /* the strides of these four rows are not in our copy of the table: those of the other window reproduce them */
-    {"fwd bf16 h32 d128 16x44x80 w16x24x16", {8, 4, 8}, {4, 4, 8}, 0.587, 35, 12, 2.10, 1.52,
-     {{{1, 1, 1}, 5.24, 1.90, 1.45}, {{1, 8, 1}, 0, 1.96, 1.48}, {{1, 1, 16}, 0, 2.05, 1.51}, {{1, 8, 16}, 0, 2.10, 1.52}}},
+    {"fwd bf16 h32 d128 16x44x80 w16x24x16",
+     {8, 4, 8},
+     {4, 4, 8},
+     0.587,
+     35,
+     12,
+     2.10,
+     1.52,
+     {{{1, 1, 1}, 5.24, 1.90, 1.45},
+      {{1, 8, 1}, 0, 1.96, 1.48},
+      {{1, 1, 16}, 0, 2.05, 1.51},
+      {{1, 8, 16}, 0, 2.10, 1.52}}},
 };
 
 static void near(double got, double wanted, double allowed, const char *line, const int stride[3], const char *what)
 {
-    CHECK(fabs(got - wanted) <= allowed, "%s s%dx%dx%d: %s is %.4f, published %.2f", line, stride[0], stride[1], stride[2],
-          what, got, wanted);
+    CHECK(fabs(got - wanted) <= allowed, "%s s%dx%dx%d: %s is %.4f, published %.2f", line, stride[0], stride[1],
+          stride[2], what, got, wanted);
 }
 
 static void check_use_case(const struct use_case *u)
@@ -78,7 +123,8 @@ static void check_use_case(const struct use_case *u)
           c.bound_tile, c.bound_flop, c.masked_fraction);
 }
 
-/* Derived from the published definition for stride 1: bounds by the worst and by the mean tile, and the masked share. */
+/* Derived from the published definition for stride 1: bounds by the worst and by the mean tile, and the masked
+ * share. */
 static void check_stride_one(void)
 {
     static const struct {
@@ -99,7 +145,8 @@ static void check_stride_one(void)
         memcpy(t.q_tile, cases[i].tile, sizeof t.q_tile);
         memcpy(t.kv_tile, cases[i].tile, sizeof t.kv_tile);
         CHECK(!nbhd_sim_count(&desc, &t, &c), "%s", nbhd_last_error());
-        CHECK(fabs(c.bound_tile - cases[i].by_worst) < 0.01, "%s: %g of %g", cases[i].line, c.bound_tile, cases[i].by_worst);
+        CHECK(fabs(c.bound_tile - cases[i].by_worst) < 0.01, "%s: %g of %g", cases[i].line, c.bound_tile,
+              cases[i].by_worst);
         CHECK(fabs(c.tiles_total / c.visited_mean - cases[i].by_mean) < 0.01, "%s: %g of %g", cases[i].line,
               c.tiles_total / c.visited_mean, cases[i].by_mean);
         /* 4 does not divide 30: here a tile past the axis' end needs a mask, there it did not */
@@ -137,11 +184,12 @@ static void check_areas(void)
         memcpy(tiles.q_tile, cases[i].q, sizeof tiles.q_tile);
         memcpy(tiles.kv_tile, cases[i].kv, sizeof tiles.kv_tile);
         CHECK(!nbhd_sim_count(&desc, &tiles, &c), "%s", nbhd_last_error());
-        CHECK(fabs(c.work_ratio - cases[i].area) < 0.01, "%s: area %g of %g", cases[i].line, c.work_ratio, cases[i].area);
-        CHECK(fabs(c.computed_ratio - cases[i].computed) < 0.01, "%s: computed %g of %g", cases[i].line, c.computed_ratio,
-              cases[i].computed);
-        CHECK(cases[i].full < 0 || fabs(1 - c.masked_fraction - cases[i].full) < 0.015, "%s: full %g of %g", cases[i].line,
-              1 - c.masked_fraction, cases[i].full);
+        CHECK(fabs(c.work_ratio - cases[i].area) < 0.01, "%s: area %g of %g", cases[i].line, c.work_ratio,
+              cases[i].area);
+        CHECK(fabs(c.computed_ratio - cases[i].computed) < 0.01, "%s: computed %g of %g", cases[i].line,
+              c.computed_ratio, cases[i].computed);
+        CHECK(cases[i].full < 0 || fabs(1 - c.masked_fraction - cases[i].full) < 0.015, "%s: full %g of %g",
+              cases[i].line, 1 - c.masked_fraction, cases[i].full);
     }
 }
 
@@ -190,7 +238,8 @@ static void brute_init(struct brute *b, const nbhd_desc *d)
         }
 }
 
-/* A box tile of a token: its dilation group and its place on the grid of that group. Two tokens share a tile if equal. */
+/* A box tile of a token: its dilation group and its place on the grid of that group. Two tokens share a tile if
+ * equal. */
 struct place {
     int group[3], tile[3];
 };
@@ -213,7 +262,8 @@ struct sums {
 };
 
 /* One query tile: the box of tiles from the first to the last that it needs, on every axis; full tiles among them. */
-static void brute_tile(const struct brute *b, const int *queries, int count, const int kv[3], bool dynamic, struct sums *s)
+static void brute_tile(const struct brute *b, const int *queries, int count, const int kv[3], bool dynamic,
+                       struct sums *s)
 {
     int low[3] = {1 << 30, 1 << 30, 1 << 30}, high[3] = {-1, -1, -1}, origin[3] = {0, 0, 0}, boxes = 1;
     for (int i = 0; i < count; i++)
@@ -297,14 +347,17 @@ static struct sums brute_flat(const struct brute *b, int q, int kv)
     return s;
 }
 
-static void compare(const char *line, const nbhd_sim_tiles *t, const nbhd_sim_counts *c, const struct sums *s, double area)
+static void compare(const char *line, const nbhd_sim_tiles *t, const nbhd_sim_counts *c, const struct sums *s,
+                    double area)
 {
     const bool same = c->tiles_outer == s->outer && fabs(c->visited_mean * s->outer - s->visited) < 1e-6 &&
                       c->visited_max == s->worst && fabs(c->masked_fraction - (1 - s->full / s->visited)) < 1e-12 &&
                       c->pairs == s->pairs && c->block_sparse == (s->full == s->visited) &&
-                      fabs(c->work_ratio - s->visited * area / s->pairs) < 1e-9 && c->bound_mean <= c->bound_flop + 1e-9;
-    CHECK(same, "%s, %s q %dx%dx%d kv %dx%dx%d: outer %g of %g, visited %g of %g, worst %g of %g, masked %g of %g, pairs "
-                "%g of %g, block-sparse %d",
+                      fabs(c->work_ratio - s->visited * area / s->pairs) < 1e-9 &&
+                      c->bound_mean <= c->bound_flop + 1e-9;
+    CHECK(same,
+          "%s, %s q %dx%dx%d kv %dx%dx%d: outer %g of %g, visited %g of %g, worst %g of %g, masked %g of %g, pairs "
+          "%g of %g, block-sparse %d",
           line, nbhd_sim_tiling_name(t->tiling), t->q_tile[0], t->q_tile[1], t->q_tile[2], t->kv_tile[0], t->kv_tile[1],
           t->kv_tile[2], c->tiles_outer, s->outer, c->visited_mean * s->outer, s->visited, c->visited_max, s->worst,
           c->masked_fraction, 1 - s->full / s->visited, c->pairs, s->pairs, c->block_sparse);
@@ -327,7 +380,8 @@ static struct brute transposed(const struct brute *b)
     return t;
 }
 
-static void check_backward(const char *line, const struct brute *b, const nbhd_sim_tiles *t, const int q[3], const int kv[3])
+static void check_backward(const char *line, const struct brute *b, const nbhd_sim_tiles *t, const int q[3],
+                           const int kv[3])
 {
     nbhd_desc desc = parse(line);
     nbhd_sim_counts c = NBHD_SIM_COUNTS_INIT;
@@ -375,10 +429,12 @@ static void check_counts(void)
 {
     static const int one[][3] = {{1}, {4}, {7}, {16}}, two[][3] = {{1, 8}, {4, 4}, {3, 5}, {2, 1}},
                      three[][3] = {{1, 2, 4}, {2, 2, 2}, {3, 1, 2}};
-    static const char *const lines1[] = {"d8 40 w13", "d8 41 w12 s5", "d8 37 w9 r4", "d8 33 w10 s3 r2 ec", "d8 29 w8 et",
-                                         "d8 24 w8 s8", "d8 30 w30", "d8 22 w1", "d8 20 kv=27", "d8 36 w2 r17"};
-    static const char *const lines2[] = {"d8 13x17 w5x7", "d8 12x16 w8x8 s4x4", "d8 14x15 w3x4 r3x2", "d8 11x12 w6x5 s2x3 ecn",
-                                         "d8 9x16 w4x4 s1x4 etc", "d8 8x8 w8x8", "d8 10x9 w3x9 s3x1 r2x1", "d8 8x21 w4x2 r1x9"};
+    static const char *const lines1[] = {"d8 40 w13",   "d8 41 w12 s5", "d8 37 w9 r4", "d8 33 w10 s3 r2 ec",
+                                         "d8 29 w8 et", "d8 24 w8 s8",  "d8 30 w30",   "d8 22 w1",
+                                         "d8 20 kv=27", "d8 36 w2 r17"};
+    static const char *const lines2[] = {"d8 13x17 w5x7",          "d8 12x16 w8x8 s4x4",    "d8 14x15 w3x4 r3x2",
+                                         "d8 11x12 w6x5 s2x3 ecn", "d8 9x16 w4x4 s1x4 etc", "d8 8x8 w8x8",
+                                         "d8 10x9 w3x9 s3x1 r2x1", "d8 8x21 w4x2 r1x9"};
     static const char *const lines3[] = {"d8 5x7x9 w3x4x5", "d8 4x8x8 w2x4x4 s2x2x2", "d8 6x5x8 w2x3x2 r2x1x3 s1x2x2",
                                          "d8 5x6x7 w4x3x5 ecnt s2x1x3"};
     for (size_t i = 0; i < sizeof lines1 / sizeof *lines1; i++)

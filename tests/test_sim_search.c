@@ -1,4 +1,5 @@
-/* The simulator's choices: ranking tilings, searching settings, the model of time; and bad input to all of its functions. */
+/* The simulator's choices: ranking tilings, searching settings, the model of time; and bad input to all of its
+ * functions. */
 #include <math.h>
 #include <time.h>
 #include "nbhd_sim.h"
@@ -34,7 +35,8 @@ static void check_rank(void)
         nbhd_sim_counts again = NBHD_SIM_COUNTS_INIT;
         CHECK(!nbhd_sim_count(&desc, &settings[i].tiles, &again), "%s", nbhd_last_error());
         CHECK(again.visited_mean == settings[i].counts.visited_mean, "%g", again.visited_mean);
-        CHECK(!i || settings[i - 1].counts.bound_mean >= settings[i].counts.bound_mean, "setting %d is out of order", i);
+        CHECK(!i || settings[i - 1].counts.bound_mean >= settings[i].counts.bound_mean, "setting %d is out of order",
+              i);
     }
     nbhd_sim_device h200 = NBHD_SIM_DEVICE_INIT;
     CHECK(!nbhd_sim_device_get(&h200, "h200"), "%s", nbhd_last_error());
@@ -66,12 +68,14 @@ static void check_find(void)
     search.efficiency = 1;
     CHECK(!nbhd_sim_find(&desc, &tiles, 1, &search, settings, ROOM, &count, &considered), "%s", nbhd_last_error());
     /* The published block-sparse setting is found, in its smallest stride. */
-    CHECK(holds(count, "bf16 h24 d128 30x48x80 w18x24x24 s16x8x8", &at), "%d settings, 18x24x24 s16x8x8 not among them", count);
+    CHECK(holds(count, "bf16 h24 d128 30x48x80 w18x24x24 s16x8x8", &at), "%d settings, 18x24x24 s16x8x8 not among them",
+          count);
     for (int i = 0; i < count; i++) {
         CHECK(settings[i].counts.block_sparse, "setting %d", i);
         CHECK(fabs(1 - 1 / settings[i].counts.bound_flop - 0.91) <= 0.02 + 1e-9, "setting %d: %g", i,
               settings[i].counts.bound_flop);
-        CHECK(!i || settings[i - 1].counts.bound_mean >= settings[i].counts.bound_mean - 1e-9, "setting %d is out of order", i);
+        CHECK(!i || settings[i - 1].counts.bound_mean >= settings[i].counts.bound_mean - 1e-9,
+              "setting %d is out of order", i);
     }
     search = (nbhd_sim_search)NBHD_SIM_SEARCH_INIT;
     const nbhd_sim_tiles any = NBHD_SIM_TILES_INIT;
@@ -106,7 +110,8 @@ static void check_find_exhaustively(void)
                 CHECK(!nbhd_sim_count(&d, &tiles, &c), "%s", nbhd_last_error());
                 best = fmax(best, c.bound_mean);
             }
-    CHECK(fabs(settings[0].counts.bound_mean - best) < 1e-9, "found %g, the best is %g", settings[0].counts.bound_mean, best);
+    CHECK(fabs(settings[0].counts.bound_mean - best) < 1e-9, "found %g, the best is %g", settings[0].counts.bound_mean,
+          best);
 }
 
 /* ---- the model of time ---- */
@@ -116,7 +121,8 @@ static char *read_text(const char *name)
     char path[1024];
     snprintf(path, sizeof path, "%s", __FILE__);
     char *slash = strrchr(path, '/');
-    snprintf(slash ? slash + 1 : path, sizeof path - (size_t)(slash ? slash + 1 - path : 0), "../bench/results/%s", name);
+    snprintf(slash ? slash + 1 : path, sizeof path - (size_t)(slash ? slash + 1 - path : 0), "../bench/results/%s",
+             name);
     FILE *file = fopen(path, "rb");
     char *text = calloc(1, 1 << 16);
     if (file && text) {
@@ -169,12 +175,14 @@ static void check_prediction(const char *file, const char *name)
     int count = 0;
     char *text = read_text(file);
     nbhd_sim_device device = NBHD_SIM_DEVICE_INIT;
-    CHECK(!nbhd_sim_samples_parse(text, samples, MOST_SAMPLES, &count) && !nbhd_sim_device_get(&device, name) && count > 2, "%s: %s", file,
-          nbhd_last_error());
+    CHECK(!nbhd_sim_samples_parse(text, samples, MOST_SAMPLES, &count) && !nbhd_sim_device_get(&device, name) &&
+              count > 2,
+          "%s: %s", file, nbhd_last_error());
     free(text);
     for (int i = 0; i < count; i++) {
         double ms = 0;
-        CHECK(!nbhd_sim_predict(&device, &samples[i].desc, &samples[i].tiles, &ms) && fabs(ms / samples[i].ms - 1) < 0.2,
+        CHECK(!nbhd_sim_predict(&device, &samples[i].desc, &samples[i].tiles, &ms) &&
+                  fabs(ms / samples[i].ms - 1) < 0.2,
               "%s, sample %d: predicted %g ms, measured %g", file, i, ms, samples[i].ms);
     }
 }
@@ -195,7 +203,8 @@ static void check_model_order(void)
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
         const nbhd_desc desc = parse(lines[i]);
         CHECK(!nbhd_sim_predict(&device, &desc, &t, &ms) && ms > last, "%s: %g ms, before %g", lines[i], ms, last);
-        CHECK(!nbhd_sim_predict(&device, &desc, &permuted, &a) && !nbhd_sim_predict(&device, &desc, &fixed, &b) && a > b,
+        CHECK(!nbhd_sim_predict(&device, &desc, &permuted, &a) && !nbhd_sim_predict(&device, &desc, &fixed, &b) &&
+                  a > b,
               "%s: permuted %g, static %g", lines[i], a, b);
         last = ms;
     }
@@ -274,7 +283,8 @@ static void check_bad_requests(void)
     nbhd_sim_device d = NBHD_SIM_DEVICE_INIT;
     double ms;
     any.q_tile[1] = 0;
-    refused(nbhd_sim_rank(&desc, &any, 1, 0, 0, &d, settings, ROOM, &count), NBHD_ERROR_INVALID, "device.processors is 0");
+    refused(nbhd_sim_rank(&desc, &any, 1, 0, 0, &d, settings, ROOM, &count), NBHD_ERROR_INVALID,
+            "device.processors is 0");
     refused(nbhd_sim_rank(&desc, &any, 0, 0, 0, NULL, settings, ROOM, &count), NBHD_ERROR_INVALID, "tilings is 0x0");
     refused(nbhd_sim_device_get(&d, "abacus"), NBHD_ERROR_INVALID, "h200");
     refused(nbhd_sim_predict(&d, &desc, &any, &ms), NBHD_ERROR_INVALID, "device.processors is 0");
@@ -292,7 +302,8 @@ static void check_bad_tables(void)
     refused(nbhd_sim_samples_parse("line,ms\nd64 9x9 w30x3,1\n", s, 2, &count), NBHD_ERROR_INVALID, "window[0]");
     refused(nbhd_sim_samples_parse("line,ms,q_tile\nd64 9 w3,1,4y\n", s, 2, &count), NBHD_ERROR_INVALID, "q_tile");
     refused(nbhd_sim_samples_parse("line,ms,tiling\nd64 9 w3,1,odd\n", s, 2, &count), NBHD_ERROR_INVALID, "tiling");
-    refused(nbhd_sim_samples_parse("line,ms\nd8 9,1\nd8 9,1\nd8 9,1\n", s, 2, &count), NBHD_ERROR_INVALID, "more than 2");
+    refused(nbhd_sim_samples_parse("line,ms\nd8 9,1\nd8 9,1\nd8 9,1\n", s, 2, &count), NBHD_ERROR_INVALID,
+            "more than 2");
     CHECK(!nbhd_sim_samples_parse("# c\nx, ms_min ,\"line\"\r\n1, 2.5 ,\"d8 9 w3\"\r\n", s, 2, &count) && count == 1 &&
               s[0].ms > 2.4 && s[0].ms < 2.6 && s[0].desc.window[0] == 3 && s[0].tiles.q_tile[0] == 0,
           "%s", nbhd_last_error());

@@ -19,7 +19,8 @@ static void check_one(bool ok, const char *operation, int lane, double in, doubl
 static void check_rate(unsigned isa)
 {
     const double rate = nbhd_cpu_peak_gflops(isa, 1);
-    CHECK(nbhd_isa_available() & isa ? rate > 0.1 && rate < 1e5 : rate == 0, "%s: %g GFLOP/s", nbhd_isa_name(isa), rate);
+    CHECK(nbhd_isa_available() & isa ? rate > 0.1 && rate < 1e5 : rate == 0, "%s: %g GFLOP/s", nbhd_isa_name(isa),
+          rate);
 }
 
 static void check_set(unsigned isa, void (*body)(const struct simd_test *), const struct simd_test *test)
@@ -50,7 +51,8 @@ int main(void)
     check_set(NBHD_ISA_AVX512BF16, test_simd_avx512bf16, &test);
     check_rate(NBHD_ISA_AMX);
     const double dots = nbhd_cpu_dots_speed();
-    CHECK(nbhd_isa_available() & NBHD_ISA_AVX512BF16 ? dots > 0.1 && dots < 10 : dots == 0, "dot products: %g times", dots);
+    CHECK(nbhd_isa_available() & NBHD_ISA_AVX512BF16 ? dots > 0.1 && dots < 10 : dots == 0, "dot products: %g times",
+          dots);
 #elif defined(__aarch64__)
     check_set(NBHD_ISA_NEON, test_simd_neon, &test);
 #endif

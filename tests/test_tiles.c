@@ -1,4 +1,5 @@
-/* Tile counts of one axis against membership by definition: every tile of queries, and of keys, is looked at pair by pair. */
+/* Tile counts of one axis against membership by definition: every tile of queries, and of keys, is looked at pair by
+ * pair. */
 #include <math.h>
 #include "core/tiles.h"
 #include "oracle.h"
@@ -106,11 +107,12 @@ static void check_axis(struct nbhd_axis a, int stay, int visit, bool dynamic, bo
                                  : nbhd_tiles_split(a, stay, visit, tiling, parts);
     const bool same = c.q_tiles == s.tiles && c.visited == s.visited && c.full == s.full && c.visited_max == s.worst &&
                       split == s.split;
-    CHECK(same, "length %d keys %d window %d stride %d dilation %d edge %d, %s tile %d visits %d, %s, %d parts: "
-                "tiles %g of %g, visited %g of %g, full %g of %g, worst %g of %g, split %g of %g",
+    CHECK(same,
+          "length %d keys %d window %d stride %d dilation %d edge %d, %s tile %d visits %d, %s, %d parts: "
+          "tiles %g of %g, visited %g of %g, full %g of %g, worst %g of %g, split %g of %g",
           a.length, a.keys, a.window, a.stride, a.dilation, a.edge, inverse ? "key" : "query", stay, visit,
-          dynamic ? "dynamic" : "static", parts, c.q_tiles, s.tiles, c.visited, s.visited, c.full, s.full, c.visited_max,
-          s.worst, split, s.split);
+          dynamic ? "dynamic" : "static", parts, c.q_tiles, s.tiles, c.visited, s.visited, c.full, s.full,
+          c.visited_max, s.worst, split, s.split);
     if (!inverse)
         CHECK(nbhd_axis_tiles(a, stay) == s.tiles, "%g of %g", nbhd_axis_tiles(a, stay), s.tiles);
 }

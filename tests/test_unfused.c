@@ -1,5 +1,6 @@
-/* The unfused passes: every CPU row on every problem of case_lines without extra keys and on random ones, in every dtype and
- * layout, against the oracle; the same bits for any number of threads; and that qk, a softmax and av make the forward. */
+/* The unfused passes: every CPU row on every problem of case_lines without extra keys and on random ones, in every
+ * dtype and layout, against the oracle; the same bits for any number of threads; and that qk, a softmax and av make the
+ * forward. */
 #include <math.h>
 #include "case.h"
 #include "core/kernel.h"
@@ -53,7 +54,8 @@ static void check_row(const struct nbhd_kernel *kernel)
 
 static void check_thread_counts(const struct nbhd_kernel *kernel)
 {
-    static const char *const lines[] = {"b2 h4/2 d32 19x23 w7x5 bias", "h2 d64 300 w100 s10", "h3 d16 5x9x20 w3x3x5 ecnn"};
+    static const char *const lines[] = {"b2 h4/2 d32 19x23 w7x5 bias", "h2 d64 300 w100 s10",
+                                        "h3 d16 5x9x20 w3x3x5 ecnn"};
     for (int i = 0; i < 3; i++) {
         unsigned long long bits = 0;
         for (int threads = 1; threads <= 7; threads += 2) {

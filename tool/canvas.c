@@ -52,14 +52,16 @@ static struct shape *add(struct canvas *c, enum kind kind)
     return s;
 }
 
-void canvas_box(struct canvas *c, double x, double y, double width, double height, int fill, int stroke, double thickness)
+void canvas_box(struct canvas *c, double x, double y, double width, double height, int fill, int stroke,
+                double thickness)
 {
     struct shape *s = add(c, BOX);
     s->x = x, s->y = y, s->a = width, s->b = height;
     s->fill = fill, s->stroke = stroke, s->thickness = thickness;
 }
 
-void canvas_line(struct canvas *c, double x0, double y0, double x1, double y1, int stroke, double thickness, bool dashed)
+void canvas_line(struct canvas *c, double x0, double y0, double x1, double y1, int stroke, double thickness,
+                 bool dashed)
 {
     struct shape *s = add(c, LINE);
     s->x = x0, s->y = y0, s->a = x1, s->b = y1;
@@ -234,7 +236,8 @@ static int write_png(const struct canvas *c, const char *path)
         return tool_fail(TOOL_FAILED, "%s: no memory for %d x %d pixels", path, m.width, m.height);
     memset(m.sample, 255, bytes);
     for (int i = 0; i < c->count; i++) {
-        static void (*const draw[])(struct image *, const struct shape *) = {fill_box, fill_line, fill_disc, fill_words};
+        static void (*const draw[])(struct image *, const struct shape *) = {fill_box, fill_line, fill_disc,
+                                                                             fill_words};
         draw[c->shapes[i].kind](&m, &c->shapes[i]);
     }
     int status = image_write(&m, path);

@@ -1,4 +1,5 @@
-/* A drawing: rectangles, lines, discs and words, kept as a list and written as SVG or, where libpng is there, as PNG. */
+/* A drawing: rectangles, lines, discs and words, kept as a list and written as SVG or, where libpng is there, as
+ * PNG. */
 #ifndef NBHD_TOOL_CANVAS_H
 #define NBHD_TOOL_CANVAS_H
 
@@ -17,8 +18,10 @@ struct canvas {
 };
 
 void canvas_begin(struct canvas *c, double width, double height);
-void canvas_box(struct canvas *c, double x, double y, double width, double height, int fill, int stroke, double thickness);
-void canvas_line(struct canvas *c, double x0, double y0, double x1, double y1, int stroke, double thickness, bool dashed);
+void canvas_box(struct canvas *c, double x, double y, double width, double height, int fill, int stroke,
+                double thickness);
+void canvas_line(struct canvas *c, double x0, double y0, double x1, double y1, int stroke, double thickness,
+                 bool dashed);
 void canvas_disc(struct canvas *c, double x, double y, double radius, int fill, int stroke);
 /* (x, y): the foot of the words' first, middle or last letter. size: height of a line in pixels. Printable ASCII. */
 void canvas_words(struct canvas *c, double x, double y, double size, int colour, enum canvas_anchor anchor,

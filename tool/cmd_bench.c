@@ -224,8 +224,8 @@ static void print_head(struct options *o)
         puts("line,kernel,device,threads,runs,ms_min,ms_median,ms_p90,plan_ms,pairs,gflops,peak_gflops,peak_fraction,"
              "tiling,q_tile,kv_tile");
     else if (!o->json)
-        printf("%-20s %6s %10s %10s %10s %9s %10s %7s  %s\n", "kernel", "runs", "ms min", "ms median", "ms p90", "ms plan",
-               "GFLOP/s", "of peak", "problem");
+        printf("%-20s %6s %10s %10s %10s %9s %10s %7s  %s\n", "kernel", "runs", "ms min", "ms median", "ms p90",
+               "ms plan", "GFLOP/s", "of peak", "problem");
 }
 
 static void find_tiles(const nbhd_plan *plan, struct result *r)
@@ -245,7 +245,9 @@ static int bench_kernel(struct options *o, const struct rotation *r, const char 
     int status = runner_open_problem(&runner, r->problem, r->desc.pass, r->device, kernel);
     if (status)
         return status;
-    struct result result = {.line = r->problem->line, .kernel = nbhd_plan_kernel(runner.plan), .plan_ms = runner.plan_ms,
+    struct result result = {.line = r->problem->line,
+                            .kernel = nbhd_plan_kernel(runner.plan),
+                            .plan_ms = runner.plan_ms,
                             .describe = nbhd_plan_describe(runner.plan)};
     result.threads = r->desc.threads ? r->desc.threads : cpu_count();
     result.pairs = problem_pairs(r->problem);
@@ -293,7 +295,8 @@ static int run(int argc, char **argv)
         opt_flag("all", 'a', &o.all, "every kernel that takes the problem"),
         opt_choice("device", 'd', &o.device, device_choices, "NAME", "cpu or cuda (cpu)"),
         opt_int("threads", 't', &o.threads, 1, 4096, "N", "CPU threads (all)"),
-        opt_real("seconds", 's', &o.seconds, 0.001, 3600, "S", "how long to measure each problem, but 5 runs at least (1)"),
+        opt_real("seconds", 's', &o.seconds, 0.001, 3600, "S",
+                 "how long to measure each problem, but 5 runs at least (1)"),
         opt_int("runs", 'n', &o.runs, 1, RUNS_MAX, "N", "exactly so many runs instead"),
         opt_flag("hot", 0, &o.hot, "the same tensors each time: caches stay warm"),
         opt_flag("csv", 0, &o.csv, "comma-separated values with a header"),

@@ -41,8 +41,8 @@ static void print(const struct options *o, const char *line, const struct case_r
 {
     if (!o->json) {
         if (ran)
-            printf("%-4s %-24s error %.3g of %.3g allowed (%s)  %s\n", r->ok ? "ok" : "BAD", r->kernel, r->max_abs_error,
-                   r->allowed_error, r->worst ? r->worst : "-", line);
+            printf("%-4s %-24s error %.3g of %.3g allowed (%s)  %s\n", r->ok ? "ok" : "BAD", r->kernel,
+                   r->max_abs_error, r->allowed_error, r->worst ? r->worst : "-", line);
         return;
     }
     struct json j = json_begin();
@@ -112,8 +112,10 @@ static int check_line(const struct problem *problem, void *context)
         return status;
     double pairs = oracle_pairs(problem);
     if (pairs > pairs_max && !o->force)
-        return tool_fail(TOOL_USAGE, "%s: the oracle would look at %.3g pairs, and %.3g take minutes; a smaller problem, or "
-                                     "--force", problem->line, pairs, pairs_max);
+        return tool_fail(TOOL_USAGE,
+                         "%s: the oracle would look at %.3g pairs, and %.3g take minutes; a smaller problem, or "
+                         "--force",
+                         problem->line, pairs, pairs_max);
     if (!o->all)
         return check_kernel(o, problem, o->kernel);
     int ran = 0;
@@ -126,7 +128,8 @@ static int check_line(const struct problem *problem, void *context)
         status = result ? result : status;
         ran++;
     }
-    return ran ? status : tool_fail(TOOL_FAILED, "%s: every kernel refuses it; nbhd plan --explain tells why", problem->line);
+    return ran ? status
+               : tool_fail(TOOL_FAILED, "%s: every kernel refuses it; nbhd plan --explain tells why", problem->line);
 }
 
 static int run(int argc, char **argv)
@@ -137,7 +140,8 @@ static int run(int argc, char **argv)
         opt_text("kernel", 'k', &o.kernel, "NAME", "this kernel, as `nbhd list` names it (the planner's choice)"),
         opt_flag("all", 'a', &o.all, "every kernel that takes the problem"),
         opt_choice("device", 'd', &o.device, device_choices, "NAME", "cpu or cuda (cpu)"),
-        opt_choice("layout", 'l', &o.layout, layouts, "NAME", "contiguous, packed (one projection) or strided (contiguous)"),
+        opt_choice("layout", 'l', &o.layout, layouts, "NAME",
+                   "contiguous, packed (one projection) or strided (contiguous)"),
         opt_int("seed", 0, &o.seed, 0, 0x7fffffff, "N", "of the random tensors (1)"),
         opt_int("threads", 't', &o.threads, 1, 4096, "N", "CPU threads (all)"),
         opt_flag("force", 'f', &o.force, "also problems that take the oracle minutes"),

@@ -47,7 +47,8 @@ static int parse(int argc, char **argv, struct options *o)
         opt_int("seed", 0, &o->seed, 0, 0x7fffffff, "N", "of the noise (1)"),
         opt_text("save-noisy", 0, &o->save_noisy, "FILE", "also write the photograph with the noise"),
         opt_text("clean", 0, &o->clean, "FILE", "a clean photograph of the same size to compare with"),
-        opt_real("memory", 'm', &o->memory, 1, 1e6, "MIB", "for features; larger photographs are done in parts of 4 windows at least (512)"),
+        opt_real("memory", 'm', &o->memory, 1, 1e6, "MIB",
+                 "for features; larger photographs are done in parts of 4 windows at least (512)"),
         opt_choice("device", 'd', &o->device, device_choices, "NAME", "cpu or cuda (cpu)"),
         opt_text("kernel", 'k', &o->kernel, "NAME", "this kernel, as `nbhd list` names it, and no other"),
         opt_int("threads", 't', &o->threads, 1, 4096, "N", "CPU threads (all)"),
@@ -77,13 +78,14 @@ static int parse(int argc, char **argv, struct options *o)
 static int square(const char *name, const struct extents *e, int usual, bool odd, int value[2])
 {
     if (e->count == 3)
-        return tool_fail(TOOL_USAGE, "--%s: a photograph has two axes, rows x columns, and three numbers were given", name);
+        return tool_fail(TOOL_USAGE, "--%s: a photograph has two axes, rows x columns, and three numbers were given",
+                         name);
     value[0] = e->count ? e->at[0] : usual;
     value[1] = e->count == 2 ? e->at[1] : value[0];
     for (int i = 0; odd && i < 2; i++)
         if (value[i] % 2 == 0)
-            return tool_fail(TOOL_USAGE, "--%s: %d is even; a patch has a pixel in its middle, so both must be odd", name,
-                             value[i]);
+            return tool_fail(TOOL_USAGE, "--%s: %d is even; a patch has a pixel in its middle, so both must be odd",
+                             name, value[i]);
     return TOOL_DONE;
 }
 

@@ -34,8 +34,9 @@ static bool has_word(const char *list, const char *word)
 
 static void note_features(struct cpu *cpu, const char *flags)
 {
-    static const char *const wanted[] = {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_fp16",
-                                         "amx_tile", "amx_bf16", "asimd", "asimdhp", "bf16", "sve"};
+    static const char *const wanted[] = {"avx2",     "fma",         "f16c",        "avx512f",  "avx512bw",
+                                         "avx512vl", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16",
+                                         "asimd",    "asimdhp",     "bf16",        "sve"};
     cpu->features[0] = 0;
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++)
         if (has_word(flags, wanted[i])) {

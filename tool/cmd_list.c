@@ -33,13 +33,14 @@ static int pass_of(const char *name)
 
 static bool is_cuda(const char *name) { return !strncmp(name, "cuda.", 5); }
 
-/* Asks for a plain problem of each type, of large windows, as some rows leave small ones to others. A refusal that every type
- * gets is the reason to tell. */
+/* Asks for a plain problem of each type, of large windows, as some rows leave small ones to others. A refusal that
+ * every type gets is the reason to tell. */
 static struct row probe(int i)
 {
     struct row row = {.name = nbhd_kernel_name(i)};
     /* The name of a type, and how a line says it. */
-    static const char *const types[][2] = {{"bf16", "bf16"}, {"f16", "f16"}, {"f64", "f64"}, {"f32", "f32"}, {"tf32", "f32 tf32"}};
+    static const char *const types[][2] = {
+        {"bf16", "bf16"}, {"f16", "f16"}, {"f64", "f64"}, {"f32", "f32"}, {"tf32", "f32 tf32"}};
     for (size_t t = 0; t < sizeof types / sizeof *types; t++) {
         char why[NBHD_TEXT] = "", line[NBHD_TEXT], before[64];
         nbhd_desc desc;
@@ -47,7 +48,8 @@ static struct row probe(int i)
             continue; /* what takes float32 need not round it */
         snprintf(line, sizeof line, "%s %s d64 64x64 w32x32", passes[pass_of(row.name)], types[t][1]);
         if (nbhd_desc_parse(&desc, line) != NBHD_OK ||
-            nbhd_kernel_refusal(i, &desc, is_cuda(row.name) ? NBHD_DEVICE_CUDA : NBHD_DEVICE_CPU, why, sizeof why) != NBHD_OK)
+            nbhd_kernel_refusal(i, &desc, is_cuda(row.name) ? NBHD_DEVICE_CUDA : NBHD_DEVICE_CPU, why, sizeof why) !=
+                NBHD_OK)
             snprintf(why, sizeof why, "%s", nbhd_last_error());
         snprintf(before, sizeof before, "%s", row.dtypes);
         if (*why)

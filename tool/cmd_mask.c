@@ -1,4 +1,5 @@
-/* nbhd mask: what a query sees, its tile's union, and the key tiles visited, masked and skipped; drawn or in letters. */
+/* nbhd mask: what a query sees, its tile's union, and the key tiles visited, masked and skipped; drawn or in
+ * letters. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

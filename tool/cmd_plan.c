@@ -41,7 +41,8 @@ static void print(const struct options *o, const struct problem *problem, const 
     if (plan) {
         printf("  %s: %s\n", nbhd_plan_kernel(plan), nbhd_plan_describe(plan));
         printf("  %.4g visible pairs, %.4g useful GFLOP, workspace %.1f KiB, planned in %.0f us",
-               problem_pairs(problem), problem_flops(problem) * 1e-9, (double)nbhd_plan_workspace(plan) / 1024, ms * 1e3);
+               problem_pairs(problem), problem_flops(problem) * 1e-9, (double)nbhd_plan_workspace(plan) / 1024,
+               ms * 1e3);
         if (nbhd_plan_predicted_ms(plan) > 0)
             printf(", expected to run %.3g ms", nbhd_plan_predicted_ms(plan));
         putchar('\n');

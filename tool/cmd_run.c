@@ -45,11 +45,13 @@ static int parse(int argc, char **argv, struct options *o)
         opt_extents("stride", 's', &o->stride, "1x1", "neighbouring queries that share a window (1)"),
         opt_extents("dilation", 'r', &o->dilation, "1x1", "step between keys (1)"),
         opt_text("edge", 'e', &o->edge, "nn", "a letter per axis: n nearest, c causal, t truncated (n)"),
-        opt_text("lengths", 'l', &o->lengths, "30x40,16x16", "ragged: the grids that lie one after the other in Q, K and V"),
+        opt_text("lengths", 'l', &o->lengths, "30x40,16x16",
+                 "ragged: the grids that lie one after the other in Q, K and V"),
         opt_text("kv-lengths", 0, &o->kv_lengths, "8x8,9x5", "ragged: those in K and V, where they are others"),
         opt_real("scale", 0, &o->scale, -FLT_MAX, FLT_MAX, "X", "factor on q.k (head_dim^-1/2)"),
         opt_flag("tf32", 0, &o->tf32, "float32 may be multiplied as TF32, on a GPU's tensor cores"),
-        opt_text("extra-k", 0, &o->in[SLOT_EXTRA_K], "FILE", "keys that every query sees, [batch, N, kv heads, head_dim]"),
+        opt_text("extra-k", 0, &o->in[SLOT_EXTRA_K], "FILE",
+                 "keys that every query sees, [batch, N, kv heads, head_dim]"),
         opt_text("extra-v", 0, &o->in[SLOT_EXTRA_V], "FILE", "their values"),
         opt_text("bias", 0, &o->in[SLOT_BIAS], "FILE", "float32 [heads, 2 w0 - 1, ...], added by relative position"),
         opt_text("grad-out", 0, &o->in[SLOT_DOUT], "FILE", "gradient of the output: asks for the backward"),
@@ -108,7 +110,8 @@ static int check_options(const struct options *o)
         if (o->out[slot] && is_gradient(slot)) {
             gradients = true;
             if (!o->in[SLOT_DOUT])
-                return tool_fail(TOOL_USAGE, "%s needs --grad-out, the gradient that it starts from", option_name(slot));
+                return tool_fail(TOOL_USAGE, "%s needs --grad-out, the gradient that it starts from",
+                                 option_name(slot));
         }
     if (!o->in[SLOT_EXTRA_K] != !o->in[SLOT_EXTRA_V])
         return tool_fail(TOOL_USAGE, "--extra-k and --extra-v go together, and only one was given");
@@ -161,8 +164,8 @@ static int edges(const char *text, int rank, int values[3])
     static const char letters[] = {
         [NBHD_NEAREST] = 'n', [NBHD_CAUSAL] = 'c', [NBHD_TRUNCATED] = 't', [NBHD_PERIODIC] = 'p', [4] = 0};
     if ((int)strlen(text) != rank)
-        return tool_fail(TOOL_USAGE, "--edge: '%s' has %zu letters and the tensors have %d %s", text, strlen(text), rank,
-                         rank == 1 ? "axis" : "axes");
+        return tool_fail(TOOL_USAGE, "--edge: '%s' has %zu letters and the tensors have %d %s", text, strlen(text),
+                         rank, rank == 1 ? "axis" : "axes");
     for (int i = 0; i < rank; i++) {
         const char *found = strchr(letters, text[i]);
         if (!found)
@@ -205,9 +208,10 @@ static int describe_sequences(struct work *w)
     long long tokens = 0, keys = 0;
     problem_tokens(p, &tokens, &keys);
     if (tokens != q->shape[0] || keys != k->shape[0])
-        return tool_fail(TOOL_USAGE, "the grids of %s have %lld tokens, and %s has %lld", tokens != q->shape[0] || !p->kv_lengths
-                         ? "--lengths" : "--kv-lengths", tokens != q->shape[0] ? tokens : keys,
-                         tokens != q->shape[0] ? "Q" : "K", tokens != q->shape[0] ? q->shape[0] : k->shape[0]);
+        return tool_fail(TOOL_USAGE, "the grids of %s have %lld tokens, and %s has %lld",
+                         tokens != q->shape[0] || !p->kv_lengths ? "--lengths" : "--kv-lengths",
+                         tokens != q->shape[0] ? tokens : keys, tokens != q->shape[0] ? "Q" : "K",
+                         tokens != q->shape[0] ? q->shape[0] : k->shape[0]);
     p->desc = problem_part(p, 0);
     return TOOL_DONE;
 }
@@ -220,13 +224,15 @@ static int describe(struct work *w)
     nbhd_desc *d = &w->problem.desc;
     *d = (nbhd_desc)NBHD_DESC_INIT;
     if (!o->lengths && (q->rank < 4 || q->rank > 6))
-        return tool_fail(TOOL_USAGE, "Q (%s) has %d axes; it must have 4 to 6: batch, one to three axes, heads, head_dim",
+        return tool_fail(TOOL_USAGE,
+                         "Q (%s) has %d axes; it must have 4 to 6: batch, one to three axes, heads, head_dim",
                          o->in[SLOT_Q], q->rank);
     if (o->lengths && q->rank != 3)
         return tool_fail(TOOL_USAGE, "Q (%s) has %d axes; with --lengths it must have 3: tokens, heads, head_dim", o->in[SLOT_Q],
                          q->rank);
     if (k->rank != q->rank || v->rank != q->rank)
-        return tool_fail(TOOL_USAGE, "Q has %d axes, K has %d and V has %d; they must agree", q->rank, k->rank, v->rank);
+        return tool_fail(TOOL_USAGE, "Q has %d axes, K has %d and V has %d; they must agree", q->rank, k->rank,
+                         v->rank);
     d->dtype = q->dtype;
     d->threads = o->threads;
     if (o->scale == 0)
@@ -247,8 +253,10 @@ static int describe(struct work *w)
     const struct array_info *extra = &w->in[SLOT_EXTRA_K].info;
     if (!status && o->in[SLOT_EXTRA_K])
         status = extra->rank == 4 ? extent(o, SLOT_EXTRA_K, extra->shape[1], &d->extra)
-                                  : tool_fail(TOOL_USAGE, "--extra-k (%s) has %d axes; it must have 4: batch, tokens, heads, "
-                                                          "head_dim", o->in[SLOT_EXTRA_K], extra->rank);
+                                  : tool_fail(TOOL_USAGE,
+                                              "--extra-k (%s) has %d axes; it must have 4: batch, tokens, heads, "
+                                              "head_dim",
+                                              o->in[SLOT_EXTRA_K], extra->rank);
     if (!status)
         status = per_axis("window", &o->window, rank, d->window);
     if (!status)

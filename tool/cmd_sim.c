@@ -1,5 +1,5 @@
-/* nbhd sim: what tilings of a problem visit, and the speedup that they allow; a search for settings that waste nothing; a
- * model of time, and pictures. */
+/* nbhd sim: what tilings of a problem visit, and the speedup that they allow; a search for settings that waste nothing;
+ * a model of time, and pictures. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -262,8 +262,8 @@ static int fit(struct options *o)
             json_real(&j, "predicted_ms", ms);
             json_end(&j);
         } else {
-            printf("%10.4g ms measured, %10.4g predicted, %+6.1f%%  %-9s%-11s%-11s%s\n", s->ms, ms, 100 * (ms / s->ms - 1),
-                   nbhd_sim_tiling_name(s->tiles.tiling), q, kv, line);
+            printf("%10.4g ms measured, %10.4g predicted, %+6.1f%%  %-9s%-11s%-11s%s\n", s->ms, ms,
+                   100 * (ms / s->ms - 1), nbhd_sim_tiling_name(s->tiles.tiling), q, kv, line);
         }
     }
     if (!o->json) {
@@ -308,7 +308,8 @@ static int run(int argc, char **argv)
         opt_real("share", 0, &o.share, 0, 1, "X", "attention's share of a model's time, for its end-to-end bound"),
         opt_int("steps", 0, &o.steps, 1, 1 << 30, "N", "of the model, with --share"),
         opt_int("dense-steps", 0, &o.dense_steps, 0, 1 << 30, "N", "of these with self attention (0)"),
-        opt_text("model", 'm', &o.model_text, "NAME", "predict times: h200, h200-sm80, h200-bwd, or prices as --fit prints them"),
+        opt_text("model", 'm', &o.model_text, "NAME",
+                 "predict times: h200, h200-sm80, h200-bwd, or prices as --fit prints them"),
         opt_flag("find", 0, &o.find, "search windows, strides and tiles that waste little, for the axes of LINE"),
         opt_real("sparsity", 0, &o.sparsity, 0, 0.999999, "X", "--find: share of the pairs to leave out (any)"),
         opt_real("tolerance", 0, &o.tolerance, 0, 1, "X", "--find: of --sparsity (0.02)"),

@@ -67,8 +67,9 @@ int problems_each(char **operands, int count, int threads, each_fn *each, void *
             do
                 n += (size_t)snprintf(text + n, sizeof text - n, "%s%s", n ? " " : "", operands[i++]);
             while (n < sizeof text && fragments && i < count && !strchr(operands[i], ' ') && operands[i][0] != '@');
-            result = n < sizeof text ? one(text, "", threads, each, context)
-                                     : tool_fail(TOOL_USAGE, "a problem line is longer than %d characters", NBHD_TEXT - 1);
+            result = n < sizeof text
+                         ? one(text, "", threads, each, context)
+                         : tool_fail(TOOL_USAGE, "a problem line is longer than %d characters", NBHD_TEXT - 1);
         }
         status = result ? result : status;
     }
@@ -84,7 +85,8 @@ static int dense_only(const struct problem *problem, void *context)
 {
     const struct dense *d = context;
     if (problem->sequences)
-        return tool_fail(TOOL_USAGE, "%s: this command takes no ragged batch; ask for one of its sequences", problem->line);
+        return tool_fail(TOOL_USAGE, "%s: this command takes no ragged batch; ask for one of its sequences",
+                         problem->line);
     return d->each(&problem->desc, problem->line, d->context);
 }
 

@@ -11,8 +11,8 @@ static const int colours[VIEW_CLASSES] = {0xb2182b, 0x2b6ca3, 0xa6cbe3, 0xf6d9b0
 static const char *const meanings[2][VIEW_CLASSES] = {
     {"the query", "keys that it sees", "keys that others of its tile see", "loaded with a visited tile, seen by none",
      "skipped"},
-    {"the key", "queries that see it", "queries that see others of its tile", "loaded with a visited tile, see none of it",
-     "skipped"}};
+    {"the key", "queries that see it", "queries that see others of its tile",
+     "loaded with a visited tile, see none of it", "skipped"}};
 enum { INK = 0x333333, FULL_COLOUR = 0x3ecf6e, MASKED_COLOUR = 0xd4760a, TILE_COLOUR = 0xb2182b, GRID_COLOUR = 0xd0d0d0 };
 
 enum { MARGIN = 16, WORDS = 13, MATRIX_MOST = 160, WRAP = 64 };
@@ -41,7 +41,8 @@ static void draw_legend(struct canvas *c, const struct view *v, double x, double
         if ((i == VIEW_UNION || i == VIEW_LOADED) && !tiled(v))
             continue;
         canvas_box(c, x, y, 12, 12, colours[i], GRID_COLOUR, 0.5);
-        canvas_words(c, x + 18, y + 11, WORDS, INK, CANVAS_LEFT, "%s", tiled(v) || i < VIEW_SKIPPED ? meanings[v->inverse][i] : "not seen");
+        canvas_words(c, x + 18, y + 11, WORDS, INK, CANVAS_LEFT, "%s",
+                     tiled(v) || i < VIEW_SKIPPED ? meanings[v->inverse][i] : "not seen");
         y += 18;
     }
     if (!outlined(v))
@@ -72,10 +73,11 @@ static void describe(const struct view *v, char line[NBHD_TEXT], char counts[NBH
     for (int i = 3 - v->rank; i < 3; i++)
         length += snprintf(query + length, sizeof query - (size_t)length, "%s%d", length ? "," : "", v->axis[i].query);
     nbhd_desc_format(&v->desc, line, NBHD_TEXT);
-    const char *format = v->inverse ? "key %s is seen by %.0f queries; its tile of %.0f by %.0f: %.0f query tiles (%s), "
-                                      "%.0f with a mask"
-                                    : "query %s sees %.0f keys; its tile of %.0f sees %.0f: %.0f key tiles (%s), "
-                                      "%.0f with a mask";
+    const char *format = v->inverse
+                             ? "key %s is seen by %.0f queries; its tile of %.0f by %.0f: %.0f query tiles (%s), "
+                               "%.0f with a mask"
+                             : "query %s sees %.0f keys; its tile of %.0f sees %.0f: %.0f key tiles (%s), "
+                               "%.0f with a mask";
     snprintf(counts, NBHD_TEXT, format, query, v->seen, v->queries, v->united, v->visited,
              nbhd_sim_tiling_name(v->tiles.tiling), v->visited - v->full);
 }
@@ -105,10 +107,11 @@ struct plane {
     int slice; /* on the first axis */
 };
 
-static void box_of(struct canvas *c, const struct plane *p, int y0, int y1, int x0, int x1, int colour, double thickness)
+static void box_of(struct canvas *c, const struct plane *p, int y0, int y1, int x0, int x1, int colour,
+                   double thickness)
 {
-    canvas_box(c, p->x + x0 * p->cell, p->y + y0 * p->cell, (x1 - x0) * p->cell, (y1 - y0) * p->cell, CANVAS_NONE, colour,
-               thickness);
+    canvas_box(c, p->x + x0 * p->cell, p->y + y0 * p->cell, (x1 - x0) * p->cell, (y1 - y0) * p->cell, CANVAS_NONE,
+               colour, thickness);
 }
 
 static void draw_grid(struct canvas *c, const struct plane *p, int rows, int columns)
@@ -160,7 +163,8 @@ static void draw_tiles(struct canvas *c, const struct view *v, const struct plan
         for (int i = 0; i < v->axis[1].tile.visited; i++)
             for (int j = 0; j < v->axis[2].tile.visited; j++) {
                 int y0, y1, x0, x1;
-                const bool full = view_tile_inside(v, 0, slab) && view_tile_inside(v, 1, i) && view_tile_inside(v, 2, j);
+                const bool full =
+                    view_tile_inside(v, 0, slab) && view_tile_inside(v, 1, i) && view_tile_inside(v, 2, j);
                 view_tile_span(v, 1, i, &y0, &y1);
                 view_tile_span(v, 2, j, &x0, &x1);
                 if (full == wanted)
@@ -170,8 +174,9 @@ static void draw_tiles(struct canvas *c, const struct view *v, const struct plan
     const bool cross = v->axis[1].keys != t1->elements || v->axis[2].keys != t2->elements;
     if (!cross && p->slice / t0->dilation >= t0->q_begin && p->slice / t0->dilation < t0->q_end && v->rank > 1)
         canvas_box(c, p->x + t2->q_begin * p->cell + thickness, p->y + t1->q_begin * p->cell + thickness,
-                   (t2->q_end - t2->q_begin) * p->cell - 2 * thickness, (t1->q_end - t1->q_begin) * p->cell - 2 * thickness,
-                   CANVAS_NONE, TILE_COLOUR, thickness); /* inside the outline of a key tile at the same place */
+                   (t2->q_end - t2->q_begin) * p->cell - 2 * thickness,
+                   (t1->q_end - t1->q_begin) * p->cell - 2 * thickness, CANVAS_NONE, TILE_COLOUR,
+                   thickness); /* inside the outline of a key tile at the same place */
 }
 
 /* Slices worth a plane: all of a short axis, else those of visited tiles. */
@@ -199,12 +204,14 @@ static int draw_planes(const struct view *v, const char *path)
     const int down = (slices + across - 1) / across;
     const double step_x = columns * cell + 12, step_y = rows * cell + label + 10;
     if (step_x * across > 20000 || step_y * down > 20000)
-        return tool_fail(TOOL_USAGE, "%s: %d slices of %d x %d keys are too many for a picture", path, slices, rows, columns);
+        return tool_fail(TOOL_USAGE, "%s: %d slices of %d x %d keys are too many for a picture", path, slices, rows,
+                         columns);
     struct canvas c;
     canvas_begin(&c, width_for(v, across * step_x), height_for(v, down * step_y));
     draw_title(&c, v);
     for (int i = 0; i < slices; i++) {
-        struct plane p = {MARGIN + i % across * step_x, MARGIN + TITLE_HEIGHT + i / across * step_y + label, cell, first + i};
+        struct plane p = {MARGIN + i % across * step_x, MARGIN + TITLE_HEIGHT + i / across * step_y + label, cell,
+                          first + i};
         if (v->rank == 3)
             canvas_words(&c, p.x, p.y - 4, WORDS, INK, CANVAS_LEFT, "slice %d", first + i);
         draw_cells(&c, v, &p);
@@ -228,14 +235,15 @@ static int draw_row(struct canvas *c, const struct view *v, int query, double y,
     const struct plane p = {MARGIN, y, cell, 0};
     for (int x = 0, end; x < row.axis[2].keys && !outlines; x = end) {
         end = run_end(&row, 0, 0, x);
-        canvas_box(c, MARGIN + x * cell, y, (end - x) * cell, cell, colours[view_class(&row, (int[3]){0, 0, x})], CANVAS_NONE,
-                   0);
+        canvas_box(c, MARGIN + x * cell, y, (end - x) * cell, cell, colours[view_class(&row, (int[3]){0, 0, x})],
+                   CANVAS_NONE, 0);
     }
     const nbhd_sim_tile *t = &row.axis[2].tile;
     for (int i = 0; i < t->visited && outlines; i++) {
         int begin, end;
         view_tile_span(&row, 2, i, &begin, &end);
-        box_of(c, &p, 0, t->q_end - t->q_begin, begin, end, view_tile_inside(&row, 2, i) ? FULL_COLOUR : MASKED_COLOUR, 2);
+        box_of(c, &p, 0, t->q_end - t->q_begin, begin, end, view_tile_inside(&row, 2, i) ? FULL_COLOUR : MASKED_COLOUR,
+               2);
     }
     view_end(&row);
     return TOOL_DONE;
@@ -270,8 +278,8 @@ int mask_draw(const struct view *v, const char *path)
     if (v->rank > 1)
         return draw_planes(v, path);
     if (v->desc.length[0] > MATRIX_MOST || v->desc.kv_length[0] > MATRIX_MOST)
-        return tool_fail(TOOL_USAGE, "%s: a picture of one axis is the matrix of queries and keys, at most %d of each", path,
-                         MATRIX_MOST);
+        return tool_fail(TOOL_USAGE, "%s: a picture of one axis is the matrix of queries and keys, at most %d of each",
+                         path, MATRIX_MOST);
     return draw_matrix(v, path);
 }
 

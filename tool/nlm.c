@@ -1,6 +1,6 @@
-/* Non-local means as 2-D neighborhood attention. The weight of pixel j for pixel i is exp(-|f_i - f_j|^2 / 2) with f the
- * pixels of a patch, weighted and scaled. As |f_i|^2 is the same for all j, softmax needs f_i.f_j - |f_j|^2 / 2 only:
- * Q = (f, 1), K = (f, -|f|^2 / 2), scale 1, and V the colours.
+/* Non-local means as 2-D neighborhood attention. The weight of pixel j for pixel i is exp(-|f_i - f_j|^2 / 2) with f
+ * the pixels of a patch, weighted and scaled. As |f_i|^2 is the same for all j, softmax needs f_i.f_j - |f_j|^2 / 2
+ * only: Q = (f, 1), K = (f, -|f|^2 / 2), scale 1, and V the colours.
  * A large photograph is cut into parts; each is computed with the margin that its windows reach into. */
 #include "nlm.h"
 
@@ -101,7 +101,8 @@ static void feature_rows(void *context, int begin, int end)
             memcpy(k, q, (size_t)n * sizeof *k);
             q[n] = 1;
             k[n] = -0.5f * square;
-            const float *centre = from + (size_t)(p->nlm->patch[0] / 2) * padded_row + run / 2 / p->colours * p->colours;
+            const float *centre =
+                from + (size_t)(p->nlm->patch[0] / 2) * padded_row + run / 2 / p->colours * p->colours;
             memcpy(p->v + token * (size_t)p->colours, centre, (size_t)p->colours * sizeof *centre);
         }
 }
@@ -111,7 +112,8 @@ static void store(const struct part *p, struct image *out)
     double from_grey = ((1 << out->bits) - 1) / 255.0;
     for (int y = p->row[0].begin; y < p->row[0].end; y++)
         for (int x = p->column[0].begin; x < p->column[0].end; x++) {
-            size_t token = (size_t)(y - p->row[1].begin) * (size_t)size_of(p->column[1]) + (size_t)(x - p->column[1].begin);
+            size_t token =
+                (size_t)(y - p->row[1].begin) * (size_t)size_of(p->column[1]) + (size_t)(x - p->column[1].begin);
             size_t pixel = (size_t)y * (size_t)out->width + (size_t)x;
             for (int c = 0; c < p->colours; c++)
                 image_put(out, pixel * (size_t)out->channels + (size_t)c,

@@ -4,7 +4,8 @@
 
 #include "image.h"
 
-/* Standard deviation of the noise in grey levels of 0 to 255: the median of 2x2 differences, which edges move little. */
+/* Standard deviation of the noise in grey levels of 0 to 255: the median of 2x2 differences, which edges move
+ * little. */
 double noise_estimate(const struct image *image);
 /* Adds Gaussian noise to the colours; rounded and clipped as a photograph is. */
 void noise_add(struct image *image, double sigma, unsigned seed);

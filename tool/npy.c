@@ -86,8 +86,8 @@ static bool read_dtype(const char *descr, int *dtype, char why[NBHD_TEXT])
         if (descr[0] == '>')
             return say(why, "its numbers are big-endian; save it with astype('<f4') or the like");
     }
-    snprintf(why, NBHD_TEXT, "its dtype is '%.60s'; a .npy must be '<f2', '<f4' or '<f8' (bfloat16 travels in .safetensors)",
-             descr);
+    snprintf(why, NBHD_TEXT,
+             "its dtype is '%.60s'; a .npy must be '<f2', '<f4' or '<f8' (bfloat16 travels in .safetensors)", descr);
     return false;
 }
 

@@ -96,7 +96,8 @@ static bool is_list(const char *word, int length)
            (memchr(word, '+', (size_t)length) || memchr(word, '*', (size_t)length));
 }
 
-/* A ragged batch's: that of its first sequence, with the lists in place of its axes, and without windows that were not given. */
+/* A ragged batch's: that of its first sequence, with the lists in place of its axes, and without windows that were not
+ * given. */
 int problem_write_line(struct problem *p)
 {
     char first[NBHD_TEXT];
@@ -118,7 +119,8 @@ int problem_write_line(struct problem *p)
         }
         word += length;
     }
-    return t.used < NBHD_TEXT ? TOOL_DONE : tool_fail(TOOL_USAGE, "a problem line is longer than %d characters", NBHD_TEXT - 1);
+    return t.used < NBHD_TEXT ? TOOL_DONE
+                              : tool_fail(TOOL_USAGE, "a problem line is longer than %d characters", NBHD_TEXT - 1);
 }
 
 /* Cuts text into lists of grids and the rest, a line with the first grids. */

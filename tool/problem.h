@@ -1,5 +1,6 @@
-/* A problem of the command line: what a problem line says, and the sequences of a ragged batch, which a descriptor has no room
- * for. In a line the axes, and kv= with them, then list grids: "fwd d64 30x40+16x16*3+9x33 w7x7"; "*3" repeats one. */
+/* A problem of the command line: what a problem line says, and the sequences of a ragged batch, which a descriptor has
+ * no room for. In a line the axes, and kv= with them, then list grids: "fwd d64 30x40+16x16*3+9x33 w7x7"; "*3" repeats
+ * one. */
 #ifndef NBHD_TOOL_PROBLEM_H
 #define NBHD_TOOL_PROBLEM_H
 
@@ -17,10 +18,12 @@ int problem_parse(struct problem *problem, const char *text, const char *where);
 /* Writes line anew from the rest. */
 int problem_write_line(struct problem *problem);
 void problem_release(struct problem *problem);
-/* "30x40,16x16*2", or with + between grids, to [sequences][rank]; *rank 0: told by the first grid. name: for the sentence. */
+/* "30x40,16x16*2", or with + between grids, to [sequences][rank]; *rank 0: told by the first grid. name: for the
+ * sentence. */
 int problem_grids(const char *name, const char *text, int *rank, int *sequences, int **lengths);
 
-nbhd_status problem_plan(nbhd_plan **plan, const struct problem *problem, int pass, nbhd_device device, const char *kernel);
+nbhd_status problem_plan(nbhd_plan **plan, const struct problem *problem, int pass, nbhd_device device,
+                         const char *kernel);
 /* One sequence as a problem of its own; where there are none, the problem. */
 nbhd_desc problem_part(const struct problem *problem, int sequence);
 static inline int problem_parts(const struct problem *problem) { return problem->sequences ? problem->sequences : 1; }

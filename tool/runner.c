@@ -13,7 +13,8 @@ int runner_open(struct runner *r, const nbhd_desc *desc, nbhd_device device, con
     return runner_open_problem(r, &problem, desc->pass, device, kernel);
 }
 
-int runner_open_problem(struct runner *r, const struct problem *problem, int pass, nbhd_device device, const char *kernel)
+int runner_open_problem(struct runner *r, const struct problem *problem, int pass, nbhd_device device,
+                        const char *kernel)
 {
     memset(r, 0, sizeof *r);
     r->desc = problem_tensors(problem);

@@ -17,7 +17,8 @@ struct runner {
 /* Exit status; the sentence of a failure has been told. kernel NULL: the planner chooses. */
 int runner_open(struct runner *runner, const nbhd_desc *desc, nbhd_device device, const char *kernel);
 /* The same for a pass of a problem that may be a ragged batch, packed. */
-int runner_open_problem(struct runner *runner, const struct problem *problem, int pass, nbhd_device device, const char *kernel);
+int runner_open_problem(struct runner *runner, const struct problem *problem, int pass, nbhd_device device,
+                        const char *kernel);
 /* Brings what the pass reads to the device; args then has device pointers. On the CPU nothing moves. */
 int runner_send(struct runner *runner, nbhd_args *args);
 int runner_execute(struct runner *runner, const nbhd_args *args);

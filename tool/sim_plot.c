@@ -90,7 +90,8 @@ static int stride_points(const struct plot *p, const int window[3], struct point
                     return status;
                 for (int i = 0; i < p->desc.rank; i++)
                     stride[i] = stride[i] > window[i] ? window[i] : stride[i];
-                points[(*count)++] = (struct point){log2(axis_product(stride, p->desc.rank)), log2(counts.bound_mean), 0};
+                points[(*count)++] =
+                    (struct point){log2(axis_product(stride, p->desc.rank)), log2(counts.bound_mean), 0};
             }
     qsort(points, (size_t)*count, sizeof *points, by_x);
     return TOOL_DONE;
@@ -99,9 +100,10 @@ static int stride_points(const struct plot *p, const int window[3], struct point
 static bool same_problem(const nbhd_desc *a, const nbhd_desc *b)
 {
     const int dv_a = a->head_dim_v ? a->head_dim_v : a->head_dim, dv_b = b->head_dim_v ? b->head_dim_v : b->head_dim;
-    return a->pass == b->pass && a->dtype == b->dtype && a->rank == b->rank && a->head_dim == b->head_dim && dv_a == dv_b &&
-           (a->heads ? a->heads : 1) == (b->heads ? b->heads : 1) && (a->batch ? a->batch : 1) == (b->batch ? b->batch : 1) &&
-           a->extra == b->extra && !memcmp(a->length, b->length, sizeof a->length);
+    return a->pass == b->pass && a->dtype == b->dtype && a->rank == b->rank && a->head_dim == b->head_dim &&
+           dv_a == dv_b && (a->heads ? a->heads : 1) == (b->heads ? b->heads : 1) &&
+           (a->batch ? a->batch : 1) == (b->batch ? b->batch : 1) && a->extra == b->extra &&
+           !memcmp(a->length, b->length, sizeof a->length);
 }
 
 /* Self attention over the same tokens: whole windows, or one axis of as many tokens. */
@@ -142,7 +144,8 @@ static void draw_frame(struct canvas *c, const struct panel *a, const char *name
         const double at = place_x(a, x);
         canvas_line(c, at, a->top, at, a->top + a->height, FAINT, 1, false);
         if (percent)
-            canvas_words(c, at, a->top + a->height + 16, 12, INK, CANVAS_MIDDLE, x < -3 ? "%.2g%%" : "%.3g%%", 100 * exp2(x));
+            canvas_words(c, at, a->top + a->height + 16, 12, INK, CANVAS_MIDDLE, x < -3 ? "%.2g%%" : "%.3g%%",
+                         100 * exp2(x));
         else
             canvas_words(c, at, a->top + a->height + 16, 12, INK, CANVAS_MIDDLE, "%.0f", exp2(x));
     }
@@ -195,7 +198,8 @@ static int measured_by_stride(const struct plot *p, struct point *points)
             series_window(p, s, window);
             if (memcmp(window, d->window, sizeof(int) * (size_t)d->rank))
                 continue;
-            points[count++] = (struct point){log2(axis_product(stride, d->rank)), log2(p->dense_ms / p->samples[i].ms), s};
+            points[count++] =
+                (struct point){log2(axis_product(stride, d->rank)), log2(p->dense_ms / p->samples[i].ms), s};
             break;
         }
     }
@@ -207,12 +211,14 @@ static int draw_strides(struct canvas *c, const struct plot *p, const struct pan
     struct point points[POINTS];
     char name[96], text[192];
     int count, status;
-    draw_frame(c, a, "speedup over self attention against stride", "queries that share a window (product of strides)", false);
+    draw_frame(c, a, "speedup over self attention against stride", "queries that share a window (product of strides)",
+               false);
     for (int s = 0; s < SERIES; s++) {
         int window[3] = {0, 0, 0};
         nbhd_sim_counts counts;
         series_window(p, s, window);
-        if ((status = bound(p, window, (int[3]){1, 1, 1}, &counts)) || (status = stride_points(p, window, points, &count)))
+        if ((status = bound(p, window, (int[3]){1, 1, 1}, &counts)) ||
+            (status = stride_points(p, window, points, &count)))
             return status;
         const double flop = place_y(a, log2(counts.bound_flop));
         canvas_line(c, a->left, flop, a->left + a->width, flop, series_colours[s], 1, true);
@@ -229,7 +235,8 @@ static int draw_strides(struct canvas *c, const struct plot *p, const struct pan
         }
         canvas_line(c, last_x, place_y(a, best), a->left + a->width, place_y(a, best), series_colours[s], 2, false);
         format_axes("w", window, p->desc.rank, name, sizeof name);
-        snprintf(text, sizeof text, "%s: %.3gx by FLOPs, %.3gx at stride 1", name, counts.bound_flop, counts.bound_mean);
+        snprintf(text, sizeof text, "%s: %.3gx by FLOPs, %.3gx at stride 1", name, counts.bound_flop,
+                 counts.bound_mean);
         draw_key(c, a, s, text);
     }
     draw_measured(c, a, points, measured_by_stride(p, points));
@@ -257,7 +264,8 @@ static int measured_by_window(const struct plot *p, struct point *points)
 
 static int draw_windows(struct canvas *c, const struct plot *p, const struct panel *a)
 {
-    static const char *const names[] = {"stride 1: sliding", "stride of the query tile", "stride of the window: blocked"};
+    static const char *const names[] = {"stride 1: sliding", "stride of the query tile",
+                                        "stride of the window: blocked"};
     struct point points[POINTS];
     draw_frame(c, a, "and against window", "share of the pairs that is left", true);
     for (int s = 0; s < 3; s++) {
@@ -275,14 +283,16 @@ static int draw_windows(struct canvas *c, const struct plot *p, const struct pan
             if ((status = bound(p, window, stride, &counts)))
                 return status;
             const double x = place_x(a, log2(share)), y = place_y(a, log2(counts.bound_mean));
-            const bool inside = log2(share) >= a->x0 && log2(counts.bound_mean) <= a->y1 && log2(counts.bound_mean) >= a->y0;
+            const bool inside =
+                log2(share) >= a->x0 && log2(counts.bound_mean) <= a->y1 && log2(counts.bound_mean) >= a->y0;
             if (inside && last_x > 0)
                 canvas_line(c, last_x, last_y, x, y, series_colours[s], 2, false);
             last_x = inside ? x : 0, last_y = y;
         }
         draw_key(c, a, s, names[s]);
     }
-    canvas_line(c, place_x(a, fmax(a->x0, -a->y1)), place_y(a, fmin(a->y1, -a->x0)), place_x(a, 0), place_y(a, 0), INK, 1, true);
+    canvas_line(c, place_x(a, fmax(a->x0, -a->y1)), place_y(a, fmin(a->y1, -a->x0)), place_x(a, 0), place_y(a, 0), INK,
+                1, true);
     draw_measured(c, a, points, measured_by_window(p, points));
     return TOOL_DONE;
 }
@@ -340,7 +350,8 @@ int sim_plot(const nbhd_desc *desc, const nbhd_sim_tiles *tiles, const nbhd_sim_
     format_axes("q tile ", p.tiles.q_tile, desc->rank, q, sizeof q);
     format_axes("kv tile ", p.tiles.kv_tile, desc->rank, kv, sizeof kv);
     canvas_words(&c, 16, 24, 14, INK, CANVAS_LEFT, "%.90s", line);
-    canvas_words(&c, 16, 44, 12, INK, CANVAS_LEFT, "%s, %s, %s. Curves: bound by tiles visited. Dashed: by FLOPs alone.%s",
+    canvas_words(&c, 16, 44, 12, INK, CANVAS_LEFT,
+                 "%s, %s, %s. Curves: bound by tiles visited. Dashed: by FLOPs alone.%s",
                  nbhd_sim_tiling_name(p.tiles.tiling), q, kv, count ? " Rings: measured." : "");
     if (!(status = draw_strides(&c, &p, &left)) && !(status = draw_windows(&c, &p, &right)))
         status = canvas_write(&c, path);

@@ -58,7 +58,8 @@ static const char *const price_names[PRICES] = {"matrix", "softmax", "mask", "st
 
 static double *price(nbhd_sim_device *d, int i)
 {
-    double *const prices[PRICES] = {&d->matrix, &d->softmax, &d->mask, &d->step, &d->tile, &d->launch, &d->l2, &d->memory, &d->peak};
+    double *const prices[PRICES] = {&d->matrix, &d->softmax, &d->mask,   &d->step, &d->tile,
+                                    &d->launch, &d->l2,      &d->memory, &d->peak};
     return prices[i];
 }
 
@@ -78,7 +79,8 @@ static int read_price(const char *word, nbhd_sim_device *device)
         return TOOL_DONE;
     }
     for (int i = 0; i < PRICES; i++)
-        if (strlen(price_names[i]) == (size_t)(equal - word) && !strncmp(word, price_names[i], (size_t)(equal - word))) {
+        if (strlen(price_names[i]) == (size_t)(equal - word) &&
+            !strncmp(word, price_names[i], (size_t)(equal - word))) {
             *price(device, i) = value;
             return TOOL_DONE;
         }

@@ -60,8 +60,8 @@ static nbhd_status check_output(const struct shape *s, int batch, const struct n
     bool overlaps = (batch > 1 && view->batch == 0) || (s->heads > 1 && view->head == 0);
     for (int i = 0; i < 3; i++)
         overlaps |= s->axes[i] > 1 && view->axis[i] == 0;
-    return overlaps ? nbhd_fail(NBHD_ERROR_INVALID, "args.%s has a stride of 0; it is written, so its elements must differ",
-                                name)
+    return overlaps ? nbhd_fail(NBHD_ERROR_INVALID,
+                                "args.%s has a stride of 0; it is written, so its elements must differ", name)
                     : NBHD_OK;
 }
 
@@ -85,8 +85,8 @@ static nbhd_status bind(const struct nbhd_problem *p, const nbhd_tensor *tensor,
 }
 
 /* A tensor outside of nbhd_args, of o's or lse's shape. */
-static nbhd_status bind_alone(const struct nbhd_problem *p, const nbhd_tensor *tensor, const char *name, bool write, int width,
-                              size_t element, struct nbhd_view *view)
+static nbhd_status bind_alone(const struct nbhd_problem *p, const nbhd_tensor *tensor, const char *name, bool write,
+                              int width, size_t element, struct nbhd_view *view)
 {
     const struct shape s = shape_of(p, OF_QUERY, p->desc.heads, width, element);
     if (!tensor || !tensor->data)

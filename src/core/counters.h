@@ -1,5 +1,5 @@
-/* What a kernel visited, for tests and for looking: every CPU kernel reports here. Off, and then one test of a pointer a
- * block, unless somebody sets nbhd_counters before a call and takes it away after. Extra keys are not counted. */
+/* What a kernel visited, for tests and for looking: every CPU kernel reports here. Off, and then one test of a pointer
+ * a block, unless somebody sets nbhd_counters before a call and takes it away after. Extra keys are not counted. */
 #ifndef NBHD_CORE_COUNTERS_H
 #define NBHD_CORE_COUNTERS_H
 

@@ -19,8 +19,8 @@ nbhd_status nbhd_copy_sized(void *to, size_t known, const void *from, const char
     size_t given;
     memcpy(&given, from, sizeof given);
     if (given < sizeof(size_t) || given > 1 << 16)
-        return nbhd_fail(NBHD_ERROR_INVALID, "%s.size is %zu; set it to sizeof(%s), or start from the initializer", what,
-                         given, what);
+        return nbhd_fail(NBHD_ERROR_INVALID, "%s.size is %zu; set it to sizeof(%s), or start from the initializer",
+                         what, given, what);
     const unsigned char *bytes = from;
     for (size_t i = known; i < given; i++)
         if (bytes[i])
@@ -37,8 +37,8 @@ nbhd_status nbhd_return_sized(void *to, const void *from, size_t known, const ch
     size_t room;
     memcpy(&room, to, sizeof room);
     if (room < sizeof(size_t) || room > 1 << 16)
-        return nbhd_fail(NBHD_ERROR_INVALID, "%s.size is %zu; set it to sizeof(%s), or start from the initializer", what,
-                         room, what);
+        return nbhd_fail(NBHD_ERROR_INVALID, "%s.size is %zu; set it to sizeof(%s), or start from the initializer",
+                         what, room, what);
     memcpy(to, from, room < known ? room : known);
     memcpy(to, &room, sizeof room);
     return NBHD_OK;
@@ -64,8 +64,9 @@ static nbhd_status fill_scalars(nbhd_desc *d)
     d->kv_heads = d->kv_heads ? d->kv_heads : d->heads;
     d->head_dim_v = d->head_dim_v ? d->head_dim_v : d->head_dim;
     if ((status = check_range("pass", d->pass, NBHD_FORWARD, NBHD_AV_BACKWARD)) ||
-        (status = check_range("dtype", d->dtype, NBHD_F32, NBHD_F64)) || (status = check_range("rank", d->rank, 1, 3)) ||
-        (status = check_range("batch", d->batch, 1, INT_MAX)) || (status = check_range("heads", d->heads, 1, 1 << 20)) ||
+        (status = check_range("dtype", d->dtype, NBHD_F32, NBHD_F64)) ||
+        (status = check_range("rank", d->rank, 1, 3)) || (status = check_range("batch", d->batch, 1, INT_MAX)) ||
+        (status = check_range("heads", d->heads, 1, 1 << 20)) ||
         (status = check_range("kv_heads", d->kv_heads, 1, 1 << 20)) ||
         (status = check_range("head_dim", d->head_dim, 1, MAX_HEAD_DIM)) ||
         (status = check_range("head_dim_v", d->head_dim_v, 1, MAX_HEAD_DIM)) ||
@@ -110,8 +111,9 @@ static nbhd_status fill_axis(nbhd_desc *d, int i)
         return NBHD_OK;
     }
     if (d->window[i] < 1 || (int64_t)d->window[i] * d->dilation[i] > length)
-        return nbhd_fail(NBHD_ERROR_INVALID, "window[%d] is %d; window * dilation must be 1 to length[%d]: %d * %d against %d",
-                         i, d->window[i], i, d->window[i], d->dilation[i], length);
+        return nbhd_fail(NBHD_ERROR_INVALID,
+                         "window[%d] is %d; window * dilation must be 1 to length[%d]: %d * %d against %d", i,
+                         d->window[i], i, d->window[i], d->dilation[i], length);
     if (d->stride[i] < 1 || d->stride[i] > d->window[i])
         return nbhd_fail(NBHD_ERROR_INVALID, "stride[%d] is %d; it must be 1 to window[%d], %d", i, d->stride[i], i,
                          d->window[i]);
@@ -129,8 +131,8 @@ static nbhd_status check_product(const nbhd_desc *d)
     }
     double width = 8.0 * d->heads * (d->head_dim > d->head_dim_v ? d->head_dim : d->head_dim_v);
     if ((tokens + keys + d->extra) * width > 4e18 || pairs > INT_MAX)
-        return nbhd_fail(NBHD_ERROR_INVALID, "the tensors are too large: %g tokens of %d heads, windows of %g keys", tokens,
-                         d->heads, pairs);
+        return nbhd_fail(NBHD_ERROR_INVALID, "the tensors are too large: %g tokens of %d heads, windows of %g keys",
+                         tokens, d->heads, pairs);
     return NBHD_OK;
 }
 
@@ -217,7 +219,8 @@ double nbhd_desc_flops(const nbhd_desc *desc)
     if (nbhd_problem_init(&problem, desc))
         return 0;
     const double qk = 2.0 * problem.desc.head_dim, av = 2.0 * problem.desc.head_dim_v;
-    const double per_pair[] = {[NBHD_FORWARD] = qk + av,  [NBHD_BACKWARD] = 3 * qk + 2 * av, [NBHD_QK] = qk,
-                               [NBHD_AV] = av,            [NBHD_QK_BACKWARD] = 2 * qk,       [NBHD_AV_BACKWARD] = 2 * av};
+    const double per_pair[] = {
+        [NBHD_FORWARD] = qk + av, [NBHD_BACKWARD] = 3 * qk + 2 * av, [NBHD_QK] = qk,
+        [NBHD_AV] = av,           [NBHD_QK_BACKWARD] = 2 * qk,       [NBHD_AV_BACKWARD] = 2 * av};
     return problem_pairs(&problem) * per_pair[problem.desc.pass];
 }

@@ -50,7 +50,8 @@ bool nbhd_device_missing(nbhd_device device, char why[NBHD_TEXT])
 bool nbhd_kernel_refuses(const struct nbhd_kernel *kernel, const struct nbhd_problem *problem, char why[NBHD_TEXT])
 {
     if (kernel->device != problem->device)
-        return nbhd_refuse(why, "it runs on %s, not on %s", device_names[kernel->device], device_names[problem->device]);
+        return nbhd_refuse(why, "it runs on %s, not on %s", device_names[kernel->device],
+                           device_names[problem->device]);
     if (kernel->pass != problem->desc.pass)
         return nbhd_refuse(why, "it computes the pass %s, not %s", nbhd_pass_name(kernel->pass),
                            nbhd_pass_name(problem->desc.pass));

@@ -14,8 +14,8 @@ struct nbhd_problem {
     struct nbhd_axis axis[3];
 };
 
-/* One way to run a kernel. What variant and the tiles mean is the kernel's business; but where both tiles are set, each query
- * tile visits key tiles that start at its union, for one head at a time (nbhd_sim_plan_tiles). */
+/* One way to run a kernel. What variant and the tiles mean is the kernel's business; but where both tiles are set, each
+ * query tile visits key tiles that start at its union, for one head at a time (nbhd_sim_plan_tiles). */
 struct nbhd_config {
     int variant;
     int q_tile[3], k_tile[3];
@@ -24,8 +24,8 @@ struct nbhd_config {
     bool many;           /* of a problem with NBHD_PROBLEM_MANY: build sets plan->run_many */
 };
 
-/* A bit of nbhd_problem.flags: the problem stands for many sequences of different lengths, about as many as its batch says,
- * that a kernel may compute in one launch. Kernels that cannot take no notice. */
+/* A bit of nbhd_problem.flags: the problem stands for many sequences of different lengths, about as many as its batch
+ * says, that a kernel may compute in one launch. Kernels that cannot take no notice. */
 #define NBHD_PROBLEM_MANY 0x10000
 
 /* refuse: false if the kernel takes the problem; else true, and one sentence with field and value in why.
@@ -58,8 +58,8 @@ struct nbhd_plan {
     char describe[160];
     bool picky;                  /* set by build: run may answer NBHD_ERROR_UNSUPPORTED, before it has done anything, for
                                     tensors whose addresses or strides it cannot read */
-    /* With config.many: run for these sequences; parts->part[].block is for it to set. The workspace has plan->workspace bytes
-     * for as many tokens as problem has, and the more for more. */
+    /* With config.many: run for these sequences; parts->part[].block is for it to set. The workspace has
+     * plan->workspace bytes for as many tokens as problem has, and the more for more. */
     nbhd_status (*run_many)(const struct nbhd_plan *plan, const struct nbhd_params *params, struct nbhd_parts *parts,
                             void *workspace, void *stream);
     struct nbhd_plan *reference; /* runs those, where the planner chose a picky kernel; else NULL */
@@ -70,7 +70,8 @@ extern const struct nbhd_kernel nbhd_kernels[]; /* ends with name == NULL */
 
 /* desc.c: checks desc and fills in every default. */
 nbhd_status nbhd_problem_init(struct nbhd_problem *problem, const nbhd_desc *desc);
-/* desc.c: from and to a caller's struct that begins with its size, shorter or longer than this build's `known` bytes. */
+/* desc.c: from and to a caller's struct that begins with its size, shorter or longer than this build's `known`
+ * bytes. */
 nbhd_status nbhd_copy_sized(void *to, size_t known, const void *from, const char *what);
 nbhd_status nbhd_return_sized(void *to, const void *from, size_t known, const char *what);
 /* status.c: sets the thread's sentence; returns status. */
@@ -82,7 +83,8 @@ size_t nbhd_dtype_size(int dtype);
 const char *nbhd_dtype_name(int dtype);
 const char *nbhd_pass_name(int pass);
 
-/* number.c: numbers as text with a point, whatever the process's locale says. read: *end is text where there is none. */
+/* number.c: numbers as text with a point, whatever the process's locale says. read: *end is text where there is
+ * none. */
 double nbhd_read_number(const char *text, const char **end);
 void nbhd_write_number(char text[32], int digits, double value);
 

@@ -1,7 +1,7 @@
-/* The model of time. A worker takes one tile at a time; a tile that it visits costs its products, its softmax, its mask if
- * it needs one, and a fixed price; the tile itself costs a fixed price; the L2 bounds the whole from below. Products and
- * softmax add up: kernels overlap them in part, and the two rates are those that are left; where the products are much the
- * longer, their own ceiling decides. */
+/* The model of time. A worker takes one tile at a time; a tile that it visits costs its products, its softmax, its mask
+ * if it needs one, and a fixed price; the tile itself costs a fixed price; the L2 bounds the whole from below. Products
+ * and softmax add up: kernels overlap them in part, and the two rates are those that are left; where the products are
+ * much the longer, their own ceiling decides. */
 #include <math.h>
 #include <string.h>
 #include "core/model.h"
@@ -10,8 +10,8 @@ static const struct {
     const char *name;
     nbhd_sim_device device;
 } known[] = {
-    /* Hopper, 16-bit, burst clocks. L2 and memory were measured alone, the peak is the tensor cores' own at 1.9 GHz; the
-     * rest is `nbhd sim --fit` of bench/results/h200-forward-sm90.csv, and, for head_dim 128 only, of
+    /* Hopper, 16-bit, burst clocks. L2 and memory were measured alone, the peak is the tensor cores' own at 1.9 GHz;
+     * the rest is `nbhd sim --fit` of bench/results/h200-forward-sm90.csv, and, for head_dim 128 only, of
      * h200-forward-sm80.csv and h200-backward-prototype.csv. */
     {"h200", {sizeof(nbhd_sim_device), 132, 1808, 4.343, 26.89, 0.4307, 2.601, 4, 9.5, 4.0, 2, 1027}},
     {"h200-sm80", {sizeof(nbhd_sim_device), 132, 431, 4.733, 5.696, 0.02646, 5.836, 4, 9.5, 4.0, 2, 0}},

@@ -1,5 +1,5 @@
-/* The model of time: what a call that works in tiles takes on a device, from what it visits and the device's prices. One for
- * the simulator, which counts a tiling, and for planners, which rank by it. docs/simulator.md derives it. */
+/* The model of time: what a call that works in tiles takes on a device, from what it visits and the device's prices.
+ * One for the simulator, which counts a tiling, and for planners, which rank by it. docs/simulator.md derives it. */
 #ifndef NBHD_CORE_MODEL_H
 #define NBHD_CORE_MODEL_H
 
@@ -24,8 +24,8 @@ enum nbhd_price { NBHD_PRICE_MATRIX, NBHD_PRICE_SOFTMAX, NBHD_PRICE_MASK, NBHD_P
 
 /* us that a unit of each price costs. */
 void nbhd_model_prices(const nbhd_sim_device *device, double price[NBHD_PRICES]);
-/* The call's units, whose sum of products with the prices is its time in us; true if its products alone take longer than
- * products and softmax together by their prices. Those units are then 0, and *bound are the us that they take. */
+/* The call's units, whose sum of products with the prices is its time in us; true if its products alone take longer
+ * than products and softmax together by their prices. Those units are then 0, and *bound are the us that they take. */
 bool nbhd_model_amounts(const nbhd_sim_device *device, const struct nbhd_model_call *call, double amount[NBHD_PRICES],
                         double *bound);
 /* us of the call, without its launch: never less than its loads from the L2 take. */

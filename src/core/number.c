@@ -1,5 +1,5 @@
-/* Numbers as text with a point: the C library's functions follow the process's locale, which belongs to the host program,
- * and a problem line or wisdom written under one locale must read the same under another. */
+/* Numbers as text with a point: the C library's functions follow the process's locale, which belongs to the host
+ * program, and a problem line or wisdom written under one locale must read the same under another. */
 #include <locale.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -91,7 +91,8 @@ static void add_reference(nbhd_plan *plan)
     if (plan->reference->workspace > plan->workspace)
         plan->workspace = plan->reference->workspace;
     const size_t used = strlen(plan->describe);
-    snprintf(plan->describe + used, sizeof plan->describe - used, "; unaligned tensors: %s", plan->reference->kernel->name);
+    snprintf(plan->describe + used, sizeof plan->describe - used, "; unaligned tensors: %s",
+             plan->reference->kernel->name);
 }
 
 /* What was measured before, by measuring if the caller asks for it, or by the order of the table. */
@@ -205,7 +206,8 @@ nbhd_status nbhd_execute(const nbhd_plan *plan, const nbhd_args *args, void *wor
     if (plan->workspace && !workspace)
         return nbhd_fail(NBHD_ERROR_INVALID, "workspace is NULL; this plan needs %zu bytes", plan->workspace);
     if ((uintptr_t)workspace % WORKSPACE_ALIGN)
-        return nbhd_fail(NBHD_ERROR_INVALID, "workspace is at %p; it must be aligned to %d bytes", workspace, WORKSPACE_ALIGN);
+        return nbhd_fail(NBHD_ERROR_INVALID, "workspace is at %p; it must be aligned to %d bytes", workspace,
+                         WORKSPACE_ALIGN);
     if (plan->ragged)
         return nbhd_ragged_execute(plan, args, workspace, stream);
     struct nbhd_params params;

@@ -25,8 +25,8 @@ nbhd_status nbhd_bind_o(const struct nbhd_problem *problem, const nbhd_tensor *t
                         struct nbhd_view *view);
 nbhd_status nbhd_bind_lse(const struct nbhd_problem *problem, const nbhd_tensor *tensor, const char *name, bool write,
                           struct nbhd_view *view);
-/* args.c: args whose required tensors lie one after the other in memory, contiguous, each at a multiple of 64 bytes; returns
- * the bytes. memory NULL: only counts. */
+/* args.c: args whose required tensors lie one after the other in memory, contiguous, each at a multiple of 64 bytes;
+ * returns the bytes. memory NULL: only counts. */
 size_t nbhd_args_place(const struct nbhd_problem *problem, char *memory, nbhd_args *args);
 /* plan.c: a plan of the kernel; config NULL: its first. */
 nbhd_status nbhd_plan_build(nbhd_plan **plan, const struct nbhd_problem *problem, const struct nbhd_kernel *kernel,

@@ -1,8 +1,8 @@
-/* Ragged batches: a plan for each distinct grid, and a list of the sequences, which of the plans computes each and where its
- * tokens lie. Kernels know nothing of it: a sequence is to them a problem of batch 1 with strides.
+/* Ragged batches: a plan for each distinct grid, and a list of the sequences, which of the plans computes each and
+ * where its tokens lie. Kernels know nothing of it: a sequence is to them a problem of batch 1 with strides.
  *
- * On the CPU a sequence that is a good part of the whole has all threads; the others go side by side, a thread each. A GPU
- * takes them one by one in the order of the stream, so they can share a workspace. */
+ * On the CPU a sequence that is a good part of the whole has all threads; the others go side by side, a thread each. A
+ * GPU takes them one by one in the order of the stream, so they can share a workspace. */
 #include <limits.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -56,7 +56,8 @@ static nbhd_status about(const struct nbhd_request *r, const struct nbhd_sequenc
     return nbhd_fail(status, "sequence %d, %s: %.400s", s->index, grid, nbhd_last_error());
 }
 
-/* Numbers the distinct grids, and tells the work of each. A table of biases and rows of scores have one shape for all. */
+/* Numbers the distinct grids, and tells the work of each. A table of biases and rows of scores have one shape for
+ * all. */
 static nbhd_status sort_grids(const struct nbhd_request *r, struct nbhd_sequence *list, struct nbhd_ragged_plan *g)
 {
     struct nbhd_problem first, problem;
@@ -76,8 +77,9 @@ static nbhd_status sort_grids(const struct nbhd_request *r, struct nbhd_sequence
         first = i ? first : problem;
         for (int a = 0; a < d.rank && (d.bias || d.pass > NBHD_BACKWARD); a++)
             if (problem.desc.window[a] != first.desc.window[a])
-                return nbhd_fail(NBHD_ERROR_INVALID, "window[%d] is 0, so %d in sequence %d and %d in sequence %d; with %s it "
-                                                     "must be the same in all",
+                return nbhd_fail(NBHD_ERROR_INVALID,
+                                 "window[%d] is 0, so %d in sequence %d and %d in sequence %d; with %s it "
+                                 "must be the same in all",
                                  a, first.desc.window[a], list[0].index, problem.desc.window[a], s->index,
                                  d.bias ? "a bias" : "a tensor of scores");
         s->plan = g->distinct++;
@@ -112,7 +114,8 @@ static bool sums_bias(const struct nbhd_request *r)
     return r->desc.bias && (r->desc.pass == NBHD_BACKWARD || r->desc.pass == NBHD_QK_BACKWARD);
 }
 
-/* A sequence is computed side by side with others if it is so little of the whole that the threads end at about one time. */
+/* A sequence is computed side by side with others if it is so little of the whole that the threads end at about one
+ * time. */
 static void choose_lanes(const struct nbhd_request *r, struct nbhd_ragged_plan *g)
 {
     double all = 0;
@@ -133,12 +136,14 @@ static void choose_lanes(const struct nbhd_request *r, struct nbhd_ragged_plan *
 
 /* ---- one launch for many ---- */
 
-/* Where the sequences take less than this together, each on average, a launch for each on a faster row takes longer: that is
- * 9 us at least, 22 backward, on an H200 (docs/notes/ragged.md). In ms, by the model, which is low for small ones; by pass. */
+/* Where the sequences take less than this together, each on average, a launch for each on a faster row takes longer:
+ * that is 9 us at least, 22 backward, on an H200 (docs/notes/ragged.md). In ms, by the model, which is low for small
+ * ones; by pass. */
 static const double small_ms[] = {0.006, 0.010};
 
 /* A problem of as much work as all sequences: as many as that takes of the one in the middle of the work. */
-static nbhd_status joint_problem(const struct nbhd_request *r, const struct nbhd_ragged_plan *g, struct nbhd_problem *problem)
+static nbhd_status joint_problem(const struct nbhd_request *r, const struct nbhd_ragged_plan *g,
+                                 struct nbhd_problem *problem)
 {
     double all = 0, sum = 0;
     int middle = 0;
@@ -155,8 +160,8 @@ static nbhd_status joint_problem(const struct nbhd_request *r, const struct nbhd
     return status;
 }
 
-/* The row that computes all sequences in few launches, if there is one and it pays: where it is the best row of those that
- * take the problem, or the sequences are small. */
+/* The row that computes all sequences in few launches, if there is one and it pays: where it is the best row of those
+ * that take the problem, or the sequences are small. */
 static const struct nbhd_kernel *find_joint(const struct nbhd_request *r, const struct nbhd_ragged_plan *g,
                                             const struct nbhd_problem *problem, struct nbhd_config *config)
 {
@@ -198,8 +203,8 @@ static nbhd_status plan_jointly(const struct nbhd_request *r, struct nbhd_ragged
     struct nbhd_config config = {.variant = 0};
     const struct nbhd_part *last = &g->parts[g->count - 1].part;
     const double tokens = last->before + (double)last->length[0] * last->length[1] * last->length[2];
-    if (r->device == NBHD_DEVICE_CPU || r->desc.pass > NBHD_BACKWARD || sums_bias(r) || g->count < 2 || tokens > INT_MAX ||
-        joint_problem(r, g, &problem))
+    if (r->device == NBHD_DEVICE_CPU || r->desc.pass > NBHD_BACKWARD || sums_bias(r) || g->count < 2 ||
+        tokens > INT_MAX || joint_problem(r, g, &problem))
         return NBHD_OK;
     const struct nbhd_kernel *kernel = find_joint(r, g, &problem, &config);
     if (!kernel || refused(r, g, kernel))
@@ -207,7 +212,8 @@ static nbhd_status plan_jointly(const struct nbhd_request *r, struct nbhd_ragged
     const nbhd_status status = nbhd_plan_build(&g->joint, &problem, kernel, &config);
     if (status)
         return status;
-    const double planned = (double)problem.desc.batch * problem.axis[0].length * problem.axis[1].length * problem.axis[2].length;
+    const double planned =
+        (double)problem.desc.batch * problem.axis[0].length * problem.axis[1].length * problem.axis[2].length;
     plan->workspace = (size_t)((double)g->joint->workspace / planned * tokens) + 64;
     plan->config.predicted_ms = config.predicted_ms;
     return NBHD_OK;
@@ -250,10 +256,10 @@ static void describe(nbhd_plan *plan)
     plan->kernel = largest->kernel;
     int used = snprintf(plan->describe, sizeof plan->describe, "%d sequences of %d grids", g->count, g->distinct);
     if (g->wide < g->count)
-        used += snprintf(plan->describe + used, sizeof plan->describe - (size_t)used, ", %d of them side by side on %d threads",
-                         g->count - g->wide, g->threads);
-    snprintf(plan->describe + used, sizeof plan->describe - (size_t)used, "%s: %.80s", g->joint ? ", together" : "; the largest",
-             largest->describe);
+        used += snprintf(plan->describe + used, sizeof plan->describe - (size_t)used,
+                         ", %d of them side by side on %d threads", g->count - g->wide, g->threads);
+    snprintf(plan->describe + used, sizeof plan->describe - (size_t)used, "%s: %.80s",
+             g->joint ? ", together" : "; the largest", largest->describe);
 }
 
 /* The shape of the caller's tensors, as a problem. Packed: of one axis, the tokens. */
@@ -312,8 +318,8 @@ static nbhd_status build(struct nbhd_request *r, nbhd_plan *plan)
     return NBHD_OK;
 }
 
-nbhd_status nbhd_plan_create_ragged(nbhd_plan **out, const nbhd_desc *desc, const nbhd_ragged *ragged, nbhd_device device,
-                                    unsigned flags, const char *kernel)
+nbhd_status nbhd_plan_create_ragged(nbhd_plan **out, const nbhd_desc *desc, const nbhd_ragged *ragged,
+                                    nbhd_device device, unsigned flags, const char *kernel)
 {
     struct nbhd_request r = {.device = device, .flags = flags, .kernel = kernel};
     if (!out)
@@ -358,7 +364,8 @@ static bool of_extra(const struct nbhd_tensor_row *row)
     return row->form == NBHD_FORM_EXTRA_K || row->form == NBHD_FORM_EXTRA_V;
 }
 
-/* Packed tensors have no batch axis, but shapes of problems do: one whose stride is not used, and is as aligned as the others. */
+/* Packed tensors have no batch axis, but shapes of problems do: one whose stride is not used, and is as aligned as the
+ * others. */
 static void insert_batch(nbhd_args *args)
 {
     for (int i = 0; i < NBHD_TENSOR_ROWS; i++) {
@@ -381,8 +388,8 @@ static void select_sequence(struct nbhd_params *params, const struct nbhd_ragged
     memcpy(params->axis, g->plans[s->plan]->problem.axis, sizeof params->axis);
 }
 
-static nbhd_status run_sequence(const struct nbhd_ragged_plan *g, const struct nbhd_params *all, int part, void *workspace,
-                                void *stream)
+static nbhd_status run_sequence(const struct nbhd_ragged_plan *g, const struct nbhd_params *all, int part,
+                                void *workspace, void *stream)
 {
     struct nbhd_params params = *all;
     select_sequence(&params, g, &g->parts[part]);
@@ -392,7 +399,8 @@ static nbhd_status run_sequence(const struct nbhd_ragged_plan *g, const struct n
 }
 
 /* So many to a launch as its parameters have room for. */
-static nbhd_status run_jointly(const struct nbhd_ragged_plan *g, const struct nbhd_params *all, void *workspace, void *stream)
+static nbhd_status run_jointly(const struct nbhd_ragged_plan *g, const struct nbhd_params *all, void *workspace,
+                               void *stream)
 {
     struct nbhd_params params = *all;
     nbhd_status status = NBHD_OK;
@@ -416,7 +424,8 @@ struct lanes {
 static void lane_task(void *context, long long task, int thread)
 {
     struct lanes *c = context;
-    const int status = (int)run_sequence(c->g, c->all, c->g->wide + (int)task, c->workspace + (size_t)thread * c->g->lane, NULL);
+    const int status =
+        (int)run_sequence(c->g, c->all, c->g->wide + (int)task, c->workspace + (size_t)thread * c->g->lane, NULL);
     if (status)
         atomic_store(&c->failed, status);
 }

@@ -1,4 +1,5 @@
-/* What the files of ragged batches share: sequences.c reads and checks what the caller gave, ragged.c plans and runs it. */
+/* What the files of ragged batches share: sequences.c reads and checks what the caller gave, ragged.c plans and runs
+ * it. */
 #ifndef NBHD_CORE_RAGGED_H
 #define NBHD_CORE_RAGGED_H
 
@@ -26,8 +27,8 @@ struct nbhd_request {
 
 /* What does not need the lengths. */
 nbhd_status nbhd_sequences_check(struct nbhd_request *request);
-/* Fills list, one for each sequence, but for part, plan and flops: lengths that are there, tokens that lie inside what they
- * should and are written once. */
+/* Fills list, one for each sequence, but for part, plan and flops: lengths that are there, tokens that lie inside what
+ * they should and are written once. */
 nbhd_status nbhd_sequences_read(struct nbhd_request *request, struct nbhd_sequence *list);
 
 #endif

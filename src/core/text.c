@@ -1,4 +1,5 @@
-/* A problem as one line of text: "fwd bf16 b2 h24/8 d128/64 30x48x80 w18x24x24 s16x8x8 r1x1x2 enct extra=512 scale=0.088". */
+/* A problem as one line of text: "fwd bf16 b2 h24/8 d128/64 30x48x80 w18x24x24 s16x8x8 r1x1x2 enct extra=512
+ * scale=0.088". */
 #include <ctype.h>
 #include <errno.h>
 #include <limits.h>
@@ -190,8 +191,8 @@ static nbhd_status check_axis_counts(const struct parse *p)
         return nbhd_fail(NBHD_ERROR_INVALID, "d (head_dim) is missing, e.g. d64");
     for (int i = WINDOW; i <= EDGE; i++)
         if (p->counts[i] && p->counts[i] != p->desc.rank)
-            return nbhd_fail(NBHD_ERROR_INVALID, "%s has %d %s where the problem has %d axes", fields[i].name, p->counts[i],
-                             i == EDGE ? "letters" : "numbers", p->desc.rank);
+            return nbhd_fail(NBHD_ERROR_INVALID, "%s has %d %s where the problem has %d axes", fields[i].name,
+                             p->counts[i], i == EDGE ? "letters" : "numbers", p->desc.rank);
     return NBHD_OK;
 }
 
@@ -206,7 +207,8 @@ nbhd_status nbhd_desc_parse(nbhd_desc *desc, const char *text)
         char word[64];
         snprintf(word, sizeof word, "%.*s", (int)(length < 63 ? length : 63), text);
         if (length > 63)
-            return nbhd_fail(NBHD_ERROR_INVALID, "'%s...' is no field of a problem line: it has %zu characters", word, length);
+            return nbhd_fail(NBHD_ERROR_INVALID, "'%s...' is no field of a problem line: it has %zu characters", word,
+                             length);
         if ((status = read_word(&p, word)))
             return status;
         text += length;
@@ -307,7 +309,7 @@ nbhd_status nbhd_desc_format(const nbhd_desc *desc, char *text, size_t capacity)
     if (d->tf32)
         put(&w, " tf32");
     if (w.length >= w.capacity)
-        return nbhd_fail(NBHD_ERROR_INVALID, "%s is %zu; the problem line needs %zu bytes", text ? "capacity" : "text is NULL; its capacity",
-                         w.capacity, w.length + 1);
+        return nbhd_fail(NBHD_ERROR_INVALID, "%s is %zu; the problem line needs %zu bytes",
+                         text ? "capacity" : "text is NULL; its capacity", w.capacity, w.length + 1);
     return NBHD_OK;
 }

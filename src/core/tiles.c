@@ -93,7 +93,8 @@ static double split_tiles(struct nbhd_axis a, int stay, int visit, enum nbhd_til
             struct nbhd_tile t = tile_at(a, n, end, x, stay, visit, tiling, roles);
             int origin = tiling == NBHD_TILING_STATIC ? 0 : t.any.begin;
             for (int p = t.q.begin; p < t.q.end; p += part)
-                touched += tiles_over(union_of(a, n, nbhd_range_of(p, nbhd_min(p + part, t.q.end)), roles), visit, origin);
+                touched +=
+                    tiles_over(union_of(a, n, nbhd_range_of(p, nbhd_min(p + part, t.q.end)), roles), visit, origin);
         }
     }
     return touched;
@@ -117,8 +118,8 @@ double nbhd_axis_tiles(struct nbhd_axis a, int tile)
     return tiles;
 }
 
-/* The queries of a stride group share their leader, so over the group each end of the window stands still or moves by one
- * a query: its first and last query tell the sum. Away from the borders all stride groups are alike. */
+/* The queries of a stride group share their leader, so over the group each end of the window stands still or moves by
+ * one a query: its first and last query tell the sum. Away from the borders all stride groups are alike. */
 static double group_pairs(struct nbhd_axis a, int n)
 {
     double pairs = 0;

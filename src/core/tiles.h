@@ -28,13 +28,14 @@ struct nbhd_tile_count {
 };
 struct nbhd_tile_count nbhd_tiles_count(struct nbhd_axis a, int q_tile, int k_tile, enum nbhd_tiling tiling);
 
-/* The same with the roles changed, as where dK and dV are summed: q is a tile of keys, and any, all, visited and full are
- * of the queries that see them. k: its first element; n: the group's queries. */
+/* The same with the roles changed, as where dK and dV are summed: q is a tile of keys, and any, all, visited and full
+ * are of the queries that see them. k: its first element; n: the group's queries. */
 struct nbhd_tile nbhd_tile_at_inverse(struct nbhd_axis a, int n, int k, int k_tile, int q_tile, enum nbhd_tiling tiling);
 struct nbhd_tile_count nbhd_tiles_count_inverse(struct nbhd_axis a, int k_tile, int q_tile, enum nbhd_tiling tiling);
 
-/* Each tile that stays is cut into `parts` equal parts (of a tile that the axis cuts short, some may be missing), and each
- * part skips the visited tiles that it does not touch itself: the sum over parts of what is left. parts divides the tile. */
+/* Each tile that stays is cut into `parts` equal parts (of a tile that the axis cuts short, some may be missing), and
+ * each part skips the visited tiles that it does not touch itself: the sum over parts of what is left. parts divides
+ * the tile. */
 double nbhd_tiles_split(struct nbhd_axis a, int q_tile, int k_tile, enum nbhd_tiling tiling, int parts);
 double nbhd_tiles_split_inverse(struct nbhd_axis a, int k_tile, int q_tile, enum nbhd_tiling tiling, int parts);
 

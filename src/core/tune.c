@@ -1,5 +1,5 @@
-/* The tuner behind NBHD_PLAN_MEASURE: see wisdom.h. On the CPU; a run cannot be interrupted, so the time that it takes is
- * bounded by which candidates are begun. */
+/* The tuner behind NBHD_PLAN_MEASURE: see wisdom.h. On the CPU; a run cannot be interrupted, so the time that it takes
+ * is bounded by which candidates are begun. */
 #define _POSIX_C_SOURCE 200809L
 #include <math.h>
 #include <stdint.h>

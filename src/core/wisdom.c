@@ -1,5 +1,5 @@
-/* Wisdom: see wisdom.h and, for the file, nbhd_wisdom_save in nbhd.h. Lines of other machines are kept and saved again, so
- * that one file can serve several. A list under a lock: there are as many entries as a program has problems. */
+/* Wisdom: see wisdom.h and, for the file, nbhd_wisdom_save in nbhd.h. Lines of other machines are kept and saved again,
+ * so that one file can serve several. A list under a lock: there are as many entries as a program has problems. */
 #include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -58,8 +58,8 @@ static void problem_text(const struct nbhd_problem *problem, char text[NBHD_TEXT
     char line[NBHD_TEXT];
     if (nbhd_desc_format(&problem->desc, line, sizeof line))
         line[0] = '\0';
-    snprintf(text, NBHD_TEXT, "%s %.*s threads=%d", problem->device == NBHD_DEVICE_CPU ? "cpu" : "cuda", NBHD_TEXT - 40, line,
-             problem->desc.threads);
+    snprintf(text, NBHD_TEXT, "%s %.*s threads=%d", problem->device == NBHD_DEVICE_CPU ? "cpu" : "cuda", NBHD_TEXT - 40,
+             line, problem->desc.threads);
 }
 
 static void config_text(const struct nbhd_config *c, char text[96])
@@ -94,7 +94,8 @@ static nbhd_status keep(const struct entry *given)
         }
     }
     pthread_mutex_unlock(&wisdom.lock);
-    return e ? NBHD_OK : nbhd_fail(NBHD_ERROR_MEMORY, "an entry of wisdom of %zu bytes could not be allocated", sizeof *e);
+    return e ? NBHD_OK
+             : nbhd_fail(NBHD_ERROR_MEMORY, "an entry of wisdom of %zu bytes could not be allocated", sizeof *e);
 }
 
 nbhd_status nbhd_wisdom_add(const struct nbhd_problem *problem, const struct nbhd_kernel *kernel,
@@ -140,7 +141,8 @@ bool nbhd_wisdom_find(const struct nbhd_problem *problem, const struct nbhd_kern
         *config = offered[i];
         return true;
     }
-    nbhd_log(1, "wisdom names the configuration %s for '%s', which %s no longer offers", found.config, key, found.kernel);
+    nbhd_log(1, "wisdom names the configuration %s for '%s', which %s no longer offers", found.config, key,
+             found.kernel);
     return false;
 }
 
@@ -154,8 +156,8 @@ static bool read_entry(char *line, const char *machine, struct entry *e)
     const char *end = ms;
     memset(e, 0, sizeof *e);
     snprintf(e->machine, sizeof e->machine, "%.*s", MACHINE - 1, machine);
-    if (sscanf(line, "%63s %95s %31s %n", e->kernel, e->config, ms, &at) != 3 || !at || strlen(line + at) >= NBHD_TEXT ||
-        !((e->ms = nbhd_read_number(ms, &end)) > 0) || *end ||
+    if (sscanf(line, "%63s %95s %31s %n", e->kernel, e->config, ms, &at) != 3 || !at ||
+        strlen(line + at) >= NBHD_TEXT || !((e->ms = nbhd_read_number(ms, &end)) > 0) || *end ||
         (strncmp(line + at, "cpu ", 4) && strncmp(line + at, "cuda ", 5)))
         return false;
     snprintf(e->problem, sizeof e->problem, "%s", line + at);
@@ -193,8 +195,8 @@ nbhd_status nbhd_wisdom_load(const char *path, int *ignored)
     int bad = 0;
     FILE *file = path ? fopen(path, "r") : NULL;
     if (!file)
-        return nbhd_fail(path ? NBHD_ERROR_IO : NBHD_ERROR_INVALID, "%s could not be opened: %s", path ? path : "path, NULL,",
-                         path ? strerror(errno) : "it must name a file");
+        return nbhd_fail(path ? NBHD_ERROR_IO : NBHD_ERROR_INVALID, "%s could not be opened: %s",
+                         path ? path : "path, NULL,", path ? strerror(errno) : "it must name a file");
     const nbhd_status status = read_file(file, path, &bad);
     fclose(file);
     if (ignored)

@@ -4,9 +4,10 @@
 
 #include "core/kernel.h"
 
-/* The kernel and configuration that this machine's wisdom names for the problem, if that kernel still takes the problem and
- * still offers that configuration. */
-bool nbhd_wisdom_find(const struct nbhd_problem *problem, const struct nbhd_kernel **kernel, struct nbhd_config *config);
+/* The kernel and configuration that this machine's wisdom names for the problem, if that kernel still takes the problem
+ * and still offers that configuration. */
+bool nbhd_wisdom_find(const struct nbhd_problem *problem, const struct nbhd_kernel **kernel,
+                      struct nbhd_config *config);
 /* Remembers a choice, in place of an older one for the problem. */
 nbhd_status nbhd_wisdom_add(const struct nbhd_problem *problem, const struct nbhd_kernel *kernel,
                             const struct nbhd_config *config, double ms);

@@ -3,9 +3,9 @@
  *     sha256 <of all bytes after this line>
  *     identity <bytes> log <bytes> cubin <bytes>
  *     <identity><log><cubin>
- * so `head` shows what it is. It is written under a temporary name and renamed, so that it appears whole; a reader trusts
- * it only if the checksum and the identity agree. Hence any number of processes, a kill at any time, a full or read-only
- * disk and stray bytes do no harm. Nothing is ever locked. */
+ * so `head` shows what it is. It is written under a temporary name and renamed, so that it appears whole; a reader
+ * trusts it only if the checksum and the identity agree. Hence any number of processes, a kill at any time, a full or
+ * read-only disk and stray bytes do no harm. Nothing is ever locked. */
 #define _POSIX_C_SOURCE 200809L
 #include <dirent.h>
 #include <errno.h>
@@ -185,7 +185,8 @@ static char *compose(const struct nbhd_jit *code, size_t *bytes)
     char *data = malloc(head + 100 + identity + log + code->cubin_bytes);
     if (!data)
         return NULL;
-    size_t at = head + (size_t)sprintf(data + head, "identity %zu log %zu cubin %zu\n", identity, log, code->cubin_bytes);
+    size_t at =
+        head + (size_t)sprintf(data + head, "identity %zu log %zu cubin %zu\n", identity, log, code->cubin_bytes);
     memcpy(data + at, code->identity, identity);
     memcpy(data + at + identity, code->log, log);
     memcpy(data + at + identity + log, code->cubin, code->cubin_bytes);

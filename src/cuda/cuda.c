@@ -23,8 +23,9 @@ static void name_arch(struct nbhd_cuda_machine *machine)
 static const struct {
     int cc, multiprocessors, shared_kilobytes, l2_megabytes;
 } chips[] = {
-    {75, 40, 64, 4},    {80, 108, 163, 40}, {86, 84, 99, 6},     {87, 16, 163, 4},    {89, 128, 99, 72},  {90, 132, 227, 50},
-    {100, 148, 227, 126}, {103, 160, 227, 126}, {110, 20, 227, 32}, {120, 170, 99, 96}, {121, 48, 99, 24},
+    {75, 40, 64, 4},    {80, 108, 163, 40}, {86, 84, 99, 6},      {87, 16, 163, 4},
+    {89, 128, 99, 72},  {90, 132, 227, 50}, {100, 148, 227, 126}, {103, 160, 227, 126},
+    {110, 20, 227, 32}, {120, 170, 99, 96}, {121, 48, 99, 24},
 };
 
 static nbhd_status absent_machine(struct nbhd_cuda_machine *machine, int cc)
@@ -39,8 +40,9 @@ static nbhd_status absent_machine(struct nbhd_cuda_machine *machine, int cc)
             name_arch(machine);
             return NBHD_OK;
         }
-    return nbhd_fail(NBHD_ERROR_INVALID, "the architecture sm_%d is not known; sm_75, 80, 86, 87, 89, 90, 100, 103, 110, 120 "
-                                         "and 121 are",
+    return nbhd_fail(NBHD_ERROR_INVALID,
+                     "the architecture sm_%d is not known; sm_75, 80, 86, 87, 89, 90, 100, 103, 110, 120 "
+                     "and 121 are",
                      cc);
 }
 
@@ -207,7 +209,8 @@ nbhd_status nbhd_cuda_acquire(struct nbhd_cuda_module **module, const char *sour
     *module = NULL;
     nbhd_status status = nbhd_cuda_machine(&machine);
     if (!status && options->used + 1 >= sizeof options->text)
-        status = nbhd_fail(NBHD_ERROR_COMPILE, "the options of %s are longer than %zu bytes", source, sizeof options->text);
+        status =
+            nbhd_fail(NBHD_ERROR_COMPILE, "the options of %s are longer than %zu bytes", source, sizeof options->text);
     if (!status)
         status = nbhd_jit_compile(&code, source, options->text, machine.arch, flags);
     if (status)
@@ -293,8 +296,8 @@ nbhd_status nbhd_cuda_zero(const struct nbhd_cuda_module *module, void *data, si
     bool pushed;
     nbhd_status status = enter(module->machine.context, &pushed);
     if (!status)
-        status = nbhd_driver_check(
-            nbhd_cu.cuMemsetD8Async((unsigned long long)(uintptr_t)data, 0, bytes, stream), "filling memory with zeros");
+        status = nbhd_driver_check(nbhd_cu.cuMemsetD8Async((unsigned long long)(uintptr_t)data, 0, bytes, stream),
+                                   "filling memory with zeros");
     leave(pushed);
     return status;
 }
@@ -311,7 +314,8 @@ nbhd_status nbhd_cuda_tensor_map(struct nbhd_tensor_map *map, const struct nbhd_
     for (int i = 0; i < 5; i++)
         step[i] = box->step[i] ? box->step[i] : 1;
     if (!nbhd_cu.cuTensorMapEncodeTiled)
-        return nbhd_fail(NBHD_ERROR_DEVICE, "this plan was only compiled and cannot be executed: there is no CUDA driver here");
+        return nbhd_fail(NBHD_ERROR_DEVICE,
+                         "this plan was only compiled and cannot be executed: there is no CUDA driver here");
     const unsigned result = nbhd_cu.cuTensorMapEncodeTiled(
         map, types[box->dtype], (uint32_t)box->rank, box->data, box->size, box->stride + 1, box->box, step,
         NBHD_CU_TENSOR_INTERLEAVE_NONE, swizzle, NBHD_CU_TENSOR_L2_256B, NBHD_CU_TENSOR_FILL_ZERO);

@@ -31,8 +31,8 @@ static void open_driver(void)
         return;
     }
     const char *missing = NULL;
-#define RESOLVE(name, arguments)                                                                                       \
-    if (!resolve(library, #name, &nbhd_cu.name))                                                                        \
+#define RESOLVE(name, arguments)                 \
+    if (!resolve(library, #name, &nbhd_cu.name)) \
         missing = #name;
     NBHD_DRIVER_LIST(RESOLVE)
     if (missing) {

@@ -8,7 +8,8 @@
 #include <stdint.h>
 #include "core/kernel.h"
 
-/* Handles carry the driver's own tags. Its enumerations are unsigned, its device an int, device memory a 64-bit number. */
+/* Handles carry the driver's own tags. Its enumerations are unsigned, its device an int, device memory a 64-bit
+ * number. */
 struct CUctx_st;
 struct CUmod_st;
 struct CUfunc_st;
@@ -163,8 +164,9 @@ struct nbhd_nvrtc {
  * nbhd_cu may be used after the first success. */
 bool nbhd_driver_open(char why[NBHD_TEXT]);
 extern struct nbhd_driver nbhd_cu;
-/* NVRTC likewise. Searched for in this order: $NBHD_NVRTC (the library or its directory), what the dynamic linker finds,
- * toolkits (/usr/local/cuda*), the nvidia packages of the Python environments that hold this library or are on PATH. */
+/* NVRTC likewise. Searched for in this order: $NBHD_NVRTC (the library or its directory), what the dynamic linker
+ * finds, toolkits (/usr/local/cuda*), the nvidia packages of the Python environments that hold this library or are on
+ * PATH. */
 const struct nbhd_nvrtc *nbhd_nvrtc(char why[NBHD_TEXT]);
 
 /* NBHD_OK for a result of 0; else NBHD_ERROR_DEVICE and "what: CUDA_ERROR_X, its description". */

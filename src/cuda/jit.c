@@ -134,8 +134,8 @@ static nbhd_status tell_error(const struct wish *wish, const char *log, unsigned
         line--;
     if (!line)
         line = log;
-    return nbhd_fail(NBHD_ERROR_COMPILE, "%s could not be compiled for %s (NVRTC error %u): %.*s", wish->source, wish->arch,
-                     result, (int)strcspn(line, "\n"), line);
+    return nbhd_fail(NBHD_ERROR_COMPILE, "%s could not be compiled for %s (NVRTC error %u): %.*s", wish->source,
+                     wish->arch, result, (int)strcspn(line, "\n"), line);
 }
 
 static bool knows_arch(const struct nbhd_nvrtc *n, const char *arch)
@@ -193,8 +193,8 @@ static nbhd_status compile(struct nbhd_jit *code, const struct nbhd_nvrtc *n, co
     n->nvrtcDestroyProgram(&program);
     code->identity = with_compiler(wish, n->version);
     if (result || !code->cubin || !code->identity)
-        return nbhd_fail(NBHD_ERROR_COMPILE, "the code of %s for %s could not be fetched (NVRTC error %u)", wish->source,
-                         wish->arch, result);
+        return nbhd_fail(NBHD_ERROR_COMPILE, "the code of %s for %s could not be fetched (NVRTC error %u)",
+                         wish->source, wish->arch, result);
     snprintf(code->name, sizeof code->name, "%s%d.nbhd", wish->stem, n->version);
     code->compile_ms = now_ms() - start;
     nbhd_log(2, "compiled %s for %s in %.0f ms: %s", wish->source, wish->arch, code->compile_ms, wish->options);
@@ -279,7 +279,8 @@ nbhd_status nbhd_jit_compile(const struct nbhd_jit **code, const char *source, c
     if (*code)
         goto done;
     fresh = calloc(1, sizeof *fresh);
-    status = fresh ? make(fresh, &wish, flags) : nbhd_fail(NBHD_ERROR_MEMORY, "a kernel's record could not be allocated");
+    status =
+        fresh ? make(fresh, &wish, flags) : nbhd_fail(NBHD_ERROR_MEMORY, "a kernel's record could not be allocated");
     if (!status)
         *code = publish(fresh);
     else if (fresh)

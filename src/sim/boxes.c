@@ -44,7 +44,8 @@ static int better(const void *a, const void *b)
         return x->ms < y->ms ? -1 : 1;
     if (x->counts.bound_mean != y->counts.bound_mean)
         return x->counts.bound_mean > y->counts.bound_mean ? -1 : 1;
-    return (x->counts.masked_fraction > y->counts.masked_fraction) - (x->counts.masked_fraction < y->counts.masked_fraction);
+    return (x->counts.masked_fraction > y->counts.masked_fraction) -
+           (x->counts.masked_fraction < y->counts.masked_fraction);
 }
 
 /* The boxes to try: the given one, else all of `tokens` tokens. */
@@ -74,14 +75,15 @@ nbhd_status nbhd_sim_request_init(struct nbhd_sim_request *r, const nbhd_desc *d
         return status;
     r->tiles.size = sizeof r->tiles;
     if (q_tokens < 0 || q_tokens > 65536 || kv_tokens < 0 || kv_tokens > 65536)
-        return nbhd_fail(NBHD_ERROR_INVALID, "q_tokens, kv_tokens are %d, %d; they must be 0 (for 128) to 65536", q_tokens,
-                         kv_tokens);
+        return nbhd_fail(NBHD_ERROR_INVALID, "q_tokens, kv_tokens are %d, %d; they must be 0 (for 128) to 65536",
+                         q_tokens, kv_tokens);
     r->q_tokens = q_tokens ? q_tokens : 128;
     r->kv_tokens = kv_tokens ? kv_tokens : 128;
     r->q_boxes = nbhd_sim_choose_boxes(&r->problem, r->tiles.q_tile, r->q_tokens, r->q_box);
     r->kv_boxes = nbhd_sim_choose_boxes(&r->problem, r->tiles.kv_tile, r->kv_tokens, r->kv_box);
     if (!r->q_boxes || !r->kv_boxes)
-        return nbhd_fail(NBHD_ERROR_INVALID, "no box of %d tokens fits the axes", r->q_boxes ? r->kv_tokens : r->q_tokens);
+        return nbhd_fail(NBHD_ERROR_INVALID, "no box of %d tokens fits the axes",
+                         r->q_boxes ? r->kv_tokens : r->q_tokens);
     /* What is wrong with a given tile is wrong with each combination: say it once, here. */
     nbhd_sim_tiles first = r->tiles;
     if (!first.q_tile[0] && !first.q_tile[1] && !first.q_tile[2])
@@ -96,8 +98,8 @@ nbhd_status nbhd_sim_request_init(struct nbhd_sim_request *r, const nbhd_desc *d
 
 /* One combination, appended if it can be counted. A box that cannot be divided among the warpgroups, say, is left out:
  * *refused then has its status, which counts only if nothing is found. */
-static nbhd_status try_tiles(const struct nbhd_sim_request *r, const nbhd_sim_tiles *tiles, const nbhd_sim_device *device,
-                             nbhd_sim_setting *s, int *found, nbhd_status *refused)
+static nbhd_status try_tiles(const struct nbhd_sim_request *r, const nbhd_sim_tiles *tiles,
+                             const nbhd_sim_device *device, nbhd_sim_setting *s, int *found, nbhd_status *refused)
 {
     struct nbhd_sim_case c;
     nbhd_status status = nbhd_sim_case_init(&c, &r->problem.desc, tiles);
@@ -139,7 +141,8 @@ static nbhd_status try_all(const struct nbhd_sim_request *r, unsigned tilings, c
 }
 
 nbhd_status nbhd_sim_rank(const nbhd_desc *desc, const nbhd_sim_tiles *tiles, unsigned tilings, int q_tokens,
-                          int kv_tokens, const nbhd_sim_device *device, nbhd_sim_setting *settings, int room, int *count)
+                          int kv_tokens, const nbhd_sim_device *device, nbhd_sim_setting *settings, int room,
+                          int *count)
 {
     nbhd_sim_device priced;
     *count = 0;
@@ -161,7 +164,8 @@ nbhd_status nbhd_sim_rank(const nbhd_desc *desc, const nbhd_sim_tiles *tiles, un
     }
     int found = 0;
     if (!status && (!tilings || tilings >> NBHD_SIM_TILINGS))
-        status = nbhd_fail(NBHD_ERROR_INVALID, "tilings is 0x%x; it must be bits 0 to %d", tilings, NBHD_SIM_TILINGS - 1);
+        status =
+            nbhd_fail(NBHD_ERROR_INVALID, "tilings is 0x%x; it must be bits 0 to %d", tilings, NBHD_SIM_TILINGS - 1);
     if (!status)
         status = try_all(r, tilings, device ? &priced : NULL, all, &found);
     if (!status) {
@@ -180,7 +184,8 @@ nbhd_status nbhd_sim_plan_tiles(const nbhd_plan *plan, nbhd_sim_tiles *tiles)
     const nbhd_desc *d = &plan->problem.desc;
     nbhd_sim_tiles result = {.size = sizeof result, .tiling = NBHD_SIM_DYNAMIC, .warpgroups = 1};
     if (!config->q_tile[2] || !config->k_tile[2])
-        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "%s, %s: no tiling of the simulator's", plan->kernel->name, plan->describe);
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "%s, %s: no tiling of the simulator's", plan->kernel->name,
+                         plan->describe);
     for (int i = 0; i < d->rank; i++) {
         const int at = i + 3 - d->rank;
         result.q_tile[i] = nbhd_min(config->q_tile[at], d->length[i]);

@@ -1,4 +1,5 @@
-/* Counts of a tiling: checked input, one count per axis, and their product (docs/simulator.md derives why a product). */
+/* Counts of a tiling: checked input, one count per axis, and their product (docs/simulator.md derives why a
+ * product). */
 #include <math.h>
 #include <string.h>
 #include "sim/sim.h"
@@ -24,14 +25,16 @@ static nbhd_status check_box(const struct nbhd_sim_case *c, const char *field, c
         if (given[i] < 1)
             return nbhd_fail(NBHD_ERROR_INVALID, "%s[%d] is %d; it must be at least 1", field, i, given[i]);
         if (c->tiling != NBHD_SIM_FLAT && given[i] > length)
-            return nbhd_fail(NBHD_ERROR_INVALID, "%s[%d] is %d; the axis has only %d tokens", field, i, given[i], length);
+            return nbhd_fail(NBHD_ERROR_INVALID, "%s[%d] is %d; the axis has only %d tokens", field, i, given[i],
+                             length);
         extent[i + 3 - rank] = given[i];
         volume *= given[i];
     }
     for (int i = rank; i < 3; i++)
         if (given[i] > 1)
             return nbhd_fail(NBHD_ERROR_INVALID, "%s[%d] is %d; %s has %d ax%s", field, i, given[i],
-                             c->tiling == NBHD_SIM_FLAT ? "a flat tiling" : "the problem", rank, rank > 1 ? "es" : "is");
+                             c->tiling == NBHD_SIM_FLAT ? "a flat tiling" : "the problem", rank,
+                             rank > 1 ? "es" : "is");
     if (volume > MAX_TILE)
         return nbhd_fail(NBHD_ERROR_INVALID, "%s has %.0f tokens; at most %d", field, volume, MAX_TILE);
     return NBHD_OK;
@@ -61,7 +64,8 @@ static nbhd_status check_kernel(struct nbhd_sim_case *c, const nbhd_sim_tiles *t
 {
     const double q = nbhd_sim_volume(c->q_tile), kv = nbhd_sim_volume(c->kv_tile);
     if (tiles->q_rows && (tiles->q_rows < q || tiles->q_rows > MAX_TILE))
-        return nbhd_fail(NBHD_ERROR_INVALID, "q_rows is %d; it must be the q_tile's %.0f to %d", tiles->q_rows, q, MAX_TILE);
+        return nbhd_fail(NBHD_ERROR_INVALID, "q_rows is %d; it must be the q_tile's %.0f to %d", tiles->q_rows, q,
+                         MAX_TILE);
     if (tiles->kv_rows && (tiles->kv_rows < kv || tiles->kv_rows > MAX_TILE))
         return nbhd_fail(NBHD_ERROR_INVALID, "kv_rows is %d; it must be the kv_tile's %.0f to %d", tiles->kv_rows, kv,
                          MAX_TILE);
@@ -111,8 +115,8 @@ struct nbhd_sim_axis nbhd_sim_axis_count(struct nbhd_axis a, int q_tile, int kv_
     return s;
 }
 
-/* Extra keys have no position: forward, every query tile visits all their tiles, the last of which needs a mask unless it
- * is full. Backward, each of their tiles visits every query tile. */
+/* Extra keys have no position: forward, every query tile visits all their tiles, the last of which needs a mask unless
+ * it is full. Backward, each of their tiles visits every query tile. */
 static void add_extra(const struct nbhd_sim_case *c, nbhd_sim_counts *counts, double *visited, double *full)
 {
     const double kv = nbhd_sim_volume(c->kv_tile), extra = c->problem.desc.extra;
@@ -156,7 +160,8 @@ static void finish(const struct nbhd_sim_case *c, double visited, double full, d
 void nbhd_sim_combine(const struct nbhd_sim_case *c, const struct nbhd_sim_axis axis[3], nbhd_sim_counts *counts)
 {
     double visited = 1, full = 1, split = 1, tokens = 1;
-    *counts = (nbhd_sim_counts){.size = sizeof *counts, .tiles_outer = 1, .visited_max = 1, .tiles_total = 1, .pairs = 1};
+    *counts =
+        (nbhd_sim_counts){.size = sizeof *counts, .tiles_outer = 1, .visited_max = 1, .tiles_total = 1, .pairs = 1};
     for (int i = 0; i < 3; i++) {
         counts->tiles_outer *= axis[i].outer;
         counts->visited_max *= axis[i].visited_max;
@@ -203,7 +208,8 @@ nbhd_status nbhd_sim_count(const nbhd_desc *desc, const nbhd_sim_tiles *tiles, n
     return nbhd_return_sized(counts, &result, sizeof result, "nbhd_sim_counts");
 }
 
-nbhd_status nbhd_sim_tile_of(const nbhd_desc *desc, const nbhd_sim_tiles *tiles, int axis, int query, nbhd_sim_tile *tile)
+nbhd_status nbhd_sim_tile_of(const nbhd_desc *desc, const nbhd_sim_tiles *tiles, int axis, int query,
+                             nbhd_sim_tile *tile)
 {
     struct nbhd_sim_case c;
     nbhd_status status = nbhd_sim_case_init(&c, desc, tiles);

@@ -1,5 +1,5 @@
-/* Measurements from a table of comma-separated values, as `nbhd bench --csv` writes it: columns by the names in the first
- * row, in any order, others ignored; empty lines and lines that begin with # are skipped. */
+/* Measurements from a table of comma-separated values, as `nbhd bench --csv` writes it: columns by the names in the
+ * first row, in any order, others ignored; empty lines and lines that begin with # are skipped. */
 #include <stdlib.h>
 #include <string.h>
 #include "sim/sim.h"
@@ -144,8 +144,10 @@ nbhd_status nbhd_sim_samples_parse(const char *text, nbhd_sim_sample *samples, i
             continue;
         if (!cells) {
             cells = read_header(at, end, map);
-            if (!has(map, cells, LINE) || (!has(map, cells, MS) && !has(map, cells, MS_MEDIAN) && !has(map, cells, MS_MIN)))
-                return nbhd_fail(NBHD_ERROR_INVALID, "row %d: the column names lack line, or ms, ms_median or ms_min", row);
+            if (!has(map, cells, LINE) ||
+                (!has(map, cells, MS) && !has(map, cells, MS_MEDIAN) && !has(map, cells, MS_MIN)))
+                return nbhd_fail(NBHD_ERROR_INVALID, "row %d: the column names lack line, or ms, ms_median or ms_min",
+                                 row);
             continue;
         }
         if (*count == room)

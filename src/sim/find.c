@@ -1,5 +1,5 @@
-/* The search for windows, strides and tiles that waste little. Axes are searched one by one, wasteful choices are dropped
- * there, and only what is left is combined: that is why thousands of settings take milliseconds. */
+/* The search for windows, strides and tiles that waste little. Axes are searched one by one, wasteful choices are
+ * dropped there, and only what is left is combined: that is why thousands of settings take milliseconds. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -112,7 +112,8 @@ static bool append_window(struct finder *f, struct list *list, struct nbhd_axis 
         if (c.visited >= least)
             continue;
         least = c.visited;
-        struct entry e = {window, a.stride, work / outer, work, c.pairs / ((double)a.length * a.keys), c.full == c.visited};
+        struct entry e = {
+            window, a.stride, work / outer, work, c.pairs / ((double)a.length * a.keys), c.full == c.visited};
         if (e.waste * f->search.efficiency <= 1 + 1e-9 && !append(list, e))
             return false;
     }
@@ -386,8 +387,8 @@ nbhd_status nbhd_sim_find(const nbhd_desc *desc, const nbhd_sim_tiles *tiles, un
     if (!status)
         status = check_search(&f);
     if (!status && (!tilings || tilings >> NBHD_SIM_FLAT))
-        status = nbhd_fail(NBHD_ERROR_INVALID, "tilings is 0x%x; a search knows box tilings only: bits 0 to %d", tilings,
-                           NBHD_SIM_FLAT - 1);
+        status = nbhd_fail(NBHD_ERROR_INVALID, "tilings is 0x%x; a search knows box tilings only: bits 0 to %d",
+                           tilings, NBHD_SIM_FLAT - 1);
     for (int tiling = 0; tiling < NBHD_SIM_FLAT && !status; tiling++)
         if (tilings & 1u << tiling && !search_boxes(&f, tiling))
             status = nbhd_fail(NBHD_ERROR_MEMORY, "no memory for %zu settings", f.used);

@@ -1,5 +1,5 @@
-/* 1-D tiles of flattened tokens. Axes do not separate here, so tiles are walked: a query tile is cut into runs along the
- * last axis, and each run marks the intervals of flattened keys that some, and that all, of its queries see. */
+/* 1-D tiles of flattened tokens. Axes do not separate here, so tiles are walked: a query tile is cut into runs along
+ * the last axis, and each run marks the intervals of flattened keys that some, and that all, of its queries see. */
 #include <stdlib.h>
 #include <string.h>
 #include "sim/sim.h"

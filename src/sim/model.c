@@ -81,7 +81,8 @@ static double tensor_bytes(const struct nbhd_sim_case *c)
         keys *= c->problem.axis[i].keys;
     }
     keys += (double)d->batch * d->extra;
-    return (queries * d->heads + keys * d->kv_heads) * (d->head_dim + d->head_dim_v) * (double)nbhd_dtype_size(d->dtype);
+    return (queries * d->heads + keys * d->kv_heads) * (d->head_dim + d->head_dim_v) *
+           (double)nbhd_dtype_size(d->dtype);
 }
 
 /* us of what stands around the main launch. Permuted: q, k, v, o are copied. Backward: o and its gradient are read for
@@ -96,7 +97,8 @@ static double around(const nbhd_sim_device *device, const struct nbhd_sim_case *
     double rows = (double)d->batch * d->heads;
     for (int i = 0; i < 3; i++)
         rows *= c->problem.axis[i].length;
-    return us + rows * (2 * d->head_dim_v * size + d->head_dim * (8 + size)) / device->memory * 1e-6 + 2 * device->launch;
+    return us + rows * (2 * d->head_dim_v * size + d->head_dim * (8 + size)) / device->memory * 1e-6 +
+           2 * device->launch;
 }
 
 double nbhd_sim_model_ms(const nbhd_sim_device *device, const struct nbhd_sim_case *c, const nbhd_sim_counts *counts)
@@ -106,7 +108,8 @@ double nbhd_sim_model_ms(const nbhd_sim_device *device, const struct nbhd_sim_ca
     return (us + around(device, c) + device->launch) * 1e-3;
 }
 
-nbhd_status nbhd_sim_predict(const nbhd_sim_device *device, const nbhd_desc *desc, const nbhd_sim_tiles *tiles, double *ms)
+nbhd_status nbhd_sim_predict(const nbhd_sim_device *device, const nbhd_desc *desc, const nbhd_sim_tiles *tiles,
+                             double *ms)
 {
     nbhd_sim_device d;
     struct nbhd_sim_case c;

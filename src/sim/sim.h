@@ -26,7 +26,8 @@ struct nbhd_sim_axis nbhd_sim_axis_count(struct nbhd_axis a, int q_tile, int kv_
 void nbhd_sim_combine(const struct nbhd_sim_case *c, const struct nbhd_sim_axis axis[3], nbhd_sim_counts *counts);
 
 nbhd_status nbhd_sim_case_count(const struct nbhd_sim_case *c, nbhd_sim_counts *counts);
-/* Of a flat tiling: counts has tiles_outer, visited_max, tiles_total and pairs; visited, full are sums over query tiles. */
+/* Of a flat tiling: counts has tiles_outer, visited_max, tiles_total and pairs; visited, full are sums over query
+ * tiles. */
 void nbhd_sim_finish_flat(const struct nbhd_sim_case *c, double visited, double full, nbhd_sim_counts *counts);
 
 /* flat.c: the same for runs of flattened tokens, whose axes do not separate. */
