@@ -174,17 +174,17 @@ def windows_of(desc):
 
 
 def check_tensors(desc, batch, tensors):
-    """tensors: name to (shape, dtype, device). All are of q's type and device, but the biases, which are float32; those whose
-    shape follows from desc have it. batch: of the extra keys."""
+    """tensors: name to (shape, dtype, device). All are of the first one's type and device, but biases and logsumexps, which
+    are float32; those whose shape follows from desc have it. batch: of the extra keys."""
     biases = (desc.heads, *(2 * window - 1 for window in windows_of(desc)))
     shapes = {"bias": biases, "extra_k": (batch, desc.extra, desc.kv_heads, desc.head_dim),
               "extra_v": (batch, desc.extra, desc.kv_heads, desc.head_dim_v)}
     _, dtype, device = next(iter(tensors.values()))
     for name, (shape, its_dtype, its_device) in tensors.items():
-        wanted = "float32" if name == "bias" else dtype
-        if its_dtype != wanted:
-            raise InvalidError(1, f"{name} is {its_dtype}; it must be {wanted}, as {next(iter(tensors))} is" if name != "bias" else
-                               f"bias is {its_dtype}; it must be float32")
+        alike = name not in ("bias", "lse", "dlse")
+        if its_dtype != (dtype if alike else "float32"):
+            raise InvalidError(1, f"{name} is {its_dtype}; it must be "
+                                  + (f"{dtype}, as {next(iter(tensors))} is" if alike else "float32"))
         if its_device != device:
             raise InvalidError(1, f"{name} is on {its_device} and {next(iter(tensors))} on {device}; they must be on one device")
         if name in shapes and tuple(shape) != shapes[name]:

@@ -6,6 +6,7 @@ copied. qk, av and merge: torch_unfused.py."""
 
 import ctypes as c
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import List, Optional, Tuple
 
 import torch
@@ -17,7 +18,7 @@ from ._ragged import Sequences
 
 _NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float64: "float64"}
 
-def _unit(tensor):
+def unit(tensor):
     """The tensor itself, or a copy where its last extent is no unit stride, or where it is one row seen everywhere, whose
     strides of 0 would mean contiguous to C."""
     if tensor is None or tensor.is_contiguous():
@@ -26,67 +27,85 @@ def _unit(tensor):
     return tensor if unit and any(tensor.stride()[:-1]) else tensor.contiguous()
 
 
-def _name(dtype):
-    return _NAMES.get(dtype, str(dtype))
+def given(**tensors):
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
-def _check(desc, batch, **tensors):
-    _lib.check_tensors(desc, batch, {name: (t.shape, _name(t.dtype), str(t.device)) for name, t in tensors.items() if t is not None})
+class _Call:
+    """A problem planned for inputs of certain shapes, strides and types on one device: all of a call but the addresses."""
+
+    def __init__(self, describe, facts, options, kernel, flags, sequences):
+        tensors = {name: (shape, _NAMES.get(dtype, str(dtype)), str(device)) for name, shape, _, dtype, device in facts}
+        self.desc = describe(tensors, *options, sequences)
+        batch = len(sequences) if sequences else next(iter(tensors.values()))[0][0]
+        _lib.check_tensors(self.desc, batch, tensors)
+        self.device = facts[0][-1]
+        self.args = _lib.Args(size=c.sizeof(_lib.Args))
+        for name, _, strides, *_ in facts:
+            setattr(self.args, name, _lib.tensor(None, strides))
+        self.empty = not facts[0][1][0]
+        with self._on_device():
+            kind = _lib.CUDA if self.device.type == "cuda" else _lib.CPU
+            self.plan = None if self.empty else _lib.plan(self.desc, kind, flags, kernel, self.device.index or 0, sequences)
+
+    def _on_device(self):
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+    def __call__(self, **tensors):
+        """tensors: the inputs, and the outputs, which are contiguous."""
+        args = _lib.Args.from_buffer_copy(self.args)
+        for name, tensor in tensors.items():
+            getattr(args, name).data = tensor.data_ptr()
+        workspace = torch.empty(self.plan.workspace + 64, dtype=torch.uint8, device=self.device)
+        with self._on_device():
+            stream = torch.cuda.current_stream().cuda_stream if self.device.type == "cuda" else None
+            self.plan.execute(args, (workspace.data_ptr() + 63) // 64 * 64, stream)
 
 
-def _set(args, **tensors):
-    for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        strides = list(tensor.stride())
-        strides = [] if tensor.is_contiguous() else strides if name in ("lse", "dlse") else strides[:-1]
-        setattr(args, name, _lib.tensor(tensor.data_ptr(), strides))
+_cached_call = lru_cache(maxsize=4096)(_Call)
 
 
-def _run(desc, kernel, sequences=None, **tensors):
-    device = next(iter(tensors.values())).device
-    cuda = device.type == "cuda"
+def call_of(describe, inputs, options, kernel=None, sequences=None):
+    """The _Call of inputs, {name: tensor}, the first of which tells the batch, and of describe({name: (shape, type, device)},
+    *options, sequences). It is kept: to check and plan a small problem each time would take longer than to compute it."""
+    facts = tuple([(name, t.shape, () if t.is_contiguous() else t.stride()[:-1], t.dtype, t.device)
+                   for name, t in inputs.items()])
     flags = _lib.DETERMINISTIC if torch.are_deterministic_algorithms_enabled() else 0
-    with torch.cuda.device(device) if cuda else nullcontext():
-        plan = _lib.plan(desc, _lib.CUDA if cuda else _lib.CPU, flags, kernel, device.index or 0, sequences)
-        workspace = torch.empty(plan.workspace + 64, dtype=torch.uint8, device=device)
-        args = _lib.Args(size=c.sizeof(_lib.Args))
-        _set(args, **tensors)
-        stream = torch.cuda.current_stream(device).cuda_stream if cuda else None
-        plan.execute(args, (workspace.data_ptr() + 63) // 64 * 64, stream)
+    options = tuple([tuple(option) if isinstance(option, list) else option for option in options])
+    return _cached_call(describe, facts, options, kernel, flags, sequences)
 
 
-def _desc(pass_, q, k, v, extra_k, extra_v, bias, window, stride, dilation, edge, scale, tf32, sequences=None):
+def _describe(tensors, pass_, window, stride, dilation, edge, scale, tf32, sequences):
     describe = sequences.describe if sequences else _lib.describe
-    extra_shape = {} if extra_k is None or not sequences else {"extra_shape": extra_k.shape}
-    desc = describe(q.shape, k.shape, v.shape, _name(q.dtype), pass_=pass_, window=window, stride=stride, dilation=dilation,
-                    edge=edge, scale=scale, extra=0 if extra_k is None else extra_k.shape[1], bias=bias is not None, tf32=tf32,
-                    **extra_shape)
-    _check(desc, len(sequences) if sequences else q.shape[0], q=q, k=k, v=v, extra_k=extra_k, extra_v=extra_v, bias=bias)
-    return desc
+    extra_shape = tensors["extra_k"][0] if "extra_k" in tensors else None
+    more = {"extra_shape": extra_shape} if sequences else {}
+    return describe(*[tensors[name][0] for name in "qkv"], tensors["q"][1], pass_=pass_, window=window, stride=stride,
+                    dilation=dilation, edge=edge, scale=scale, extra=extra_shape[1] if extra_shape else 0,
+                    bias="bias" in tensors, tf32=tf32, **more)
 
 
 def _attend(q, k, v, extra_k, extra_v, bias, options, kernel, sequences=None):
-    q, k, v, extra_k, extra_v = map(_unit, (q, k, v, extra_k, extra_v))
-    desc = _desc(_lib.FORWARD, q, k, v, extra_k, extra_v, bias, *options, sequences)
+    q, k, v, extra_k, extra_v = map(unit, (q, k, v, extra_k, extra_v))
+    inputs = given(q=q, k=k, v=v, extra_k=extra_k, extra_v=extra_v, bias=bias)
+    call = call_of(_describe, inputs, (_lib.FORWARD, *options), kernel, sequences)
     make = torch.empty if not sequences or sequences.covers(q.shape) else torch.zeros
     o = make(q.shape[:-1] + v.shape[-1:], dtype=q.dtype, device=q.device)
     lse = make(q.shape[:-1], dtype=torch.float32, device=q.device)
-    if q.shape[0]:
-        _run(desc, kernel, sequences, q=q, k=k, v=v, extra_k=extra_k, extra_v=extra_v, bias=bias, o=o, lse=lse)
+    if not call.empty:
+        call(**inputs, o=o, lse=lse)
     return o, lse
 
 
 def _gradients(q, k, v, extra_k, extra_v, bias, o, lse, dout, dlse, options, sequences=None):
-    q, k, v, extra_k, extra_v, dout = map(_unit, (q, k, v, extra_k, extra_v, dout))
-    desc = _desc(_lib.BACKWARD, q, k, v, extra_k, extra_v, bias, *options, sequences)
-    inputs = dict(q=q, k=k, v=v, extra_k=extra_k, extra_v=extra_v, bias=bias)
+    q, k, v, extra_k, extra_v, o, dout = map(unit, (q, k, v, extra_k, extra_v, o, dout))
+    inputs = given(q=q, k=k, v=v, extra_k=extra_k, extra_v=extra_v, bias=bias)
     make = torch.empty if not sequences or sequences.covers(q.shape) else torch.zeros
-    grads = {f"d{name}": make(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-             for name, tensor in inputs.items() if tensor is not None}
-    if not q.shape[0]:
+    grads = {f"d{name}": make(t.shape, dtype=t.dtype, device=t.device) for name, t in inputs.items()}
+    inputs |= given(o=o, dout=dout, lse=lse.contiguous(), dlse=None if dlse is None else dlse.contiguous())
+    call = call_of(_describe, inputs, (_lib.BACKWARD, *options), None, sequences)
+    if call.empty:
         return [grad.zero_() for grad in grads.values()]
-    _run(desc, None, sequences, **inputs, o=o, lse=lse, dout=dout, dlse=dlse, **grads)
+    call(**inputs, **grads)
     return list(grads.values())
 
 
@@ -122,7 +141,6 @@ def _setup(ctx, inputs, output):
 
 def _differentiate(ctx, dout, dlse):
     *tensors, o, lse = ctx.saved_tensors
-    dlse = None if dlse is None else dlse.contiguous()
     grads = iter(torch.ops.nbhd.backward(*tensors, o, lse, dout, dlse, *ctx.options))
     return (*[None if tensor is None else next(grads) for tensor in tensors], *[None] * 7)
 
@@ -173,7 +191,6 @@ def _setup_varlen(ctx, inputs, output):
 
 def _differentiate_varlen(ctx, dout, dlse):
     *tensors, o, lse = ctx.saved_tensors
-    dlse = None if dlse is None else dlse.contiguous()
     grads = iter(torch.ops.nbhd.backward_varlen(*tensors, o, lse, dout, dlse, *ctx.options))
     return (*[None if tensor is None else next(grads) for tensor in tensors], *[None] * 12)
 

@@ -7,21 +7,18 @@ import torch
 from torch import Tensor
 
 from . import _lib
-from .torch import _check, _name, _run, _unit, prepare
+from .torch import call_of, given, prepare, unit
 
 
-def _qk_desc(pass_, q, k, bias, window, stride, dilation, edge, scale):
-    desc = _lib.describe(q.shape, k.shape, k.shape, _name(q.dtype), pass_=pass_, window=window, stride=stride, dilation=dilation,
-                         edge=edge, scale=scale, bias=bias is not None)
-    _check(desc, q.shape[0], q=q, k=k, bias=bias)
-    return desc
+def _describe_qk(tensors, pass_, window, stride, dilation, edge, scale, _):
+    (q, dtype, _), (k, *_) = tensors["q"], tensors["k"]
+    return _lib.describe(q, k, k, dtype, pass_=pass_, window=window, stride=stride, dilation=dilation, edge=edge,
+                         scale=scale, bias="bias" in tensors)
 
 
-def _av_desc(pass_, weights, v, window, stride, dilation, edge):
-    desc = _lib.describe_av(weights.shape, v.shape, _name(weights.dtype), pass_=pass_, window=window, stride=stride, dilation=dilation,
-                            edge=edge)
-    _check(desc, v.shape[0], weights=weights, v=v)
-    return desc
+def _describe_av(tensors, pass_, window, stride, dilation, edge, _):
+    (weights, dtype, _), (v, *_) = tensors["scores"], tensors["v"]
+    return _lib.describe_av(weights, v, dtype, pass_=pass_, window=window, stride=stride, dilation=dilation, edge=edge)
 
 
 def _entries(q, k, window, dilation):
@@ -33,11 +30,11 @@ def _entries(q, k, window, dilation):
 @torch.library.custom_op("nbhd::qk", mutates_args=())
 def _qk(q: Tensor, k: Tensor, bias: Optional[Tensor], window: List[int], stride: List[int], dilation: List[int],
         edge: List[int], scale: float, kernel: Optional[str]) -> Tensor:
-    q, k = _unit(q), _unit(k)
-    desc = _qk_desc(_lib.QK, q, k, bias, window, stride, dilation, edge, scale)
+    inputs = given(q=unit(q), k=unit(k), bias=bias)
+    call = call_of(_describe_qk, inputs, (_lib.QK, window, stride, dilation, edge, scale), kernel)
     scores = q.new_empty(*q.shape[:-1], _entries(q, k, window, dilation))
-    if q.shape[0]:
-        _run(desc, kernel, q=q, k=k, bias=bias, scores=scores)
+    if not call.empty:
+        call(**inputs, scores=scores)
     return scores
 
 
@@ -49,12 +46,12 @@ def _(q, k, bias, window, stride, dilation, edge, scale, kernel):
 @torch.library.custom_op("nbhd::qk_backward", mutates_args=())
 def _qk_backward(q: Tensor, k: Tensor, bias: Optional[Tensor], dscores: Tensor, window: List[int], stride: List[int],
                  dilation: List[int], edge: List[int], scale: float) -> Tuple[Tensor, Tensor, Tensor]:
-    q, k, dscores = _unit(q), _unit(k), _unit(dscores)
-    desc = _qk_desc(_lib.QK_BACKWARD, q, k, bias, window, stride, dilation, edge, scale)
+    inputs = given(q=unit(q), k=unit(k), bias=bias, dscores=unit(dscores))
+    call = call_of(_describe_qk, inputs, (_lib.QK_BACKWARD, window, stride, dilation, edge, scale))
     dq, dk = (torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in (q, k))
     dbias = q.new_zeros(0) if bias is None else torch.zeros_like(bias)
-    if q.shape[0]:
-        _run(desc, None, q=q, k=k, dscores=dscores, dq=dq, dk=dk, dbias=None if bias is None else dbias)
+    if not call.empty:
+        call(**inputs, dq=dq, dk=dk, **({} if bias is None else {"dbias": dbias}))
     return dq, dk, dbias
 
 
@@ -81,11 +78,11 @@ _qk.register_autograd(_differentiate_qk, setup_context=_setup_qk)
 @torch.library.custom_op("nbhd::av", mutates_args=())
 def _av(weights: Tensor, v: Tensor, window: List[int], stride: List[int], dilation: List[int], edge: List[int],
         kernel: Optional[str]) -> Tensor:
-    weights, v = _unit(weights), _unit(v)
-    desc = _av_desc(_lib.AV, weights, v, window, stride, dilation, edge)
+    inputs = given(scores=unit(weights), v=unit(v))
+    call = call_of(_describe_av, inputs, (_lib.AV, window, stride, dilation, edge), kernel)
     o = v.new_empty(*weights.shape[:-1], v.shape[-1])
-    if v.shape[0]:
-        _run(desc, kernel, scores=weights, v=v, o=o)
+    if not call.empty:
+        call(**inputs, o=o)
     return o
 
 
@@ -97,11 +94,11 @@ def _(weights, v, window, stride, dilation, edge, kernel):
 @torch.library.custom_op("nbhd::av_backward", mutates_args=())
 def _av_backward(weights: Tensor, v: Tensor, dout: Tensor, window: List[int], stride: List[int], dilation: List[int],
                  edge: List[int]) -> Tuple[Tensor, Tensor]:
-    weights, v, dout = _unit(weights), _unit(v), _unit(dout)
-    desc = _av_desc(_lib.AV_BACKWARD, weights, v, window, stride, dilation, edge)
+    inputs = given(scores=unit(weights), v=unit(v), dout=unit(dout))
+    call = call_of(_describe_av, inputs, (_lib.AV_BACKWARD, window, stride, dilation, edge))
     dweights, dv = (torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in (weights, v))
-    if v.shape[0]:
-        _run(desc, None, scores=weights, v=v, dout=dout, dscores=dweights, dv=dv)
+    if not call.empty:
+        call(**inputs, dscores=dweights, dv=dv)
     return dweights, dv
 
 
@@ -126,7 +123,8 @@ _av.register_autograd(_differentiate_av, setup_context=_setup_av)
 def qk(q, k, bias, options):
     q, k = prepare(q, k)
     bias = None if bias is None else bias.float().contiguous()
-    return torch.ops.nbhd.qk(q, k, bias, *[options[name] for name in ("window", "stride", "dilation", "edge", "scale", "kernel")])
+    names = ("window", "stride", "dilation", "edge", "scale", "kernel")
+    return torch.ops.nbhd.qk(q, k, bias, *[options[name] for name in names])
 
 
 def av(weights, v, options):
@@ -140,5 +138,6 @@ def merge(outputs, lses):
     none = parts == -math.inf  # a part that saw no key; its output is not looked at
     lse = parts.logsumexp(0)
     weights = torch.where(none, 0, parts - torch.where(lse == -math.inf, 0, lse)).exp().masked_fill(none, 0)
-    o = sum(torch.where(zero.unsqueeze(-1), 0, part.float()) * weight.unsqueeze(-1) for part, weight, zero in zip(outputs, weights, none))
+    o = sum(torch.where(zero.unsqueeze(-1), 0, part.float()) * weight.unsqueeze(-1)
+            for part, weight, zero in zip(outputs, weights, none))
     return o.to(outputs[0].dtype), lse
