@@ -1,8 +1,8 @@
-/* Plans of fwd_sm90 and bwd_sm90_dq without a GPU: the counts that they are ranked by against a walk over all tiles, and the mask
- * columns that the kernels are told of against the windows, key by key. */
+/* Plans of fwd_sm90 and bwd_sm90_dq without a GPU: the counts that they are ranked by against a walk over all tiles,
+ * and the mask columns that the kernels are told of against the windows, key by key. */
 #include <math.h>
 #include <stdlib.h>
-#include "cuda/sm90_plan.h"
+#include "cuda/sm90.h"
 #include "test.h"
 
 enum { MULTIPROCESSORS = 132, SHARED = 232448, ROOM = 4, MOST_TILES = 4000 };
@@ -95,8 +95,8 @@ static int check_axis(const struct nbhd_problem *p, const struct nbhd_boxes *b, 
 }
 
 /* Each tile is somebody's, once: as the kernel walks them (device/tiles_sm90.cuh). */
-static void check_share(const char *line, struct nbhd_boxes *b, const struct nbhd_sm90_plan *plan, int slices, int resident,
-                        int most)
+static void check_share(const char *line, struct nbhd_boxes *b, const struct nbhd_sm90_plan *plan, int slices,
+                        int resident, int most)
 {
     const int work = b->tiles[0] * b->tiles[1] * b->tiles[2] * b->head_blocks * slices;
     const int ctas = nbhd_sm90_share(b, plan, most, 0, slices, resident);

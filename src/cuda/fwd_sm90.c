@@ -1,4 +1,4 @@
-/* Host half of fwd_sm90.cu: what it takes, its plans (sm90_plan.c) and its launches (sm90.c). */
+/* Host half of fwd_sm90.cu: what it takes, its plans (sm90_plan.c, fwd_sm90_plan.c) and its launches (sm90.c). */
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,8 +24,8 @@ static int plans_here(const struct nbhd_problem *problem, struct nbhd_sm90_plan 
         return 0;
     if (!last.count || last.multiprocessors != machine.multiprocessors || last.shared_max != machine.shared_max ||
         memcmp(&last.desc, &problem->desc, sizeof last.desc) != 0) {
-        last.count = nbhd_sm90_plans(&nbhd_sm90_forward, problem, machine.multiprocessors, machine.shared_max, last.plans,
-                                     MOST_PLANS);
+        last.count = nbhd_sm90_plans(&nbhd_sm90_forward, problem, machine.multiprocessors, machine.shared_max,
+                                     last.plans, MOST_PLANS);
         last.multiprocessors = machine.multiprocessors;
         last.shared_max = machine.shared_max;
         memcpy(&last.desc, &problem->desc, sizeof last.desc);
@@ -41,8 +41,9 @@ static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
     if (nbhd_sm90_refuses(problem, why))
         return true;
     if (!plans_here(problem, &plan, 1))
-        return nbhd_refuse(why, "head_dim=%d with head_dim_v=%d: no tile and its masks fit into shared memory and registers", problem->desc.head_dim,
-                           problem->desc.head_dim_v);
+        return nbhd_refuse(why,
+                           "head_dim=%d with head_dim_v=%d: no tile and its masks fit into shared memory and registers",
+                           problem->desc.head_dim, problem->desc.head_dim_v);
     return false;
 }
 
@@ -102,7 +103,8 @@ static nbhd_status build(struct nbhd_plan *plan)
     struct nbhd_options options = {.used = 0};
     nbhd_sm90_options(&options, problem, launch);
     nbhd_option(&options, "-DNBHD_PV=wgmma_rs_bt_n%d -DNBHD_Q_STAGES=%d -DNBHD_EARLY=%d -DNBHD_PAD=%d",
-                problem->desc.head_dim_v, launch->plan.q_stages, nbhd_sm90_early(&problem->desc, &launch->plan), launch->plan.pad);
+                problem->desc.head_dim_v, launch->plan.q_stages, nbhd_sm90_early(&problem->desc, &launch->plan),
+                launch->plan.pad);
     status = nbhd_cuda_acquire(&launch->module, "fwd_sm90.cu", &options, problem->flags);
     return status ? status : nbhd_cuda_function(&launch->function, launch->module, "nbhd_fwd_sm90");
 }

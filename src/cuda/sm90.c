@@ -2,6 +2,7 @@
 #include "cuda/sm90.h"
 #include <stdio.h>
 #include <string.h>
+#include "cuda/sm90_axis.h"
 
 bool nbhd_sm90_refuses(const struct nbhd_problem *problem, char why[NBHD_TEXT])
 {
@@ -32,14 +33,14 @@ bool nbhd_sm90_refuses(const struct nbhd_problem *problem, char why[NBHD_TEXT])
 nbhd_status nbhd_sm90_check_view(const char *kernel, const char *name, const struct nbhd_view *view)
 {
     if ((size_t)view->data % 16)
-        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "%s.data=%p: %s needs it aligned to 16 bytes", name, (void *)view->data,
-                         kernel);
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "%s.data=%p: %s needs it aligned to 16 bytes", name,
+                         (void *)view->data, kernel);
     const long long strides[] = {view->batch, view->axis[0], view->axis[1], view->axis[2], view->head};
     for (size_t i = 0; i < sizeof strides / sizeof *strides; i++)
         if (strides[i] % 16 || strides[i] < 0)
             return nbhd_fail(NBHD_ERROR_UNSUPPORTED,
-                             "%s.stride[%zu] is %lld bytes: %s needs multiples of 16, not negative", name, i, strides[i],
-                             kernel);
+                             "%s.stride[%zu] is %lld bytes: %s needs multiples of 16, not negative", name, i,
+                             strides[i], kernel);
     return NBHD_OK;
 }
 
@@ -96,6 +97,49 @@ nbhd_status nbhd_sm90_extra_map(struct nbhd_tensor_map *map, const struct nbhd_p
     set_dimension(&box, 3, p->batch, view->batch, 1, 1);
     set_dimension(&box, 4, 1, 16, 1, 1);
     return nbhd_cuda_tensor_map(map, &box);
+}
+
+/* ---- what the kernels are told ---- */
+
+void nbhd_sm90_boxes(struct nbhd_boxes *boxes, const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan)
+{
+    memset(boxes, 0, sizeof *boxes);
+    const int *q = plan->q_box;
+    int tokens = q[0] * q[1] * q[2], rows = 64 * plan->variant.groups;
+    boxes->shapes = plan->shapes;
+    boxes->rows = tokens * plan->pack;
+    boxes->pack = plan->pack;
+    boxes->sliced = plan->sliced;
+    for (int r = 0; r < rows; r++) { /* rows past the last repeat it */
+        int token = nbhd_min(r, boxes->rows - 1) / plan->pack, head = nbhd_min(r, boxes->rows - 1) % plan->pack;
+        boxes->row[r] = (unsigned)(token / (q[1] * q[2]) | token / q[2] % q[1] << 8 | token % q[2] << 16) |
+                        (unsigned)head << 24;
+    }
+    for (int g = 0; g < plan->variant.groups; g++) {
+        boxes->low[g] = 0xffffff;
+        for (int r = 64 * g; r < 64 * g + 64; r++)
+            for (int a = 0; a < 3; a++) {
+                unsigned at = boxes->row[r] & 0xffu << 8 * a, mask = 0xffu << 8 * a;
+                if (at < (boxes->low[g] & mask))
+                    boxes->low[g] = (boxes->low[g] & ~mask) | at;
+                if (at > (boxes->high[g] & mask))
+                    boxes->high[g] = (boxes->high[g] & ~mask) | at;
+            }
+    }
+    for (int a = 0; a < 3; a++) {
+        boxes->q_box[a] = q[a];
+        boxes->tiles[a] = ceil_div(nbhd_group_size(problem->axis[a], 0), q[a]);
+        boxes->step[a] = plan->sliced ? 1 : problem->axis[a].dilation;
+        boxes->uneven |= problem->axis[a].length % problem->axis[a].dilation != 0;
+        boxes->reverse |= problem->axis[a].edge == NBHD_EDGE_CAUSAL;
+    }
+    for (int i = 0; i < plan->shapes; i++) {
+        struct nbhd_key_box *k = &boxes->shape[i];
+        memcpy(k->extent, plan->k_box[i], sizeof k->extent);
+        k->tokens = k->extent[0] * k->extent[1] * k->extent[2];
+        memcpy(k->mask_at, plan->mask_at[i], sizeof k->mask_at);
+    }
+    boxes->head_blocks = problem->desc.heads / plan->pack;
 }
 
 /* ---- a launch over query tiles ---- */

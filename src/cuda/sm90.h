@@ -11,14 +11,14 @@ bool nbhd_sm90_refuses(const struct nbhd_problem *problem, char why[NBHD_TEXT]);
 /* The copy engine takes addresses and strides in units of 16 bytes. kernel, name: for the sentence. */
 nbhd_status nbhd_sm90_check_view(const char *kernel, const char *name, const struct nbhd_view *view);
 
-/* Which tokens a map is over: `keys` 0: queries, 1: keys; slice: -1 for all of batch and dilation groups (by coordinates and
- * element strides), else the number of one, which then has a map of its own. */
+/* Which tokens a map is over: `keys` 0: queries, 1: keys; slice: -1 for all of batch and dilation groups (by
+ * coordinates and element strides), else the number of one, which then has a map of its own. */
 struct nbhd_sm90_tokens {
     int keys, slice;
     int heads, dim; /* of the tensor; extent of its last dimension */
 };
 
-/* Map of boxes of extent[0] x [1] x [2] tokens x heads_in_box heads x 64 columns: struct nbhd_boxes says which coordinates. */
+/* Map of boxes of extent[0] x [1] x [2] tokens x heads_in_box heads x 64 columns; coordinates: struct nbhd_boxes. */
 nbhd_status nbhd_sm90_token_map(struct nbhd_tensor_map *map, const struct nbhd_params *p, int dtype,
                                 const struct nbhd_view *view, const struct nbhd_sm90_tokens *tokens, int heads_in_box,
                                 const int extent[3]);
@@ -38,10 +38,12 @@ struct nbhd_sm90_launch {
     struct nbhd_cuda_grid grid;
     int dtype, slices, maps; /* slices: batch x dilation groups; maps: NBHD_MAPS */
     int most_slices;         /* of one launch */
-    int resident, most_tiles; /* CTAs that the chip holds at once, which share the tiles out (nbhd_sm90_share); 0: a CTA for
-                                each tile */
+    int resident, most_tiles; /* CTAs that the chip holds at once, which share the tiles out (nbhd_sm90_share); 0: a CTA
+                                for each tile */
 };
 
+/* What a kernel is told of a plan, but for the slices of a launch. */
+void nbhd_sm90_boxes(struct nbhd_boxes *boxes, const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan);
 /* Everything but module and function. */
 void nbhd_sm90_set_launch(struct nbhd_sm90_launch *launch, const struct nbhd_sm90_kernel *kernel,
                           const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan);
@@ -51,8 +53,8 @@ void nbhd_sm90_options(struct nbhd_options *options, const struct nbhd_problem *
 /* "queries 2x8x8, keys 6x6x4 of 144, 30% masked, 2 warpgroups"; returns its length, less than room. */
 size_t nbhd_sm90_describe(char *text, size_t room, const struct nbhd_sm90_plan *plan);
 
-/* Launches with the arguments params, struct nbhd_boxes, struct maps, and `more` more, at most 2. dout: NULL, or a gradient of O
- * whose maps follow. */
+/* Launches with the arguments params, struct nbhd_boxes, struct maps, and `more` more, at most 2. dout: NULL, or a
+ * gradient of O whose maps follow. */
 nbhd_status nbhd_sm90_run(const struct nbhd_sm90_launch *launch, const struct nbhd_params *params,
                           const struct nbhd_view *dout, void *const *more, int count, void *stream);
 

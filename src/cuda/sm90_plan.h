@@ -1,5 +1,5 @@
-/* The choice of boxes for fwd_sm90 and bwd_sm90_dq: which query box, which key boxes, which compiled variant of the kernel.
- * Knows the geometry and a model of the chip's time; calls nothing of CUDA, so it is tested without a GPU. */
+/* The choice of boxes for fwd_sm90 and bwd_sm90_dq: which query box, which key boxes, which compiled variant of the
+ * kernel. Knows the geometry and a model of the chip's time; calls nothing of CUDA, so it is tested without a GPU. */
 #ifndef NBHD_CUDA_SM90_PLAN_H
 #define NBHD_CUDA_SM90_PLAN_H
 
@@ -45,19 +45,19 @@ int nbhd_sm90_plans(const struct nbhd_sm90_kernel *kernel, const struct nbhd_pro
                     int shared_max, struct nbhd_sm90_plan *plans, int room);
 /* Batch elements x dilation groups x blocks of heads: how often the plan's tiles are computed. */
 double nbhd_sm90_slices(const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan);
-/* What the kernel is told of a plan, but for the slices of a launch. */
-void nbhd_sm90_boxes(struct nbhd_boxes *boxes, const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan);
-/* fwd_sm90: how many tiles a CTA should take, at most, for the L2 of this size. */
+/* 1 if every slice (batch element, dilation group) needs maps of its own. */
+int nbhd_sm90_sliced(const struct nbhd_problem *problem);
+
+/* fwd_sm90_plan.c: */
+/* How many tiles a CTA should take, at most, for the L2 of this size. */
 int nbhd_sm90_most_tiles(const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan, int l2_bytes);
-/* fwd_sm90: who computes which tile of slices [begin, begin + count), in rounds of `resident` CTAs that take `most` tiles at
+/* Who computes which tile of slices [begin, begin + count), in rounds of `resident` CTAs that take `most` tiles at
  * most. Returns the number of CTAs. */
 int nbhd_sm90_share(struct nbhd_boxes *boxes, const struct nbhd_sm90_plan *plan, int most, int begin, int count,
                     int resident);
 /* NBHD_EARLY of fwd_sm90: for how many steps of 16 keys a consumer has a second set of registers. */
 int nbhd_sm90_early(const nbhd_desc *desc, const struct nbhd_sm90_plan *plan);
-/* Bytes of shared memory of a CTA of fwd_sm90. */
+/* Bytes of shared memory of a CTA. */
 int nbhd_sm90_shared(const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan);
-/* 1 if every slice (batch element, dilation group) needs maps of its own. */
-int nbhd_sm90_sliced(const struct nbhd_problem *problem);
 
 #endif

@@ -1,0 +1,128 @@
+/* What a plan of fwd_sm90 costs, for the search for boxes (sm90_plan.c): shared memory, registers, time; and who
+ * computes which of its tiles. */
+#include <math.h>
+#include "core/model.h"
+#include "cuda/sm90_axis.h"
+#include "cuda/sm90_plan.h"
+
+/* ---- what fits ---- */
+
+static int variants_of(const nbhd_desc *d, struct nbhd_sm90_variant list[NBHD_SM90_VARIANTS])
+{
+    static const int sizes[] = {64, 80, 96, 112, 128, 144, 160, 176, 192};
+    static const int kinds[][2] = {{1, 2}, {2, 1}, {3, 1}, {1, 3}}; /* warpgroups, CTAs; of equals the first is taken */
+    int count = 0;
+    (void)d;
+    for (size_t kind = 0; kind < sizeof kinds / sizeof *kinds; kind++)
+        for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+            list[count++] = (struct nbhd_sm90_variant){kinds[kind][0], sizes[i], kinds[kind][1], 2, 2};
+    return count;
+}
+
+int nbhd_sm90_shared(const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan)
+{
+    const struct nbhd_sm90_variant *v = &plan->variant;
+    int qk = ceil_div(problem->desc.head_dim, 64), pv = ceil_div(problem->desc.head_dim_v, 64), rows = 64 * v->groups;
+    int windows = plan->q_box[0] + plan->q_box[1] + plan->q_box[2];
+    return 128 * (plan->q_stages * qk * rows + v->stages * (qk + pv) * v->n) +
+           NBHD_FWD_SM90_TABLES(v->groups, v->stages, windows, plan->mask_steps) +
+           (plan->shapes > 1 ? 2 : 1) * plan->mask_steps * v->n * 32;
+}
+
+/* Registers that S, P and O of a consumer thread may take, by its mask's steps: what compiles without spills. */
+static int register_room(const struct nbhd_sm90_plan *p)
+{
+    static const struct {
+        int groups, ctas, room[3];
+    } kinds[] = {{2, 1, {188, 188, 172}}, {3, 1, {120, 100, 92}}, {1, 2, {176, 176, 160}}, {1, 3, {92, 80, 0}}};
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (kinds[i].groups == p->variant.groups && kinds[i].ctas == p->variant.ctas)
+            return kinds[i].room[p->mask_steps];
+    return 0;
+}
+
+static int has_registers(const nbhd_desc *d, const struct nbhd_sm90_plan *p)
+{
+    const int n = p->variant.n, tight = p->variant.ctas == 3 && n > 64; /* there a mask takes more than its columns */
+    if (p->variant.groups == 1 && d->head_dim_v > 192) /* ptxas does not take so wide a product among 128 registers */
+        return 0;
+    if (d->head_dim_v > 192 && p->mask_steps && p->mask_bits) /* columns, and bits for extra keys: 16 bytes spilled */
+        return 0;
+    return (!tight || n == 80) && n * 3 / 4 + (d->head_dim_v + 1) / 2 + 8 * tight * p->mask_steps <= register_room(p);
+}
+
+int nbhd_sm90_early(const nbhd_desc *d, const struct nbhd_sm90_plan *p)
+{
+    static const int room[2][3] = {{192, 178, 168}, {204, 196, 180}}; /* as above, for one warpgroup and for two */
+    const struct nbhd_sm90_variant *v = &p->variant;
+    const int more = p->mask_steps && (p->mask_bits || p->pad) ? 16 : 0; /* two ways of masking */
+    const int left = room[(v->groups - 1) & 1][p->mask_steps] - v->n * 3 / 4 - (d->head_dim_v + 1) / 2 - more;
+    if (v->groups == 3 || v->ctas == 3 || (d->head_dim_v > 128 && p->mask_steps))
+        return 0;
+    return nbhd_max(0, nbhd_min(left / 4, v->n / 16));
+}
+
+/* ---- time ---- */
+
+/* By the simulator's model. Masks are counted in steps of columns: a mask by bits is dear, but few boxes of a problem
+ * with one axis need it; a block of padding is cheap, but all boxes have it. */
+static double plan_ms(const struct nbhd_problem *problem, const struct nbhd_sm90_plan *p, int multiprocessors)
+{
+    const nbhd_desc *d = &problem->desc;
+    const struct nbhd_sm90_variant *v = &p->variant;
+    const double extra = ceil_div(d->extra, v->n), dims = (d->head_dim + 15) / 16 * 16 + d->head_dim_v;
+    nbhd_sim_device device = *nbhd_model_device("h200");
+    device.processors = multiprocessors;
+    device.l2 *= multiprocessors / 132.0;
+    const struct nbhd_model_call call = {
+        .tiles = p->tiles * nbhd_sm90_slices(problem, p),
+        .visited = p->boxes / p->tiles + extra,
+        .longest = p->longest + extra,
+        .masked = 1,
+        .pairs = 64.0 * v->groups * v->n,
+        .flops = 2 * dims,
+        .mask = (p->boxes - p->full_boxes) / (p->boxes + extra * p->tiles) * (p->mask_steps ? p->mask_steps : 3) +
+                0.1 * p->pad,
+        .bytes = (double)v->n * dims * 2,
+        .tile = v->ctas == 1 && p->q_stages == 1 ? 1.5 : 1, /* waits for Q */
+        .resident = v->ctas,
+    };
+    /* Measured against the model: two warpgroups whose registers are full overlap less; more columns cost a little. */
+    const double full = v->groups == 2 ? nbhd_max(0, v->n * 3 / 4 + d->head_dim_v / 2 - 160) : 0;
+    return (nbhd_model_us(&device, &call) + device.launch) * 1e-3 * (1 + full / 1200) * (1 + 0.004 * p->mask_steps);
+}
+
+const struct nbhd_sm90_kernel nbhd_sm90_forward = {
+    .variants = variants_of, .shared = nbhd_sm90_shared, .has_registers = has_registers, .ms = plan_ms};
+
+/* ---- who computes which tile ---- */
+
+static int is_uneven(const struct nbhd_sm90_plan *p) { return p->longest * p->tiles > 1.15 * p->boxes; }
+
+/* CTAs that take several tiles drift apart where tiles differ in length. They then keep more keys in the L2, which
+ * costs more than their starts if it does not even hold one head's. */
+int nbhd_sm90_most_tiles(const struct nbhd_problem *problem, const struct nbhd_sm90_plan *p, int l2_bytes)
+{
+    double bytes = 2.0 * (problem->desc.head_dim + problem->desc.head_dim_v);
+    for (int a = 0; a < 3; a++)
+        bytes *= problem->axis[a].keys;
+    return is_uneven(p) && bytes > 0.75 * l2_bytes ? 2 : NBHD_SM90_MOST;
+}
+
+int nbhd_sm90_share(struct nbhd_boxes *boxes, const struct nbhd_sm90_plan *plan, int most_tiles, int begin, int count,
+                    int resident)
+{
+    const int work = boxes->tiles[0] * boxes->tiles[1] * boxes->tiles[2] * boxes->head_blocks * count;
+    int left = work, blocks = 0;
+    boxes->slice_begin = begin;
+    boxes->resident = resident;
+    for (int kind = 0; kind < NBHD_SM90_RUNS - 1; kind++) {
+        const int most = NBHD_SM90_MOST >> kind;
+        const int rest = is_uneven(plan) ? most : 2; /* what later rounds need to even out */
+        boxes->rounds[kind] = most > most_tiles ? 0 : nbhd_max(0, (left / resident - rest) / most);
+        blocks += boxes->rounds[kind] * resident;
+        left -= boxes->rounds[kind] * resident * most;
+    }
+    boxes->rounds[NBHD_SM90_RUNS - 1] = ceil_div(left, resident);
+    return blocks + left;
+}

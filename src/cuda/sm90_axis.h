@@ -1,0 +1,55 @@
+/* One axis in the search for boxes (sm90_plan.c): its query tiles, in classes that need the same of key boxes. */
+#ifndef NBHD_CUDA_SM90_AXIS_H
+#define NBHD_CUDA_SM90_AXIS_H
+
+#include "nbhd_geom.h"
+
+enum {
+    NBHD_SM90_CLASSES = 64, /* most kinds of query tiles on an axis */
+    NBHD_SM90_EXTENT = 192  /* most of a query box */
+};
+
+/* Query tiles of one extent, by the lengths of their union and of the part that needs no mask. */
+struct tile_class {
+    int length, inner_begin, inner_end; /* the latter two relative to the union's begin */
+    double count;
+};
+
+struct axis_tiles {
+    int extent, classes, step; /* step: classes were made of every step-th tile */
+    int longest;               /* union */
+    double keys, tiles;        /* sum of unions; query tiles */
+    struct tile_class class[NBHD_SM90_CLASSES];
+};
+
+struct axis_memo {
+    struct nbhd_axis axis;
+    int n;    /* elements of the largest dilation group */
+    int most; /* extent that a box may have */
+    struct axis_tiles *tiles[NBHD_SM90_EXTENT + 1]; /* by extent, made when asked for */
+};
+
+/* Key boxes of one extent that the tiles of an axis visit; full: of these need no mask on this axis. */
+struct axis_visits {
+    double boxes, full;
+    int longest; /* of the tile that visits most */
+};
+
+static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+/* Boxes of extent k that a class's tile visits, and how many of them need no mask on this axis. */
+static inline int visited(const struct tile_class *c, int k) { return ceil_div(c->length, k); }
+static inline int full(const struct tile_class *c, int k)
+{
+    const int first = ceil_div(c->inner_begin, k), last = c->inner_end / k;
+    return last > first ? last - first : 0;
+}
+
+/* NULL: no memory. */
+const struct axis_tiles *nbhd_sm90_tiles(struct axis_memo *memo, int extent);
+struct axis_visits nbhd_sm90_visits(const struct axis_tiles *tiles, int k);
+/* Whether any query tile's boxes of extent k need a mask on this axis. */
+int nbhd_sm90_is_masked(const struct axis_tiles *tiles, int k);
+void nbhd_sm90_drop_tiles(struct axis_memo *memo);
+
+#endif
