@@ -51,8 +51,8 @@ static int by_ms(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Both ways to dQ: added up beside dK and dV, in any order and therefore not in a deterministic plan, or by a kernel of its
- * own; the best first. */
+/* Both ways to dQ: added up beside dK and dV, in any order and therefore not in a deterministic plan, or by a kernel of
+ * its own; the best first. */
 static int find_plans(const struct nbhd_problem *problem, const struct nbhd_cuda_machine *machine,
                       struct nbhd_sm90_bwd_plan *plans)
 {
@@ -108,7 +108,8 @@ static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
     if (queries * d->heads * d->batch > INT_MAX)
         return nbhd_refuse(why, "%.0f queries x heads: it numbers them with 31 bits", queries * d->heads * d->batch);
     if (d->heads > MOST_SLICES || d->batch > MOST_SLICES)
-        return nbhd_refuse(why, "heads=%d, batch=%d: a launch has %d of either at most", d->heads, d->batch, MOST_SLICES);
+        return nbhd_refuse(why, "heads=%d, batch=%d: a launch has %d of either at most", d->heads, d->batch,
+                           MOST_SLICES);
     if (!plans_here(problem, &plan, 1))
         return nbhd_refuse(why, "head_dim=%d with head_dim_v=%d: no tile fits into shared memory", d->head_dim,
                            d->head_dim_v);
@@ -121,7 +122,8 @@ static int configs(const struct nbhd_problem *problem, struct nbhd_config *confi
     struct nbhd_sm90_bwd_plan plans[MOST_PLANS];
     const int count = plans_here(problem, plans, nbhd_min(room, MOST_PLANS));
     for (int i = 0; i < count; i++)
-        configs[i] = (struct nbhd_config){.variant = i, .stages = 2, .threads = 128 * (plans[i].groups + 1), .predicted_ms = plans[i].ms};
+        configs[i] = (struct nbhd_config){
+            .variant = i, .stages = 2, .threads = 128 * (plans[i].groups + 1), .predicted_ms = plans[i].ms};
     return count;
 }
 
@@ -155,21 +157,26 @@ static nbhd_status build_keys(struct keys *keys, const struct nbhd_problem *prob
         keys->maps *= 2; /* few numbers: few kernels to compile */
     const int *tiles = keys->boxes.tiles;
     if ((double)tiles[0] * tiles[1] * tiles[2] > INT_MAX)
-        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "the problem has %d x %d x %d tiles; cuda.bwd_sm90 launches %d at most",
-                         tiles[0], tiles[1], tiles[2], INT_MAX);
-    keys->grid = (struct nbhd_cuda_grid){.blocks = {(unsigned)(tiles[0] * tiles[1] * tiles[2]), (unsigned)d->kv_heads, 1},
-                                         .threads = {128 * ((unsigned)p->groups + 1), 1, 1},
-                                         .shared = (unsigned)nbhd_sm90_bwd_shared(problem, p)};
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED,
+                         "the problem has %d x %d x %d tiles; cuda.bwd_sm90 launches %d at most", tiles[0], tiles[1],
+                         tiles[2], INT_MAX);
+    keys->grid = (struct nbhd_cuda_grid){
+        .blocks = {(unsigned)(tiles[0] * tiles[1] * tiles[2]), (unsigned)d->kv_heads, 1},
+        .threads = {128 * ((unsigned)p->groups + 1), 1, 1},
+        .shared = (unsigned)nbhd_sm90_bwd_shared(problem, p)};
     nbhd_options_problem(&o, problem, false);
     nbhd_option(&o, "-DNBHD_MMA_TYPE=\"%s\" -DNBHD_N=%d", d->dtype == NBHD_BF16 ? "bf16" : "f16", p->n);
     nbhd_option(&o, "-DNBHD_SCORES=wgmma_ss_n%d -DNBHD_SCORES_FIRST=wgmma_ss_first_n%d -DNBHD_MASK=wgmma_rs_n%d", p->n,
                 p->n, p->n);
     nbhd_option(&o, "-DNBHD_DV_PRODUCT=wgmma_rs_bt_n%d -DNBHD_DK_PRODUCT=wgmma_rs_bt_n%d", d->head_dim_v, d->head_dim);
     if (p->adds_dq)
-        nbhd_option(&o, "-DNBHD_DQ_PRODUCT=wgmma_ss_at_n%d -DNBHD_DQ_FIRST=wgmma_ss_at_first_n%d -DNBHD_MASK_IF=wgmma_rs_if_n%d",
+        nbhd_option(&o,
+                    "-DNBHD_DQ_PRODUCT=wgmma_ss_at_n%d -DNBHD_DQ_FIRST=wgmma_ss_at_first_n%d "
+                    "-DNBHD_MASK_IF=wgmma_rs_if_n%d",
                     p->n, p->n, p->n);
     nbhd_option(&o, "-DNBHD_MASK_STEPS=%d -DNBHD_MASK_BITS=%d -DNBHD_MAPS=%d", p->mask_steps, p->mask_bits, keys->maps);
-    nbhd_option(&o, "-DNBHD_GROUPS=%d -DNBHD_CTAS=%d -DNBHD_REGISTERS=%d", p->groups, p->ctas, nbhd_sm90_bwd_registers(p));
+    nbhd_option(&o, "-DNBHD_GROUPS=%d -DNBHD_CTAS=%d -DNBHD_REGISTERS=%d", p->groups, p->ctas,
+                nbhd_sm90_bwd_registers(p));
     const char *file = p->adds_dq ? "bwd_sm90.cu" : p->apart ? "bwd_sm90_apart.cu" : "bwd_sm90_keys.cu";
     const char *name = p->adds_dq ? "nbhd_bwd_sm90" : p->apart ? "nbhd_bwd_sm90_apart" : "nbhd_bwd_sm90_keys";
     const nbhd_status status = nbhd_cuda_acquire(&keys->module, file, &o, problem->flags);
@@ -208,7 +215,8 @@ static nbhd_status build_others(struct state *state, const struct nbhd_problem *
     state->delta = state->lse + rounded(rows * 4);
     *workspace = state->delta + rounded(rows * 4);
     state->rows_grid = (struct nbhd_cuda_grid){
-        .blocks = {(unsigned)((queries * lanes + 255) / 256), (unsigned)d->heads, (unsigned)d->batch}, .threads = {256, 1, 1}};
+        .blocks = {(unsigned)((queries * lanes + 255) / 256), (unsigned)d->heads, (unsigned)d->batch},
+        .threads = {256, 1, 1}};
     nbhd_options_problem(&o, problem, false);
     nbhd_option(&o, "-DNBHD_LANES=%d", lanes);
     nbhd_status status = nbhd_cuda_acquire(&state->rows, "bwd_sm90_rows.cu", &o, problem->flags);
@@ -226,8 +234,8 @@ static void describe(struct nbhd_plan *plan, const struct state *state)
     const size_t room = sizeof plan->describe;
     size_t used = (size_t)snprintf(text, room, "keys %dx%dx%d, queries", p->k_box[0], p->k_box[1], p->k_box[2]);
     for (int i = 0; i < p->shapes && used < room; i++)
-        used += (size_t)snprintf(text + used, room - used, "%s %dx%dx%d", i ? " or" : "", p->q_box[i][0], p->q_box[i][1],
-                                 p->q_box[i][2]);
+        used += (size_t)snprintf(text + used, room - used, "%s %dx%dx%d", i ? " or" : "", p->q_box[i][0],
+                                 p->q_box[i][1], p->q_box[i][2]);
     if (used < room)
         used += (size_t)snprintf(text + used, room - used, " of %d, %.0f%% masked; dQ%s", p->n,
                                  100 * (1 - p->full_boxes / p->boxes), state->dq ? ": " : " added up in float32");
@@ -287,9 +295,11 @@ static void set_dimension(struct nbhd_cuda_box *box, int i, int size, long long 
 
 enum side { QUERIES, KEYS };
 
-/* Map of a box of tokens of one head x 128 bytes of columns, for one slice or, where not sliced, for all. extent: the box's. */
+/* Map of a box of tokens of one head x 128 bytes of columns, for one slice or, where not sliced, for all. extent: the
+ * box's. */
 static nbhd_status token_map(struct nbhd_tensor_map *map, const struct nbhd_params *p, const struct keys *keys,
-                             const struct nbhd_view *view, int dtype, int dim, enum side side, const int *extent, int slice)
+                             const struct nbhd_view *view, int dtype, int dim, enum side side, const int *extent,
+                             int slice)
 {
     struct nbhd_cuda_box box = {.dtype = dtype, .rank = 5, .data = view->data, .swizzle = 128};
     box.size[0] = (uint64_t)dim;
@@ -322,8 +332,8 @@ static struct nbhd_view sum_view(const struct nbhd_params *p, void *workspace)
 }
 
 /* maps: struct maps of bwd_sm90.cu: q[maps], dout[maps], dq[maps], k[maps], v[maps]. */
-static nbhd_status make_maps(struct nbhd_tensor_map *maps, const struct keys *keys, const struct nbhd_params *p, int dtype,
-                             void *workspace, int first, int slices)
+static nbhd_status make_maps(struct nbhd_tensor_map *maps, const struct keys *keys, const struct nbhd_params *p,
+                             int dtype, void *workspace, int first, int slices)
 {
     const struct nbhd_sm90_bwd_plan *plan = &keys->plan;
     const struct nbhd_view dq = sum_view(p, workspace);
@@ -353,6 +363,7 @@ static nbhd_status run_keys(const struct keys *keys, const struct nbhd_params *p
     struct nbhd_cuda_grid grid = keys->grid;
     const int most = keys->plan.sliced ? keys->maps : MOST_SLICES; /* of one launch */
     nbhd_status status = NBHD_OK;
+    void *arguments[] = {(void *)params, &boxes, maps};
     boxes.lse = (const float *)(workspace + state->lse);
     boxes.delta = (const float *)(workspace + state->delta);
     for (int first = 0; first < keys->slices && !status; first += most) {
@@ -361,7 +372,7 @@ static nbhd_status run_keys(const struct keys *keys, const struct nbhd_params *p
         grid.blocks[2] = (unsigned)slices;
         status = make_maps(maps, keys, params, state->dtype, workspace, first, keys->plan.sliced ? slices : 1);
         if (!status)
-            status = nbhd_cuda_launch(keys->module, keys->function, &grid, stream, (void *[]){(void *)params, &boxes, maps});
+            status = nbhd_cuda_launch(keys->module, keys->function, &grid, stream, arguments);
     }
     return status;
 }

@@ -1,0 +1,161 @@
+/* More shapes of query boxes for a plan of bwd_sm90: each tile of keys takes the one that covers its union with the
+ * fewest boxes, so that those at clamped borders need not do with what fits the others. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include "cuda/sm90_bwd_search.h"
+
+enum {
+    MOST_CLASSES = 64, /* of the tiles of an axis */
+    MOST_COMBINATIONS = 2048
+};
+
+static int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+/* Tiles of an axis whose unions are alike: union's length, intersection from the union's begin. */
+struct tile_class {
+    int length, begin, end;
+    double count;
+};
+
+/* Every combination of the axes' classes, and the boxes that it needs with the shapes so far. */
+struct combinations {
+    int count;
+    struct {
+        struct tile_class axis[3];
+        double tiles, boxes;
+    } list[MOST_COMBINATIONS];
+};
+
+/* Their number; 0: too many. */
+static int find_classes(const struct nbhd_bwd_axis *m, int k_box, struct tile_class *list)
+{
+    int count = 0;
+    for (int k = 0; k < m->keys; k += k_box) {
+        const struct nbhd_tile t = nbhd_tile_at_inverse(m->axis, m->queries, k, k_box, 1, NBHD_TILING_DYNAMIC);
+        const struct tile_class c = {t.any.end - t.any.begin, t.all.begin - t.any.begin, t.all.end - t.any.begin, 0};
+        int i = 0;
+        while (i < count && (list[i].length != c.length || list[i].begin != c.begin || list[i].end != c.end))
+            i++;
+        if (i == MOST_CLASSES)
+            return 0;
+        if (i == count)
+            list[count++] = c;
+        list[i].count++;
+    }
+    return count;
+}
+
+static bool find_combinations(const struct nbhd_bwd_search *s, const struct nbhd_sm90_bwd_plan *p,
+                              struct combinations *c)
+{
+    struct tile_class class[3][MOST_CLASSES];
+    int classes[3];
+    for (int a = 0; a < 3; a++)
+        classes[a] = find_classes(&s->memo[a], p->k_box[a], class[a]);
+    c->count = classes[0] * classes[1] * classes[2];
+    if (c->count > MOST_COMBINATIONS)
+        return false;
+    for (int i = 0; i < c->count; i++) {
+        const int at[3] = {i % classes[0], i / classes[0] % classes[1], i / classes[0] / classes[1]};
+        c->list[i].tiles = 1;
+        c->list[i].boxes = INFINITY;
+        for (int a = 0; a < 3; a++) {
+            c->list[i].axis[a] = class[a][at[a]];
+            c->list[i].tiles *= class[a][at[a]].count;
+        }
+    }
+    return c->count > 0;
+}
+
+static double boxes_of(const struct tile_class axis[3], const int q_box[3])
+{
+    return (double)ceil_div(axis[0].length, q_box[0]) * ceil_div(axis[1].length, q_box[1]) *
+           ceil_div(axis[2].length, q_box[2]);
+}
+
+/* Of these, need no mask. */
+static double full_of(const struct tile_class axis[3], const int q_box[3])
+{
+    double full = 1;
+    for (int a = 0; a < 3; a++)
+        full *= nbhd_max(0, axis[a].end / q_box[a] - ceil_div(nbhd_max(0, axis[a].begin), q_box[a]));
+    return full;
+}
+
+/* Lets tiles take the plan's last shape where it is better. Returns the boxes of all tiles. */
+static double take_shape(struct combinations *c, const int q_box[3])
+{
+    double sum = 0;
+    for (int i = 0; i < c->count; i++) {
+        c->list[i].boxes = fmin(c->list[i].boxes, boxes_of(c->list[i].axis, q_box));
+        sum += c->list[i].tiles * c->list[i].boxes;
+    }
+    return sum;
+}
+
+/* Counts of a plan with several shapes: a tile takes the first of those with the fewest boxes. */
+static void count_shapes(const struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_plan *p, const struct combinations *c)
+{
+    p->boxes = p->full_boxes = 0;
+    for (int i = 0; i < c->count; i++) {
+        int best = 0;
+        for (int k = 1; k < p->shapes; k++)
+            if (boxes_of(c->list[i].axis, p->q_box[k]) < boxes_of(c->list[i].axis, p->q_box[best]))
+                best = k;
+        p->boxes += c->list[i].tiles * boxes_of(c->list[i].axis, p->q_box[best]);
+        p->full_boxes += c->list[i].tiles * full_of(c->list[i].axis, p->q_box[best]);
+    }
+    if (p->k_box[0] * p->k_box[1] * p->k_box[2] < 64 * p->blocks)
+        p->full_boxes *= (p->blocks - 1) / (double)p->blocks;
+    p->seen = p->boxes;
+    p->ms = nbhd_sm90_bwd_ms(s, p);
+}
+
+/* The box that saves most beside the plan's shapes, and needs no more mask columns; false if none has so few. */
+static bool find_next_shape(const struct nbhd_sm90_bwd_plan *p, const struct combinations *c, int (*boxes)[3],
+                            int count, int best[3])
+{
+    double least = INFINITY;
+    for (int j = 0; j < count; j++) {
+        double sum = 0;
+        if (boxes[j][0] + boxes[j][1] + boxes[j][2] > 16 * p->mask_steps)
+            continue;
+        for (int i = 0; i < c->count && sum < least; i++)
+            sum += c->list[i].tiles * fmin(c->list[i].boxes, boxes_of(c->list[i].axis, boxes[j]));
+        if (sum < least) {
+            least = sum;
+            memcpy(best, boxes[j], sizeof *boxes);
+        }
+    }
+    return isfinite(least);
+}
+
+void nbhd_sm90_bwd_add_shapes(const struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_plan *p)
+{
+    int queries[3];
+    for (int a = 0; a < 3; a++)
+        queries[a] = s->memo[a].queries;
+    const int count = nbhd_sm90_bwd_list(s, queries, p->n, NULL);
+    int(*boxes)[3] = malloc((size_t)count * sizeof *boxes + 1);
+    struct combinations *c = malloc(sizeof *c);
+    if (boxes && c && p->adds_dq && !p->sliced && !s->one_axis && find_combinations(s, p, c)) {
+        const struct nbhd_sm90_bwd_plan one = *p;
+        nbhd_sm90_bwd_list(s, queries, p->n, boxes);
+        take_shape(c, p->q_box[0]);
+        while (p->shapes < NBHD_BWD_SM90_SHAPES) {
+            struct nbhd_sm90_bwd_plan more = *p;
+            if (!find_next_shape(p, c, boxes, count, more.q_box[more.shapes++]) || !nbhd_sm90_bwd_fits(s, &more))
+                break;
+            count_shapes(s, &more, c);
+            if (more.ms > 0.995 * p->ms)
+                break;
+            take_shape(c, more.q_box[more.shapes - 1]);
+            *p = more;
+        }
+        if (p->ms > 0.97 * one.ms)
+            *p = one;
+    }
+    free(boxes);
+    free(c);
+}
