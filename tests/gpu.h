@@ -1,10 +1,16 @@
 /* What tests on a GPU share: device memory, whole problems on the device, and a main that runs the parts asked for.
- * Skipped without a GPU or NVRTC, unless NBHD_REQUIRE=cuda. */
+ * Skipped without a GPU or NVRTC, unless NBHD_REQUIRE=cuda. A process that crashes or is ended names the problem at
+ * hand. */
 #ifndef NBHD_TESTS_GPU_H
 #define NBHD_TESTS_GPU_H
 
+#include <fcntl.h>
 #include <math.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 #include "case.h"
 #include "core/kernel.h"
 #include "cpu/cpu.h"
@@ -12,7 +18,63 @@
 #include "test.h"
 
 static struct nbhd_cuda_machine gpu_machine;
-static int shard, shards = 1; /* NBHD_TEST_SHARD=i/n: of what processes share out, the i-th n-th part */
+
+/* ---- work that processes share ---- */
+static _Atomic long long *taken_pieces; /* in the file NBHD_TEST_SHARE: how many are taken */
+
+static bool open_share(void)
+{
+    const char *path = getenv("NBHD_TEST_SHARE");
+    if (!path)
+        return true;
+    const int file = open(path, O_RDWR | O_CREAT, 0644);
+    void *memory = MAP_FAILED;
+    if (file >= 0 && !ftruncate(file, sizeof *taken_pieces))
+        memory = mmap(NULL, sizeof *taken_pieces, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (file >= 0)
+        close(file);
+    taken_pieces = memory;
+    return CHECK(memory != MAP_FAILED, "NBHD_TEST_SHARE: %s could not be mapped", path);
+}
+
+/* Whether the next piece of work is this process's: all are, unless it shares a file with others; then each takes the
+ * next one that none has. A piece is known by how many calls came before, so all must make the same ones. */
+static bool is_mine(void)
+{
+    static long long calls, mine = -1;
+    if (!taken_pieces)
+        return true;
+    if (mine < calls)
+        mine = atomic_fetch_add(taken_pieces, 1);
+    return mine == calls++;
+}
+
+static char at_hand[2 * NBHD_TEXT];
+
+static void set_at_hand(const char *kernel, const char *line)
+{
+    snprintf(at_hand, sizeof at_hand, "%s '%s'\n", kernel ? kernel : "any row", line);
+}
+
+static void name_at_hand(int number)
+{
+    static const char text[] = "FAILED: a signal ended this process, at or after ";
+    ssize_t written = write(STDERR_FILENO, text, sizeof text - 1);
+    written += write(STDERR_FILENO, at_hand, strlen(at_hand));
+    (void)written;
+    raise(number); /* no longer caught */
+}
+
+static void catch_signals(void)
+{
+    static const int numbers[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTERM};
+    struct sigaction action = {.sa_handler = name_at_hand, .sa_flags = (int)SA_RESETHAND};
+    set_at_hand("no row", "");
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        sigaction(numbers[i], &action, NULL);
+}
+
+/* ---- device memory ---- */
 
 static void *gpu_alloc(size_t bytes)
 {
@@ -64,10 +126,10 @@ static void close_problem(struct problem *p)
         gpu_release(p->workspace);
 }
 
-/* Random normal-like values; large tensors repeat a block of 16 MiB, of odd length so that rows differ. */
+/* Random normal-like values; large tensors repeat a block of 4 MiB, of odd length so that rows differ. */
 static bool fill(void *device, size_t bytes, int dtype, unsigned seed)
 {
-    const size_t block = bytes < (16u << 20) ? bytes : (16u << 20) - 8 * 1001, element = nbhd_dtype_size(dtype);
+    const size_t block = bytes < (4u << 20) ? bytes : (4u << 20) - 8 * 1001, element = nbhd_dtype_size(dtype);
     char *host = malloc(block);
     unsigned long long state = seed * 0x9e3779b97f4a7c15u + 1;
     for (size_t i = 0; host && i < block / element; i++) {
@@ -76,9 +138,10 @@ static bool fill(void *device, size_t bytes, int dtype, unsigned seed)
             sum += (int)((state = state * 6364136223846793005u + 1442695040888963407u) >> 56);
         nbhd_store(host, dtype, (long long)i, sum / 128.0);
     }
-    bool ok = host != NULL;
-    for (size_t at = 0; ok && at < bytes; at += block)
-        ok = gpu_upload((char *)device + at, host, bytes - at < block ? bytes - at : block);
+    bool ok = host && gpu_upload(device, host, block);
+    const uintptr_t to = (uintptr_t)device;
+    for (size_t at = block; ok && at < bytes; at *= 2) /* what is there, once more behind it */
+        ok = !nbhd_cu.cuMemcpyDtoDAsync_v2(to + at, to, bytes - at < at ? bytes - at : at, NULL);
     free(host);
     return ok;
 }
@@ -92,6 +155,7 @@ static bool open_problem(struct problem *p, const char *line, int pass)
     struct nbhd_problem full;
     if (nbhd_desc_parse(&p->desc, line) || nbhd_problem_init(&full, &p->desc))
         return CHECK(false, "'%s': %s", line, nbhd_last_error());
+    set_at_hand(nbhd_pass_name(pass), line);
     p->desc = full.desc;
     p->desc.pass = pass;
     const size_t element = nbhd_dtype_size(p->desc.dtype);
@@ -175,9 +239,10 @@ static bool gpu_wants(const char *name, int argc, char **argv)
 static int gpu_main(const struct gpu_part *parts, int argc, char **argv)
 {
     char why[NBHD_TEXT];
-    const char *required = getenv("NBHD_REQUIRE"), *part = getenv("NBHD_TEST_SHARD");
-    if (part)
-        sscanf(part, "%d/%d", &shard, &shards);
+    const char *required = getenv("NBHD_REQUIRE");
+    catch_signals();
+    if (!open_share())
+        return test_done();
     const char *missing = nbhd_cuda_machine(&gpu_machine) ? nbhd_last_error() : nbhd_nvrtc(why) ? NULL : why;
     if (missing) {
         if (required && strstr(required, "cuda"))

@@ -3,7 +3,7 @@
  * scripts/gpu-check.
  *
  *     gpu_large [part]...   parts: large races offsets overhead compile bench
- *     NBHD_TEST_SHARD=i/n   of large, races and compile, the i-th n-th part, so that n processes share the work
+ *     NBHD_TEST_SHARE=file  processes given the same empty file share the problems of large, races and compile
  *     NBHD_AMPLIFIED=dir    the kernels' files for races, with NBHD_AMPLIFY defined (device/tma_sm90.cuh)
  *     NBHD_BENCH_LINES=file the problems of bench, and of compile, which fills the cache for it, one a line
  *     NBHD_BENCH_CSV=file   takes bench's table, each record as soon as it is there, after what stands in the file
@@ -58,12 +58,6 @@ done:
     nbhd_plan_destroy(&plan);
     nbhd_plan_destroy(&simt);
     close_problem(&p);
-}
-
-static bool is_mine(void)
-{
-    static int turn;
-    return turn++ % shards == shard;
 }
 
 static void check_large(void)

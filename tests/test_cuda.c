@@ -3,7 +3,7 @@
  * gpu_large.c has what takes a large GPU.
  *
  *     test_cuda [part]...   parts: rows random repeats ragged planned nan graph threads contexts sentences
- *     NBHD_TEST_SHARD=i/n   of rows, random, ragged and planned, the i-th n-th part, so that n processes share the work
+ *     NBHD_TEST_SHARE=file  processes given the same empty file share the problems of rows, random, ragged and planned
  *     NBHD_TEST_RANDOM=n    random problems per row (150; 2500 with NBHD_FULL=1)
  *     NBHD_TEST_KERNEL=text rows, random, repeats and nan: only rows whose name has text in it */
 #define _GNU_SOURCE
@@ -13,19 +13,24 @@
 #include "gpu.h"
 
 /* ---- rows and random: against the oracle ---- */
+/* Option `which` of a problem, below `count`. Mixed, so that none follows another, or the type, which is the seed modulo 4. */
+static unsigned option(unsigned seed, int which, unsigned count) { return ((seed + 1) * 2654435761u >> (4 + 4 * which)) % count; }
+
 /* Returns true if the row took the problem. */
 static bool check_case(const char *kernel, const nbhd_desc *desc, unsigned seed)
 {
     struct case_options options = {.kernel = kernel, .device = NBHD_DEVICE_CUDA, .seed = seed, .repeats = 1, .memory = gpu};
     struct case_result result;
     char line[NBHD_TEXT];
-    options.layout = (enum case_layout)(seed % 3);
-    options.granularity = seed % 2 && !(kernel && strstr(kernel, "_sm90")) ? 1 : 8; /* sm90 alone reads aligned tensors only */
-    options.no_lse = seed % 5 == 0;
-    options.large_values = seed % 7 == 3;
-    options.dlse = seed % 2 == 0;
-    options.flags = seed / 2 % 2 ? NBHD_PLAN_DETERMINISTIC : 0;
+    options.layout = (enum case_layout)option(seed, 0, 3);
+    const bool odd = option(seed, 1, 2) && !(kernel && strstr(kernel, "_sm90")); /* sm90 alone reads aligned tensors only */
+    options.granularity = odd ? 1 : 8;
+    options.no_lse = option(seed, 2, 5) == 0;
+    options.large_values = option(seed, 3, 7) == 0;
+    options.dlse = option(seed, 4, 2);
+    options.flags = option(seed, 5, 2) ? NBHD_PLAN_DETERMINISTIC : 0;
     nbhd_desc_format(desc, line, sizeof line);
+    set_at_hand(kernel, line);
     const nbhd_status status = case_run(desc, &options, &result);
     if (status == NBHD_ERROR_UNSUPPORTED)
         return false;
@@ -74,7 +79,7 @@ static void check_rows(void)
             for (unsigned type = 0; type < TYPES; type++) {
                 const unsigned seed = TYPES * (unsigned)i + type;
                 nbhd_desc desc;
-                if ((int)(seed % (unsigned)shards) != shard || nbhd_desc_parse(&desc, case_lines[i]))
+                if (!is_mine() || nbhd_desc_parse(&desc, case_lines[i]))
                     continue;
                 set_pass(&desc, k->pass);
                 set_type(&desc, type);
@@ -90,7 +95,7 @@ static void check_rows(void)
 static bool is_turn(const struct nbhd_kernel *k, unsigned seed)
 {
     const bool compiles = strstr(k->name, "_sm80") || strstr(k->name, "_sm90");
-    return !compiles || getenv("NBHD_FULL") || seed / (unsigned)shards % 2 == (strstr(k->name, "_sm90") != NULL);
+    return !compiles || test_full() || seed / TYPES % 2 == (strstr(k->name, "_sm90") != NULL);
 }
 
 static void check_random(void)
@@ -101,8 +106,8 @@ static void check_random(void)
             continue;
         const double start = now_s();
         int taken = 0;
-        for (unsigned i = (unsigned)shard; i < count; i += (unsigned)shards) {
-            if (!is_turn(k, i))
+        for (unsigned i = 0; i < count; i++) {
+            if (!is_turn(k, i) || !is_mine())
                 continue;
             nbhd_desc desc = case_random(i, 4e6);
             set_pass(&desc, k->pass);
@@ -110,7 +115,7 @@ static void check_random(void)
             if (is_new(k, &desc))
                 taken += check_case(k->name, &desc, i);
         }
-        printf("random %s: %d of %u problems, %.1f s\n", k->name, taken, count / (unsigned)shards, now_s() - start);
+        printf("random %s: %d problems, %.1f s\n", k->name, taken, now_s() - start);
     }
 }
 
@@ -138,14 +143,16 @@ static void check_ragged_of(const char *kernel, int pass)
     for (int i = 0; batches[i].sequences; i++)
         for (int j = 0; j < 3; j++) {
             nbhd_desc desc;
-            if ((3 * i + j) % shards != shard || nbhd_desc_parse(&desc, batches[i].line))
+            if (!is_mine() || nbhd_desc_parse(&desc, batches[i].line))
                 continue;
             desc.pass = pass;
             set_type(&desc, (unsigned)(i + j) % 4);
             if (pass < NBHD_QK || batch_unfused(&batches[i], &desc))
                 taken += check_batch(kernel, &batches[i], &desc, (unsigned)(3 * i + j));
         }
-    for (unsigned i = (unsigned)shard; i < count; i += (unsigned)shards) {
+    for (unsigned i = 0; i < count; i++) {
+        if (!is_mine())
+            continue;
         nbhd_desc desc = {.pass = pass, .dtype = types[i % 9 < 8 ? i % 3 : 4].dtype};
         const struct batch b = batch_random(i, &desc);
         if (desc.pass == pass)
@@ -199,7 +206,7 @@ static void check_planned(void)
     for (int i = 0; case_lines[i]; i++)
         for (int pass = NBHD_FORWARD; pass <= NBHD_AV_BACKWARD; pass++) {
             nbhd_desc desc;
-            if ((i * 6 + pass) % shards != shard)
+            if (!is_mine())
                 continue;
             nbhd_desc_parse(&desc, case_lines[i]);
             set_pass(&desc, pass);

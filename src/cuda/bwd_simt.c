@@ -68,6 +68,7 @@ static nbhd_status build(struct nbhd_plan *plan)
     const int d = p->desc.head_dim, dv = p->desc.head_dim_v;
     const struct nbhd_simt_registers r = nbhd_simt_registers(p, 2, d > dv ? d : dv);
     nbhd_simt_options(&options, p, r);
+    nbhd_option(&options, "--split-compile=4"); /* its kernels side by side: two thirds of the time */
     lay_out(state, p, r);
     state->rows = 16 * r.rows;
     plan->run_many = plan->config.many ? run_many : NULL;

@@ -87,11 +87,12 @@ static char *with_compiler(const struct wish *wish, int version)
 /* ---- the compiler ---- */
 enum { OPTIONS_MAX = 64 };
 
-/* Cuts options at its spaces. */
-static int split(char *options, const char **list, int count)
+/* Cuts options at its spaces; leaves out what older compilers do not know and code does not depend on. */
+static int split(char *options, const char **list, int count, int version)
 {
     for (char *rest = options, *option; (option = strtok_r(rest, " ", &rest)) && count < OPTIONS_MAX;)
-        list[count++] = option;
+        if (version >= 1209 || strncmp(option, "--split-compile", 15))
+            list[count++] = option;
     return count;
 }
 
@@ -165,7 +166,7 @@ static nbhd_status compile_program(struct _nvrtcProgram **program, char **log, c
     if (options) {
         snprintf(arch, sizeof arch, "--gpu-architecture=%s", wish->arch);
         list[0] = arch;
-        int count = split(strcpy(options, wish->options), list, 3);
+        int count = split(strcpy(options, wish->options), list, 3, n->version);
         result = n->nvrtcCompileProgram(*program, count, list);
         *log = read_log(n, *program);
     }
