@@ -395,8 +395,30 @@ static void check_contexts(void)
 }
 
 /* ---- sentences ---- */
+/* A plan for aligned tensors refuses others, in a sentence; without the flag some row takes them. */
+static void check_unaligned(unsigned flags, nbhd_status expected)
+{
+    struct problem p;
+    nbhd_plan *plan = NULL;
+    if (open_problem(&p, "bf16 b2 h2 d64 40x40 w7x7", NBHD_FORWARD)) {
+        p.desc.batch = 1; /* leaves room behind */
+        p.flags = flags;
+        if (CHECK(execute(&p, NULL, &plan), "%s", nbhd_last_error()) && strstr(nbhd_plan_kernel(plan), "_sm90")) {
+            p.args.q.data = (char *)p.data[Q] + 2;
+            const nbhd_status status = nbhd_execute(plan, &p.args, p.workspace, NULL);
+            CHECK(status == expected && (!status || strstr(nbhd_last_error(), "aligned to 16")), "status %d: %s", status,
+                  nbhd_last_error());
+            nbhd_cu.cuCtxSynchronize();
+        }
+    }
+    nbhd_plan_destroy(&plan);
+    close_problem(&p);
+}
+
 static void check_sentences(void)
 {
+    check_unaligned(0, NBHD_OK);
+    check_unaligned(NBHD_PLAN_ALIGNED, NBHD_ERROR_UNSUPPORTED);
     nbhd_desc desc;
     nbhd_plan *plan = NULL;
     nbhd_desc_parse(&desc, "fwd f32 d33 16 w3");

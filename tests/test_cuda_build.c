@@ -276,6 +276,24 @@ static void check_no_device(void)
     nbhd_cuda_set_target(0);
 }
 
+/* The second kernel, for tensors that the first cannot read, is compiled unless the caller has none such. */
+static void check_aligned(void)
+{
+    static const unsigned flags[] = {0, NBHD_PLAN_ALIGNED};
+    nbhd_desc desc;
+    nbhd_plan *plan;
+    nbhd_desc_parse(&desc, "fwd bf16 d64 1024 w65");
+    nbhd_cuda_set_target(90);
+    for (int i = 0; i < 2; i++)
+        if (CHECK(!nbhd_plan_create(&plan, &desc, NBHD_DEVICE_CUDA, flags[i]), "%s", nbhd_last_error())) {
+            CHECK(!strcmp(nbhd_plan_kernel(plan), "cuda.fwd_sm90") &&
+                      !strstr(nbhd_plan_describe(plan), "unaligned tensors: cuda.fwd_sm80") == i,
+                  "%s %s with flags %u", nbhd_plan_kernel(plan), nbhd_plan_describe(plan), flags[i]);
+            nbhd_plan_destroy(&plan);
+        }
+    nbhd_cuda_set_target(0);
+}
+
 int main(void)
 {
     char why[NBHD_TEXT];
@@ -289,5 +307,6 @@ int main(void)
     }
     check_rows();
     check_no_device();
+    check_aligned();
     return test_done();
 }

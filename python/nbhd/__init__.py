@@ -10,9 +10,9 @@ all functions, and how NATTEN's are written with them.
 import sys
 
 from . import _lib
-from ._lib import InvalidError, NbhdError
+from ._lib import InvalidError, NbhdError, UnsupportedError
 
-__all__ = ["attention", "attention_varlen", "qk", "av", "merge", "InvalidError", "NbhdError", "version"]
+__all__ = ["attention", "attention_varlen", "qk", "av", "merge", "InvalidError", "NbhdError", "UnsupportedError", "version"]
 
 
 def version():

@@ -12,7 +12,7 @@ FORWARD, BACKWARD, QK, AV, QK_BACKWARD, AV_BACKWARD = range(6)
 DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "float64": 3}
 EDGES = {"nearest": 0, "causal": 1, "truncated": 2, "periodic": 3}
 CPU, CUDA = 0, 1
-DETERMINISTIC = 4
+DETERMINISTIC, ALIGNED = 4, 8
 
 
 class Desc(c.Structure):
@@ -49,6 +49,10 @@ class NbhdError(RuntimeError):
 
 class InvalidError(NbhdError, ValueError):
     """NBHD_ERROR_INVALID: a field or an argument is out of its range."""
+
+
+class UnsupportedError(NbhdError):
+    """NBHD_ERROR_UNSUPPORTED: legal, but no kernel of this build and machine takes it."""
 
 
 def _find():
@@ -91,7 +95,7 @@ def library():
 def check(status):
     if status:
         sentence = library().nbhd_last_error().decode()
-        raise (InvalidError if status == 1 else NbhdError)(status, sentence)
+        raise {1: InvalidError, 2: UnsupportedError}.get(status, NbhdError)(status, sentence)
 
 
 class Plan:

@@ -44,9 +44,10 @@ class _Call:
         for name, _, strides, *_ in facts:
             setattr(self.args, name, _lib.tensor(None, strides))
         self.empty = not facts[0][1][0]
+        kind = _lib.CUDA if self.device.type == "cuda" else _lib.CPU
+        self._plan_with = lambda more: _lib.plan(self.desc, kind, flags | more, kernel, self.device.index or 0, sequences)
         with self._on_device():
-            kind = _lib.CUDA if self.device.type == "cuda" else _lib.CPU
-            self.plan = None if self.empty else _lib.plan(self.desc, kind, flags, kernel, self.device.index or 0, sequences)
+            self.plan = None if self.empty else self._plan_with(_lib.ALIGNED)
 
     def _on_device(self):
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
@@ -56,10 +57,17 @@ class _Call:
         args = _lib.Args.from_buffer_copy(self.args)
         for name, tensor in tensors.items():
             getattr(args, name).data = tensor.data_ptr()
-        workspace = torch.empty(self.plan.workspace + 64, dtype=torch.uint8, device=self.device)
         with self._on_device():
-            stream = torch.cuda.current_stream().cuda_stream if self.device.type == "cuda" else None
-            self.plan.execute(args, (workspace.data_ptr() + 63) // 64 * 64, stream)
+            try:
+                self._execute(args)
+            except _lib.UnsupportedError: # tensors that are not aligned
+                self.plan = self._plan_with(0)
+                self._execute(args)
+
+    def _execute(self, args):
+        workspace = torch.empty(self.plan.workspace + 64, dtype=torch.uint8, device=self.device)
+        stream = torch.cuda.current_stream().cuda_stream if self.device.type == "cuda" else None
+        self.plan.execute(args, (workspace.data_ptr() + 63) // 64 * 64, stream)
 
 
 _cached_call = lru_cache(maxsize=4096)(_Call)

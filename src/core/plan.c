@@ -125,7 +125,7 @@ nbhd_status nbhd_plan_create_with(nbhd_plan **plan, const nbhd_desc *desc, nbhd_
         return status;
     if (device != NBHD_DEVICE_CPU && device != NBHD_DEVICE_CUDA)
         return nbhd_fail(NBHD_ERROR_INVALID, "device is %d; it must be 0 (cpu) or 1 (cuda)", (int)device);
-    if (flags & ~(unsigned)(NBHD_PLAN_NO_JIT | NBHD_PLAN_MEASURE | NBHD_PLAN_DETERMINISTIC))
+    if (flags & ~(unsigned)(NBHD_PLAN_NO_JIT | NBHD_PLAN_MEASURE | NBHD_PLAN_DETERMINISTIC | NBHD_PLAN_ALIGNED))
         return nbhd_fail(NBHD_ERROR_INVALID, "flags is %u; it has a bit that this build does not know", flags);
     problem.device = device;
     problem.flags = flags;
@@ -139,7 +139,7 @@ nbhd_status nbhd_plan_create_with(nbhd_plan **plan, const nbhd_desc *desc, nbhd_
     } else {
         status = build_best(plan, &problem);
     }
-    if (!status && !kernel && (*plan)->picky)
+    if (!status && !kernel && (*plan)->picky && !(flags & NBHD_PLAN_ALIGNED))
         add_reference(*plan);
     return status;
 }

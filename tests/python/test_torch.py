@@ -107,6 +107,24 @@ def test_what_c_cannot_see_is_refused(call, says):
         call(*tensors(axes=(8, 9))[:3])
 
 
+def test_unaligned_tensors_are_planned_again(monkeypatch):
+    execute, flags = _lib.Plan.execute, []
+
+    def picky(plan, *rest):
+        if len(flags) == 1:
+            raise _lib.UnsupportedError(2, "q.data is not aligned")
+        execute(plan, *rest)
+
+    make = _lib.plan
+    monkeypatch.setattr(_lib, "plan", lambda desc, kind, bits, *rest: (flags.append(bits), make(desc, kind, bits, *rest))[1])
+    monkeypatch.setattr(_lib.Plan, "execute", picky)
+    q, k, v, _ = tensors(axes=(7, 11))
+    o = nbhd.attention(q, k, v, (3, 5))
+    assert flags == [_lib.ALIGNED, 0]
+    monkeypatch.undo()
+    torch.testing.assert_close(o, nbhd.attention(q, k, v, (3, 5)))
+
+
 def test_kinds_of_arrays_do_not_mix():
     q, k, v, _ = tensors(axes=(8, 9))
     with pytest.raises(TypeError, match="k is a ndarray"):
