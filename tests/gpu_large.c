@@ -1,6 +1,6 @@
-/* Every CUDA row on a large GPU: large problems against the simt rows, the Hopper rows with their waits and arrivals delayed by
- * chance, tensors of over 2^31 elements, the time that a call costs its thread, and the table of benchmarks. Run by
- * scripts/gpu-check.
+/* Every CUDA row on a large GPU: large problems against the simt rows, the Hopper rows with their waits and arrivals
+ * delayed by chance, tensors of over 2^31 elements, the time that a call costs its thread, and the table of benchmarks.
+ * Run by scripts/gpu-check.
  *
  *     gpu_large [part]...   parts: large races offsets overhead compile bench
  *     NBHD_TEST_SHARE=file  processes given the same empty file share the problems of large, races and compile
@@ -14,10 +14,10 @@
 
 /* ---- large: every row against simt ---- */
 static const char *const large_lines[] = {
-    "bf16 h2 d128 30x48x80 w18x24x24",           "bf16 h2 d128 30x48x80 w18x24x24 s16x8x8", "f16 h2 d128 256x256 w80x80",
-    "bf16 h2 d128 32768 w2048 s256",             "bf16 b4 h4 d64 112x112 w13x13 r2x2",      "f16 h8/2 d64/128 64x64x8 w7x7x8 ennc",
-    "f32 h2 d64 64x200 w15x31 s1x4",             "bf16 h4 d96 5000 w1001 ec",               "bf16 h2 d256 96x96 w31x31",
-    "f32 h4/2 d128 96x96 w31x31 tf32",           "bf16 h16 d48 8192",
+    "bf16 h2 d128 30x48x80 w18x24x24", "bf16 h2 d128 30x48x80 w18x24x24 s16x8x8", "f16 h2 d128 256x256 w80x80",
+    "bf16 h2 d128 32768 w2048 s256",   "bf16 b4 h4 d64 112x112 w13x13 r2x2",      "bf16 h2 d256 96x96 w31x31",
+    "f32 h2 d64 64x200 w15x31 s1x4",   "f16 h8/2 d64/128 64x64x8 w7x7x8 ennc",    "bf16 h4 d96 5000 w1001 ec",
+    "f32 h4/2 d128 96x96 w31x31 tf32", "bf16 h16 d48 8192",
 };
 
 static void compare_with_simt(const struct nbhd_kernel *k, const char *line, unsigned flags)
@@ -45,10 +45,11 @@ static void compare_with_simt(const struct nbhd_kernel *k, const char *line, uns
         goto done;
     for (int i = first; i <= last; i++) {
         double largest;
-        const double worst = difference(reference[i], p.data[i], p.bytes[i], i == LSE ? NBHD_F32 : p.desc.dtype, &largest);
+        const int dtype = i == LSE ? NBHD_F32 : p.desc.dtype;
+        const double worst = difference(reference[i], p.data[i], p.bytes[i], dtype, &largest);
         const double share = i == LSE ? 1e-3 : p.desc.dtype == NBHD_BF16 ? 2e-2 : 4e-3;
-        CHECK(worst <= share * largest, "%s '%s': tensor %d differs from simt by %.3g (largest %.3g)", k->name, line, i, worst,
-              largest);
+        CHECK(worst <= share * largest, "%s '%s': tensor %d differs from simt by %.3g (largest %.3g)", k->name, line, i,
+              worst, largest);
     }
     printf("large %s '%s': compared\n", k->name, line);
 done:
@@ -91,10 +92,11 @@ static void repeat_amplified(struct problem *p, const nbhd_plan *plan, const cha
         int others = 0;
         for (int time = 0; got && time < TIMES && !any_order; time++) {
             const nbhd_status status = nbhd_execute(plan, &p->args, p->workspace, NULL);
-            others += status || !gpu_download(got, p->data[i], p->bytes[i]) || memcmp(got, expected[i], p->bytes[i]) != 0;
+            others += status || !gpu_download(got, p->data[i], p->bytes[i]) ||
+                      memcmp(got, expected[i], p->bytes[i]) != 0;
         }
-        CHECK(got && !others, "%s '%s': tensor %d has other bits in %d of %d executions with delays", kernel, line, i, others,
-              TIMES);
+        CHECK(got && !others, "%s '%s': tensor %d has other bits in %d of %d executions with delays", kernel, line, i,
+              others, TIMES);
         free(got);
     }
 }
@@ -160,8 +162,9 @@ static void check_offsets_of(const struct nbhd_kernel *k)
     for (int i = Q; i <= DOUT; i++) { /* the tail of every input; o and lse are inputs of the backward */
         const size_t part = i == LSE ? (size_t)heads * 4 : row;
         if (small.data[i] && (i <= V || k->pass == NBHD_BACKWARD))
-            nbhd_cu.cuMemcpyDtoDAsync_v2((uintptr_t)small.data[i], (uintptr_t)p.data[i] + (size_t)(length - tail) * part,
-                                         (size_t)tail * part, NULL);
+            nbhd_cu.cuMemcpyDtoDAsync_v2((uintptr_t)small.data[i],
+                                         (uintptr_t)p.data[i] + (size_t)(length - tail) * part, (size_t)tail * part,
+                                         NULL);
     }
     if (!execute(&small, k->name, &small_plan))
         goto done;
@@ -172,8 +175,8 @@ static void check_offsets_of(const struct nbhd_kernel *k)
         const size_t skip = (size_t)tail / 2 * row;
         const double worst = difference((char *)p.data[i] + (size_t)(length - tail) * row + skip,
                                         (char *)small.data[i] + skip, (size_t)tail / 2 * row, NBHD_BF16, &largest);
-        CHECK(worst <= 1e-2 * largest && largest > 0, "%s: tensor %d past 2^31 elements is off by %.3g of %.3g", k->name, i,
-              worst, largest);
+        CHECK(worst <= 1e-2 * largest && largest > 0, "%s: tensor %d past 2^31 elements is off by %.3g of %.3g",
+              k->name, i, worst, largest);
     }
     printf("offsets %s: compared, %.1f s\n", k->name, now_s() - start);
 done:
@@ -252,8 +255,8 @@ static double median(double *values, int count)
     return values[count / 2];
 }
 
-/* Burst: 0.25 s idle before each of 5 launches, so at the highest clock. Sustained: 10 back to back after 0.9 s of the same,
- * where the card's power limit sets the clock. Both are medians; the work counted is that of visible pairs.
+/* Burst: 0.25 s idle before each of 5 launches, so at the highest clock. Sustained: 10 back to back after 0.9 s of the
+ * same, where the card's power limit sets the clock. Both are medians; the work counted is that of visible pairs.
  * False: the row does not take the problem. */
 static bool bench_row(const struct nbhd_kernel *k, const char *line, FILE *csv)
 {
@@ -288,8 +291,8 @@ static bool bench_row(const struct nbhd_kernel *k, const char *line, FILE *csv)
     fprintf(csv, "\"%s\",%s%s,\"%s\",%.4f,%.4f,%.1f,%.1f\n", text, k->name, p.flags ? " deterministic" : "",
             nbhd_plan_describe(plan), b, s, tera / b, tera / s);
     fflush(csv);
-    printf("%-58s %-16s burst %9.3f ms %6.1f  sustained %9.3f ms %6.1f TFLOP/s  (%.1f s)\n", text, k->name, b, tera / b, s,
-           tera / s, now_s() - start);
+    printf("%-58s %-16s burst %9.3f ms %6.1f  sustained %9.3f ms %6.1f TFLOP/s  (%.1f s)\n", text, k->name, b,
+           tera / b, s, tera / s, now_s() - start);
     fflush(stdout);
     timed = true;
 done:
@@ -320,8 +323,9 @@ static bool compile_row(const struct nbhd_kernel *k, const char *line, FILE *csv
     return taken;
 }
 
-/* Calls visit for the row that is the best for each line, or every row that takes it where the line's comment says "every
- * row", until it returns true for one; "simt" rows only on float32, where they are the fastest. Lines: of the process's share. */
+/* Calls visit for the row that is the best for each line, or every row that takes it where the line's comment says
+ * "every row", until it returns true for one; "simt" rows only on float32, where they are the fastest. Lines: of the
+ * process's share. */
 static void each_bench(bool (*visit)(const struct nbhd_kernel *k, const char *line, FILE *csv), FILE *csv)
 {
     const char *lines = getenv("NBHD_BENCH_LINES"), *only = getenv("NBHD_BENCH_KERNEL");

@@ -1,6 +1,6 @@
-/* Every CUDA row on a GPU: against the oracle on the problems of case_lines and on random ones, every legal problem planned,
- * captured into a graph, from several threads and contexts at once. Skipped without a GPU, unless NBHD_REQUIRE=cuda.
- * gpu_large.c has what takes a large GPU.
+/* Every CUDA row on a GPU: against the oracle on the problems of case_lines and on random ones, every legal problem
+ * planned, captured into a graph, from several threads and contexts at once. Skipped without a GPU, unless
+ * NBHD_REQUIRE=cuda. gpu_large.c has what takes a large GPU.
  *
  *     test_cuda [part]...   parts: rows random repeats ragged planned nan graph threads contexts sentences
  *     NBHD_TEST_SHARE=file  processes given the same empty file share the problems of rows, random, ragged and planned
@@ -13,17 +13,21 @@
 #include "gpu.h"
 
 /* ---- rows and random: against the oracle ---- */
-/* Option `which` of a problem, below `count`. Mixed, so that none follows another, or the type, which is the seed modulo 4. */
-static unsigned option(unsigned seed, int which, unsigned count) { return ((seed + 1) * 2654435761u >> (4 + 4 * which)) % count; }
+/* Option `which` of a problem, below `count`. Mixed, so that none follows another, or the type: the seed modulo 4. */
+static unsigned option(unsigned seed, int which, unsigned count)
+{
+    return ((seed + 1) * 2654435761u >> (4 + 4 * which)) % count;
+}
 
 /* Returns true if the row took the problem. */
 static bool check_case(const char *kernel, const nbhd_desc *desc, unsigned seed)
 {
-    struct case_options options = {.kernel = kernel, .device = NBHD_DEVICE_CUDA, .seed = seed, .repeats = 1, .memory = gpu};
+    struct case_options options = {.kernel = kernel, .device = NBHD_DEVICE_CUDA, .seed = seed, .repeats = 1};
     struct case_result result;
     char line[NBHD_TEXT];
+    options.memory = gpu;
     options.layout = (enum case_layout)option(seed, 0, 3);
-    const bool odd = option(seed, 1, 2) && !(kernel && strstr(kernel, "_sm90")); /* sm90 alone reads aligned tensors only */
+    const bool odd = option(seed, 1, 2) && !(kernel && strstr(kernel, "_sm90")); /* sm90 reads aligned tensors only */
     options.granularity = odd ? 1 : 8;
     options.no_lse = option(seed, 2, 5) == 0;
     options.large_values = option(seed, 3, 7) == 0;
@@ -34,8 +38,8 @@ static bool check_case(const char *kernel, const nbhd_desc *desc, unsigned seed)
     const nbhd_status status = case_run(desc, &options, &result);
     if (status == NBHD_ERROR_UNSUPPORTED)
         return false;
-    CHECK(result.ok, "nbhd check '%s' --device cuda --kernel %s (seed %u, layout %d): %s", line, kernel ? kernel : "any", seed,
-          options.layout, result.why);
+    CHECK(result.ok, "nbhd check '%s' --device cuda --kernel %s (seed %u, layout %d): %s", line,
+          kernel ? kernel : "any", seed, options.layout, result.why);
     return true;
 }
 
@@ -66,7 +70,10 @@ static bool is_wanted(const struct nbhd_kernel *k)
 }
 
 /* Without tensor cores, tf32 changes nothing. */
-static bool is_new(const struct nbhd_kernel *k, const nbhd_desc *desc) { return !desc->tf32 || !strstr(k->name, "_simt"); }
+static bool is_new(const struct nbhd_kernel *k, const nbhd_desc *desc)
+{
+    return !desc->tf32 || !strstr(k->name, "_simt");
+}
 
 static void check_rows(void)
 {
@@ -90,8 +97,8 @@ static void check_rows(void)
     }
 }
 
-/* simt takes every problem. For the tensor cores each is another kernel to compile, which is what takes the time: sm80 and sm90
- * have every second one, in turn; with NBHD_FULL, all. */
+/* simt takes every problem. For the tensor cores each is another kernel to compile, which is what takes the time: sm80
+ * and sm90 have every second one, in turn; with NBHD_FULL, all. */
 static bool is_turn(const struct nbhd_kernel *k, unsigned seed)
 {
     const bool compiles = strstr(k->name, "_sm80") || strstr(k->name, "_sm90");
@@ -123,10 +130,11 @@ static void check_random(void)
 static bool check_batch(const char *kernel, const struct batch *b, const nbhd_desc *desc, unsigned seed)
 {
     const bool odd = seed % 2 && !(kernel && strstr(kernel, "_sm90"));
-    const struct case_options options = {.kernel = kernel, .device = NBHD_DEVICE_CUDA, .seed = seed, .repeats = 1, .memory = gpu,
-                                         .layout = (enum case_layout)(seed % 3), .granularity = odd ? 1 : 8,
-                                         .placement = (enum case_sequences)(seed / 3 % 3), .dlse = seed % 2 == 0,
-                                         .no_lse = seed % 5 == 0};
+    const struct case_options options = {
+        .kernel = kernel, .device = NBHD_DEVICE_CUDA, .seed = seed, .repeats = 1, .memory = gpu,
+        .layout = (enum case_layout)(seed % 3), .granularity = odd ? 1 : 8,
+        .placement = (enum case_sequences)(seed / 3 % 3), .dlse = seed % 2 == 0, .no_lse = seed % 5 == 0,
+    };
     struct case_result result;
     char text[NBHD_TEXT];
     if (batch_run(b, desc, &options, &result, text) == NBHD_ERROR_UNSUPPORTED && kernel)
@@ -182,10 +190,11 @@ static void check_nan_in(const struct nbhd_kernel *k, const char *line, int type
     set_pass(&desc, k->pass);
     set_type(&desc, (unsigned)type);
     /* A gradient of a key comes from queries that come from keys. */
-    const int axis = desc.rank - 1, reach = 2 * (desc.window[axis] + TILE) * (desc.dilation[axis] ? desc.dilation[axis] : 1);
+    const int axis = desc.rank - 1, dilation = desc.dilation[axis] ? desc.dilation[axis] : 1;
+    const int reach = 2 * (desc.window[axis] + TILE) * dilation;
     for (unsigned seed = 0; seed < 2 && is_new(k, &desc); seed++) {
-        const struct case_options options = {.kernel = k->name, .device = NBHD_DEVICE_CUDA, .seed = seed, .poison_key = true,
-                                             .poison_reach = reach, .memory = gpu};
+        const struct case_options options = {.kernel = k->name, .device = NBHD_DEVICE_CUDA, .seed = seed,
+                                             .poison_key = true, .poison_reach = reach, .memory = gpu};
         nbhd_desc_format(&desc, text, sizeof text);
         if (case_run(&desc, &options, &result) != NBHD_ERROR_UNSUPPORTED)
             CHECK(result.ok, "%s '%s', NaN in a key (seed %u): %s", k->name, text, seed, result.why);
@@ -215,10 +224,10 @@ static void check_planned(void)
         }
 }
 
-/* ---- repeats: a deterministic plan's bits, 100 times, after other kernels that leave other values in shared memory ---- */
+/* ---- repeats: a deterministic plan's bits, 100 times, after kernels that leave other values in shared memory ---- */
 static const char *const repeat_lines[] = {
-    "bwd bf16 h2 d128 8x9x10 w5x7x7",       "bwd bf16 b2 h2 d64 24x24 w13x13", "bwd f16 h2/1 d64/128 300 w101 ec extra=7",
-    "bwd bf16 b4 h2 d32 16x16 w7x7",        "fwd bf16 h2 d128 10x18x20 w6x8x8", "fwd f16 b2 h2 d64 9x23 w5x7 extra=9",
+    "bwd bf16 h2 d128 8x9x10 w5x7x7", "bwd bf16 b2 h2 d64 24x24 w13x13",  "bwd f16 h2/1 d64/128 300 w101 ec extra=7",
+    "bwd bf16 b4 h2 d32 16x16 w7x7",  "fwd bf16 h2 d128 10x18x20 w6x8x8", "fwd f16 b2 h2 d64 9x23 w5x7 extra=9",
     "fwd bf16 b3 h2/1 d72 10x7 w1x7 s1x3 r10x1 extra=33",
 };
 
@@ -232,7 +241,8 @@ struct disturbance {
 static void disturb(void *state)
 {
     struct disturbance *d = state;
-    nbhd_cu.cuMemsetD8Async((uintptr_t)d->problem.data[Q], (unsigned char)(0x40 + d->turn++ % 16), d->problem.bytes[Q], NULL);
+    const unsigned char value = (unsigned char)(0x40 + d->turn++ % 16);
+    nbhd_cu.cuMemsetD8Async((uintptr_t)d->problem.data[Q], value, d->problem.bytes[Q], NULL);
     CHECK(!nbhd_execute(d->plan, &d->problem.args, d->problem.workspace, NULL), "%s", nbhd_last_error());
 }
 
@@ -243,8 +253,10 @@ static void check_repeats(void)
                        CHECK(execute(&other.problem, NULL, &other.plan), "%s", nbhd_last_error());
     for (const struct nbhd_kernel *k = nbhd_kernels; ready && k->name; k++)
         for (size_t i = 0; i < sizeof repeat_lines / sizeof *repeat_lines; i++) {
-            struct case_options options = {.kernel = k->name, .device = NBHD_DEVICE_CUDA, .seed = (unsigned)i, .repeats = 100,
-                                           .memory = gpu, .flags = NBHD_PLAN_DETERMINISTIC, .before = disturb, .state = &other};
+            struct case_options options = {
+                .kernel = k->name, .device = NBHD_DEVICE_CUDA, .seed = (unsigned)i, .repeats = 100, .memory = gpu,
+                .flags = NBHD_PLAN_DETERMINISTIC, .before = disturb, .state = &other,
+            };
             struct case_result result;
             nbhd_desc desc;
             if (!is_fused(k) || !strstr(k->name, "_sm90") ||
@@ -282,9 +294,10 @@ static void check_graph_of(const struct nbhd_kernel *k, const char *line)
     CHECK(!nbhd_cu.cuStreamEndCapture(stream, &graph) && graph, "%s: the capture failed", k->name);
     CHECK(!nbhd_cu.cuGraphInstantiateWithFlags(&exec, graph, 0), "%s: the graph could not be made", k->name);
     for (int i = 0; i < 2; i++)
-        CHECK(exec && !nbhd_cu.cuGraphLaunch(exec, stream) && !nbhd_cu.cuStreamSynchronize(stream), "%s: launch", k->name);
-    CHECK(difference(direct, p.data[output], p.bytes[output], p.desc.dtype, &largest) == 0, "%s '%s': a graph gives other bits",
-          k->name, line);
+        CHECK(exec && !nbhd_cu.cuGraphLaunch(exec, stream) && !nbhd_cu.cuStreamSynchronize(stream), "%s: launch",
+              k->name);
+    CHECK(difference(direct, p.data[output], p.bytes[output], p.desc.dtype, &largest) == 0,
+          "%s '%s': a graph gives other bits", k->name, line);
 done:
     if (exec)
         nbhd_cu.cuGraphExecDestroy(exec);
@@ -320,7 +333,8 @@ static void *work(void *context)
     nbhd_args args = job->shared->args;
     args.o.data = job->output;
     args.lse.data = NULL;
-    job->ok = !nbhd_cu.cuCtxPushCurrent_v2(gpu_machine.context) && !nbhd_cu.cuStreamCreate(&stream, NBHD_CU_STREAM_NON_BLOCKING);
+    job->ok = !nbhd_cu.cuCtxPushCurrent_v2(gpu_machine.context) &&
+              !nbhd_cu.cuStreamCreate(&stream, NBHD_CU_STREAM_NON_BLOCKING);
     for (int i = 0; job->ok && i < 50; i++)
         job->ok = !nbhd_execute(job->plan, &args, job->workspace, stream);
     job->ok = job->ok && !nbhd_cu.cuStreamSynchronize(stream);
@@ -406,8 +420,8 @@ static void check_unaligned(unsigned flags, nbhd_status expected)
         if (CHECK(execute(&p, NULL, &plan), "%s", nbhd_last_error()) && strstr(nbhd_plan_kernel(plan), "_sm90")) {
             p.args.q.data = (char *)p.data[Q] + 2;
             const nbhd_status status = nbhd_execute(plan, &p.args, p.workspace, NULL);
-            CHECK(status == expected && (!status || strstr(nbhd_last_error(), "aligned to 16")), "status %d: %s", status,
-                  nbhd_last_error());
+            CHECK(status == expected && (!status || strstr(nbhd_last_error(), "aligned to 16")), "status %d: %s",
+                  status, nbhd_last_error());
             nbhd_cu.cuCtxSynchronize();
         }
     }
