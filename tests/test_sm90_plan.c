@@ -99,7 +99,7 @@ static void check_share(const char *line, struct nbhd_boxes *b, const struct nbh
                         int resident, int most)
 {
     const int work = b->tiles[0] * b->tiles[1] * b->tiles[2] * b->head_blocks * slices;
-    const int ctas = nbhd_sm90_share(b, plan, most, 0, slices, resident);
+    const int ctas = nbhd_sm90_share(b, plan, most, work, resident);
     unsigned char *seen = calloc((size_t)work, 1);
     int wrong = seen == NULL;
     for (int cta = 0; cta < ctas && seen; cta++) {
@@ -121,6 +121,22 @@ static void check_share(const char *line, struct nbhd_boxes *b, const struct nbh
     free(seen);
 }
 
+/* So is each place of a tile: as place_of walks them. */
+static void check_strip(const char *line, const struct nbhd_problem *p, const struct nbhd_boxes *b, int resident)
+{
+    const int *n = b->tiles, tiles = n[0] * n[1] * n[2], strip = nbhd_sm90_strip(p, b, resident);
+    unsigned char *seen = calloc((size_t)tiles, 1);
+    int wrong = seen == NULL || strip < 1;
+    for (int i = 0; i < tiles && !wrong; i++) {
+        int x = i / n[0], first = x / (n[2] * strip) * strip, rows = nbhd_min(strip, n[1] - first);
+        x -= first * n[2];
+        const int at[3] = {i % n[0], first + x % rows, x / rows};
+        wrong += at[1] >= n[1] || at[2] >= n[2] || seen[(at[0] * n[1] + at[1]) * n[2] + at[2]]++;
+    }
+    CHECK(wrong == 0, "%s: strips of %d do not cover the tiles", line, strip);
+    free(seen);
+}
+
 static void check_boxes(const char *line, const struct nbhd_problem *p, const struct nbhd_sm90_kernel *kernel,
                         const struct nbhd_sm90_plan *plan)
 {
@@ -139,8 +155,10 @@ static void check_boxes(const char *line, const struct nbhd_problem *p, const st
     }
     CHECK(wrong == 0, "%s: %d rows are not where they should be", line, wrong);
     static const int resident[] = {1, 7, 132, 264};
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 4; i++) {
         check_share(line, &b, plan, 1 + i, resident[i], i == 2 ? 2 : NBHD_SM90_MOST);
+        check_strip(line, p, &b, resident[i]);
+    }
     int step = tiles > MOST_TILES ? (int)(tiles / MOST_TILES) | 1 : 1;
     int one_axis = p->axis[0].length * p->axis[1].length == 1; /* masked by bits */
     for (int x = 0; x < (int)tiles; x += step) {
@@ -192,6 +210,25 @@ static void check_plans(const char *line, const struct nbhd_problem *problem, co
     }
 }
 
+/* A plan for many sequences must do for any of their lengths: all axes of the rank are masked, by one shape of boxes. */
+static void check_many(const char *line, struct nbhd_problem *problem)
+{
+    struct nbhd_sm90_plan plans[ROOM];
+    problem->flags = NBHD_PROBLEM_MANY;
+    const int rank = problem->desc.rank;
+    const int count = nbhd_sm90_plans(&nbhd_sm90_forward, problem, MULTIPROCESSORS, SHARED, plans, ROOM);
+    for (int k = 0; k < count; k++) {
+        int masked = rank == 1 ? plans[k].mask_bits : 1;
+        for (int a = 3 - rank; a < 3 && rank > 1; a++)
+            masked &= plans[k].mask_at[0][a] >= 0;
+        CHECK(masked && plans[k].many && !plans[k].sliced && plans[k].shapes == 1, "%s: plan %d is not for many", line,
+              k);
+        CHECK(nbhd_sm90_shared(problem, &plans[k]) <= SHARED, "%s: plan %d has too much shared memory", line, k);
+        check_columns(line, &nbhd_sm90_forward, &plans[k]);
+    }
+    CHECK(count > 0, "%s: no plan for many", line);
+}
+
 int main(void)
 {
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
@@ -202,6 +239,7 @@ int main(void)
             continue;
         check_plans(lines[i], &problem, &nbhd_sm90_forward);
         check_plans(lines[i], &problem, &nbhd_sm90_dq);
+        check_many(lines[i], &problem);
     }
     return test_done();
 }

@@ -167,10 +167,13 @@ static const struct nbhd_kernel *find_joint(const struct nbhd_request *r, const 
 {
     char why[NBHD_TEXT];
     const char *only = r->kernel ? r->kernel : nbhd_kernel_forced(problem);
+    struct nbhd_problem one = *problem;
     bool best = true;
+    one.flags &= ~(unsigned)NBHD_PROBLEM_MANY;
     for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++) {
-        if ((only && strcmp(k->name, only)) || nbhd_kernel_refuses(k, problem, why))
+        if ((only && strcmp(k->name, only)) || nbhd_kernel_refuses(k, &one, why))
             continue;
+        *config = (struct nbhd_config){.many = false};
         k->ops->configs(problem, config, 1);
         if (config->many)
             return best || config->predicted_ms < small_ms[problem->desc.pass] * g->count ? k : NULL;
@@ -179,6 +182,7 @@ static const struct nbhd_kernel *find_joint(const struct nbhd_request *r, const 
     return NULL;
 }
 
+/* Whether a row that is to compute all refuses one of them. */
 static bool refused(const struct nbhd_request *r, const struct nbhd_ragged_plan *g, const struct nbhd_kernel *kernel)
 {
     char why[NBHD_TEXT];
@@ -189,11 +193,28 @@ static bool refused(const struct nbhd_request *r, const struct nbhd_ragged_plan 
             continue;
         nbhd_problem_init(&problem, &d);
         problem.device = r->device;
-        problem.flags = r->flags;
+        problem.flags = r->flags | NBHD_PROBLEM_MANY;
         if (nbhd_kernel_refuses(kernel, &problem, why))
             return true;
     }
     return false;
+}
+
+/* A picky row gets the next one that is not beside it, for tensors that it cannot read. */
+static void add_reference(nbhd_plan *joint)
+{
+    char why[NBHD_TEXT];
+    const struct nbhd_problem *problem = &joint->problem;
+    for (const struct nbhd_kernel *k = joint->kernel + 1; k->name && joint->picky && !joint->reference; k++) {
+        struct nbhd_config config = {.many = false};
+        if (nbhd_kernel_refuses(k, problem, why))
+            continue;
+        k->ops->configs(problem, &config, 1);
+        if (config.many && nbhd_plan_build(&joint->reference, problem, k, &config))
+            nbhd_log(1, "%s is not there for unaligned tensors: %s", k->name, nbhd_last_error());
+    }
+    if (joint->reference && joint->reference->workspace > joint->workspace)
+        joint->workspace = joint->reference->workspace;
 }
 
 /* Sets g->joint if there is to be one. */
@@ -212,6 +233,8 @@ static nbhd_status plan_jointly(const struct nbhd_request *r, struct nbhd_ragged
     const nbhd_status status = nbhd_plan_build(&g->joint, &problem, kernel, &config);
     if (status)
         return status;
+    if (!r->kernel && !nbhd_kernel_forced(&problem) && !(r->flags & NBHD_PLAN_ALIGNED))
+        add_reference(g->joint);
     const double planned =
         (double)problem.desc.batch * problem.axis[0].length * problem.axis[1].length * problem.axis[2].length;
     plan->workspace = (size_t)((double)g->joint->workspace / planned * tokens) + 64;
@@ -410,6 +433,8 @@ static nbhd_status run_jointly(const struct nbhd_ragged_plan *g, const struct nb
         for (int i = 0; i < parts.count; i++)
             parts.part[i] = g->parts[first + i].part;
         status = g->joint->run_many(g->joint, &params, &parts, workspace, stream);
+        if (status == NBHD_ERROR_UNSUPPORTED && g->joint->reference)
+            status = g->joint->reference->run_many(g->joint->reference, &params, &parts, workspace, stream);
     }
     return status;
 }

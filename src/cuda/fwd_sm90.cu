@@ -80,6 +80,9 @@
 #ifndef NBHD_MAPS
 #error "NBHD_MAPS: room for maps in the arguments: slices x shapes of key boxes"
 #endif
+#ifndef NBHD_MANY
+#define NBHD_MANY 0 /* 1: sequences of a ragged batch, struct nbhd_boxes_many */
+#endif
 #if !defined(NBHD_REGISTERS_LOAD) || !defined(NBHD_REGISTERS_MATH)
 #error "NBHD_REGISTERS_LOAD, NBHD_REGISTERS_MATH: per thread of the loading and of the consumer warpgroups"
 #endif
@@ -357,30 +360,31 @@ NBHD_FN void begin_cta(const struct nbhd_params *p, const struct nbhd_boxes *b, 
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
-    nbhd_fwd_sm90(const __grid_constant__ struct nbhd_params p, const __grid_constant__ struct nbhd_boxes b,
+    nbhd_fwd_sm90(const __grid_constant__ struct nbhd_params p, const __grid_constant__ boxes_argument boxes,
                   const __grid_constant__ struct maps maps)
 {
+    const struct nbhd_boxes *b = (const struct nbhd_boxes *)&boxes;
     extern __shared__ __align__(1024) char shared[];
     unsigned q_tiles = smem_address(shared), k_tiles = q_tiles + NBHD_Q_STAGES * Q_BYTES;
     unsigned v_tiles = k_tiles + NBHD_STAGES * K_BYTES, mask_keys = v_tiles + NBHD_STAGES * V_BYTES;
-    struct tables *tab = (struct tables *)(shared + (mask_keys - q_tiles) + (b.shapes > 1 ? 2 : 1) * MASK_BYTES);
-    struct share share = share_of_cta(&b);
-    int work = next_work(&p, &b, &share);
+    struct tables *tab = (struct tables *)(shared + (mask_keys - q_tiles) + (b->shapes > 1 ? 2 : 1) * MASK_BYTES);
+    struct share share = share_of_cta(b);
+    int work = next_work(&p, b, &share);
     if (work < 0)
         return;
-    begin_cta(&p, &b, &maps, tab, q_tiles, mask_keys, work);
+    begin_cta(&p, b, &maps, tab, q_tiles, mask_keys, work);
     __syncthreads();
 
     if (threadIdx.x < 128) {
         NBHD_SET_REGISTERS_DOWN(NBHD_REGISTERS_LOAD);
         int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
         if (warp < 2)
-            load_boxes(&p, &b, &maps, tab, warp, warp ? v_tiles : k_tiles);
+            load_boxes(&p, b, &maps, tab, warp, warp ? v_tiles : k_tiles);
         else if (warp == 2)
-            prepare_tiles(&p, &b, tab, maps.q, q_tiles, mask_keys, share);
+            prepare_tiles(&p, b, tab, maps.q, q_tiles, mask_keys, share);
     } else {
         NBHD_SET_REGISTERS_UP(NBHD_REGISTERS_MATH);
-        struct consumer c = {&p, &b, tab, q_tiles, k_tiles, v_tiles, mask_keys};
+        struct consumer c = {&p, b, tab, q_tiles, k_tiles, v_tiles, mask_keys};
         c.group = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1;
         c.number = c.group * 64 + (threadIdx.x / 32 & 3) * 16;
         c.stage = c.phase = c.tile = 0;

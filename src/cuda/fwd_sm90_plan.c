@@ -26,7 +26,7 @@ int nbhd_sm90_shared(const struct nbhd_problem *problem, const struct nbhd_sm90_
     int windows = plan->q_box[0] + plan->q_box[1] + plan->q_box[2];
     return 128 * (plan->q_stages * qk * rows + v->stages * (qk + pv) * v->n) +
            NBHD_FWD_SM90_TABLES(v->groups, v->stages, windows, plan->mask_steps) +
-           (plan->shapes > 1 ? 2 : 1) * plan->mask_steps * v->n * 32;
+           (plan->many ? NBHD_SM90_TABLES_MANY : 0) + (plan->shapes > 1 ? 2 : 1) * plan->mask_steps * v->n * 32;
 }
 
 /* Registers that S, P and O of a consumer thread may take, by its mask's steps: what compiles without spills. */
@@ -92,10 +92,37 @@ static double plan_ms(const struct nbhd_problem *problem, const struct nbhd_sm90
     return (nbhd_model_us(&device, &call) + device.launch) * 1e-3 * (1 + full / 1200) * (1 + 0.004 * p->mask_steps);
 }
 
-const struct nbhd_sm90_kernel nbhd_sm90_forward = {
-    .variants = variants_of, .shared = nbhd_sm90_shared, .has_registers = has_registers, .ms = plan_ms};
+const struct nbhd_sm90_kernel nbhd_sm90_forward = {.variants = variants_of,
+                                                   .shared = nbhd_sm90_shared,
+                                                   .has_registers = has_registers,
+                                                   .ms = plan_ms,
+                                                   .takes_many = 1};
 
 /* ---- who computes which tile ---- */
+
+/* Keys of an axis that `tiles` neighbouring tiles see. */
+static double keys_seen(const struct nbhd_axis axis, int extent, int tiles)
+{
+    return fmin((double)axis.keys / axis.dilation, (double)tiles * extent + axis.window);
+}
+
+/* The tiles that run at once should see few keys, which then stay in the L2: as near to a cube as the walk allows. */
+int nbhd_sm90_strip(const struct nbhd_problem *problem, const struct nbhd_boxes *boxes, int resident)
+{
+    const int *tiles = boxes->tiles, column = nbhd_min(resident, tiles[0]), rest = ceil_div(resident, column);
+    double least = INFINITY;
+    int best = 1;
+    for (int strip = 1; strip <= nbhd_min(tiles[1], rest); strip *= 2) {
+        const int wide = nbhd_min(ceil_div(rest, strip), tiles[2]), high = strip * ceil_div(rest, strip * wide);
+        const double keys = keys_seen(problem->axis[1], boxes->q_box[1], high) *
+                            keys_seen(problem->axis[2], boxes->q_box[2], wide);
+        if (keys < 0.97 * least) {
+            least = keys;
+            best = strip;
+        }
+    }
+    return best;
+}
 
 static int is_uneven(const struct nbhd_sm90_plan *p) { return p->longest * p->tiles > 1.15 * p->boxes; }
 
@@ -109,12 +136,9 @@ int nbhd_sm90_most_tiles(const struct nbhd_problem *problem, const struct nbhd_s
     return is_uneven(p) && bytes > 0.75 * l2_bytes ? 2 : NBHD_SM90_MOST;
 }
 
-int nbhd_sm90_share(struct nbhd_boxes *boxes, const struct nbhd_sm90_plan *plan, int most_tiles, int begin, int count,
-                    int resident)
+int nbhd_sm90_share(struct nbhd_boxes *boxes, const struct nbhd_sm90_plan *plan, int most_tiles, int work, int resident)
 {
-    const int work = boxes->tiles[0] * boxes->tiles[1] * boxes->tiles[2] * boxes->head_blocks * count;
     int left = work, blocks = 0;
-    boxes->slice_begin = begin;
     boxes->resident = resident;
     for (int kind = 0; kind < NBHD_SM90_RUNS - 1; kind++) {
         const int most = NBHD_SM90_MOST >> kind;

@@ -1,5 +1,6 @@
 /* What the host halves of the kernels of Hopper share; see sm90.h. */
 #include "cuda/sm90.h"
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include "cuda/sm90_axis.h"
@@ -130,7 +131,8 @@ void nbhd_sm90_boxes(struct nbhd_boxes *boxes, const struct nbhd_problem *proble
         boxes->q_box[a] = q[a];
         boxes->tiles[a] = ceil_div(nbhd_group_size(problem->axis[a], 0), q[a]);
         boxes->step[a] = plan->sliced ? 1 : problem->axis[a].dilation;
-        boxes->uneven |= problem->axis[a].length % problem->axis[a].dilation != 0;
+        boxes->uneven |= problem->axis[a].length % problem->axis[a].dilation != 0 ||
+                         (plan->many && problem->axis[a].dilation > 1);
         boxes->reverse |= problem->axis[a].edge == NBHD_EDGE_CAUSAL;
     }
     for (int i = 0; i < plan->shapes; i++) {
@@ -157,6 +159,8 @@ void nbhd_sm90_set_launch(struct nbhd_sm90_launch *launch, const struct nbhd_sm9
     int needed = plan->sliced ? nbhd_min(launch->slices, NBHD_SM90_MAPS) : plan->shapes;
     for (launch->maps = 1; launch->maps < needed;) /* few numbers: few kernels to compile */
         launch->maps *= 2;
+    if (plan->many)
+        launch->maps = NBHD_PARTS;
     launch->most_slices = plan->sliced ? launch->maps : 65535;
     launch->grid = (struct nbhd_cuda_grid){
         .blocks = {(unsigned)(tiles[0] * tiles[1] * tiles[2]), (unsigned)(problem->desc.heads / plan->pack), 1},
@@ -193,32 +197,41 @@ size_t nbhd_sm90_describe(char *text, size_t room, const struct nbhd_sm90_plan *
     return used < room ? used : room - 1;
 }
 
-/* maps: struct maps of the kernels: q[maps], k[maps], v[maps], extra k, extra v; then dout[maps]. */
-static nbhd_status make_maps(struct nbhd_tensor_map *maps, const struct nbhd_sm90_launch *launch,
-                             const struct nbhd_params *p, const struct nbhd_view *dout, int first_slice, int slices)
+/* The i-th maps of struct maps of the kernels: q[maps], k[maps], v[maps], extra k, extra v; then dout[maps]. slice: as
+ * in struct nbhd_sm90_tokens. */
+static nbhd_status make_slice(struct nbhd_tensor_map *maps, const struct nbhd_sm90_launch *launch,
+                              const struct nbhd_params *p, const struct nbhd_view *dout, int slice, int i)
 {
     const struct nbhd_sm90_plan *plan = &launch->plan;
-    struct nbhd_tensor_map *k = maps + launch->maps, *v = k + launch->maps, *extra = v + launch->maps;
-    nbhd_status status = NBHD_OK;
-    for (int i = 0; i < slices && !status; i++) {
-        const int slice = plan->sliced ? first_slice + i : -1, dtype = launch->dtype;
-        const struct nbhd_sm90_tokens q = {0, slice, p->heads, p->head_dim}, o = {0, slice, p->heads, p->head_dim_v};
-        const struct nbhd_sm90_tokens kt = {1, slice, p->kv_heads, p->head_dim},
-                                      vt = {1, slice, p->kv_heads, p->head_dim_v};
-        status = nbhd_sm90_token_map(maps + i, p, dtype, &p->q, &q, plan->pack, plan->q_box);
-        if (dout && !status)
-            status = nbhd_sm90_token_map(extra + 2 + i, p, dtype, dout, &o, plan->pack, plan->q_box);
-        for (int s = 0; s < plan->shapes && !status; s++) {
-            const int at = i * plan->shapes + s;
-            status = nbhd_sm90_token_map(k + at, p, dtype, &p->k, &kt, 1, plan->k_box[s]);
-            if (!status)
-                status = nbhd_sm90_token_map(v + at, p, dtype, &p->v, &vt, 1, plan->k_box[s]);
-        }
+    struct nbhd_tensor_map *k = maps + launch->maps, *v = k + launch->maps, *douts = v + launch->maps + 2;
+    const struct nbhd_sm90_tokens q = {0, slice, p->heads, p->head_dim}, o = {0, slice, p->heads, p->head_dim_v};
+    const struct nbhd_sm90_tokens kt = {1, slice, p->kv_heads, p->head_dim};
+    const struct nbhd_sm90_tokens vt = {1, slice, p->kv_heads, p->head_dim_v};
+    nbhd_status status = nbhd_sm90_token_map(maps + i, p, launch->dtype, &p->q, &q, plan->pack, plan->q_box);
+    if (dout && !status)
+        status = nbhd_sm90_token_map(douts + i, p, launch->dtype, dout, &o, plan->pack, plan->q_box);
+    for (int s = 0; s < plan->shapes && !status; s++) {
+        const int at = i * plan->shapes + s;
+        status = nbhd_sm90_token_map(k + at, p, launch->dtype, &p->k, &kt, 1, plan->k_box[s]);
+        if (!status)
+            status = nbhd_sm90_token_map(v + at, p, launch->dtype, &p->v, &vt, 1, plan->k_box[s]);
     }
+    return status;
+}
+
+/* All of slices [first, first + slices) if they have maps of their own, else the one for all. */
+static nbhd_status make_maps(struct nbhd_tensor_map *maps, const struct nbhd_sm90_launch *launch,
+                             const struct nbhd_params *p, const struct nbhd_view *dout, int first, int slices)
+{
+    const int sliced = launch->plan.sliced, n = launch->plan.variant.n;
+    struct nbhd_tensor_map *extra = maps + 3 * launch->maps;
+    nbhd_status status = NBHD_OK;
+    for (int i = 0; i < (sliced ? slices : 1) && !status; i++)
+        status = make_slice(maps, launch, p, dout, sliced ? first + i : -1, i);
     if (p->extra && !status)
-        status = nbhd_sm90_extra_map(extra, p, launch->dtype, &p->extra_k, p->head_dim, plan->variant.n);
+        status = nbhd_sm90_extra_map(extra, p, launch->dtype, &p->extra_k, p->head_dim, n);
     if (p->extra && !status)
-        status = nbhd_sm90_extra_map(extra + 1, p, launch->dtype, &p->extra_v, p->head_dim_v, plan->variant.n);
+        status = nbhd_sm90_extra_map(extra + 1, p, launch->dtype, &p->extra_v, p->head_dim_v, n);
     return status;
 }
 
@@ -228,22 +241,72 @@ nbhd_status nbhd_sm90_run(const struct nbhd_sm90_launch *launch, const struct nb
     struct nbhd_tensor_map maps[4 * NBHD_SM90_MAPS + 2];
     struct nbhd_boxes boxes = launch->boxes;
     struct nbhd_cuda_grid grid = launch->grid;
+    const int tiles = boxes.tiles[0] * boxes.tiles[1] * boxes.tiles[2] * boxes.head_blocks;
     void *arguments[5] = {(void *)params, &boxes, maps};
     nbhd_status status = NBHD_OK;
     for (int i = 0; i < count; i++)
         arguments[3 + i] = more[i];
     for (int first = 0; first < launch->slices && !status; first += launch->most_slices) {
-        int slices = nbhd_min(launch->most_slices, launch->slices - first);
+        const int slices = nbhd_min(launch->most_slices, launch->slices - first);
         boxes.slice_begin = first;
         if (launch->resident)
-            grid.blocks[0] = (unsigned)nbhd_sm90_share(&boxes, &launch->plan, launch->most_tiles, first, slices,
+            grid.blocks[0] = (unsigned)nbhd_sm90_share(&boxes, &launch->plan, launch->most_tiles, tiles * slices,
                                                        launch->resident);
         else
             grid.blocks[2] = (unsigned)slices;
         if (launch->plan.sliced || first == 0)
-            status = make_maps(maps, launch, params, dout, first, launch->plan.sliced ? slices : 1);
+            status = make_maps(maps, launch, params, dout, first, slices);
         if (!status)
             status = nbhd_cuda_launch(launch->module, launch->function, &grid, stream, arguments);
     }
     return status;
+}
+
+/* ---- a launch over the sequences of a ragged batch ---- */
+
+/* The block of all sequences becomes that of one. */
+static void select_part(struct nbhd_params *p, const struct nbhd_part *part, int padded)
+{
+    struct nbhd_view *views = &p->q;
+    for (int i = 0; i < 5; i++) /* q, k, v, o, lse */
+        nbhd_part_view(part, padded, i, &views[i]);
+    p->batch = 1;
+    for (int a = 0; a < 3; a++) {
+        p->axis[a].length = part->length[a];
+        p->axis[a].keys = part->keys[a];
+        p->axis[a].window = part->window[a];
+    }
+}
+
+/* Query tiles of all heads and dilation groups. */
+static double tiles_of(const struct nbhd_params *p, const struct nbhd_boxes *boxes)
+{
+    double tiles = boxes->head_blocks;
+    for (int a = 0; a < 3; a++)
+        tiles *= p->axis[a].dilation * ceil_div(nbhd_group_size(p->axis[a], 0), boxes->q_box[a]);
+    return tiles;
+}
+
+nbhd_status nbhd_sm90_run_many(const struct nbhd_sm90_launch *launch, const struct nbhd_params *params,
+                               const struct nbhd_parts *parts, void *stream)
+{
+    struct nbhd_tensor_map maps[3 * NBHD_PARTS + 2];
+    struct nbhd_boxes_many boxes = {launch->boxes, *parts};
+    struct nbhd_cuda_grid grid = launch->grid;
+    double work = 0;
+    for (int i = 0; i < parts->count; i++) {
+        struct nbhd_params p = *params;
+        select_part(&p, &parts->part[i], parts->padded);
+        const nbhd_status status = make_slice(maps, launch, &p, NULL, -1, i);
+        if (status)
+            return status;
+        boxes.parts.part[i].block = (int)work;
+        work += tiles_of(&p, &launch->boxes);
+        if (work > INT_MAX / 2)
+            return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "%d sequences of a launch have more than %d query tiles",
+                             parts->count, INT_MAX / 2);
+    }
+    grid.blocks[0] = (unsigned)nbhd_sm90_share(&boxes.boxes, &launch->plan, launch->most_tiles, (int)work,
+                                               launch->resident);
+    return nbhd_cuda_launch(launch->module, launch->function, &grid, stream, (void *[]){(void *)params, &boxes, maps});
 }

@@ -12,8 +12,7 @@ enum {
     MOST_KEYS = 256,    /* of a key box */
     Q_BOXES = 16,       /* query boxes that are looked at closely */
     FINALISTS = 16,     /* (query box, variant) pairs that get more shapes */
-    MOST_COMBINATIONS = 1024,
-    MOST_MASKED = 32000 /* keys of an axis that mask columns can tell apart: 15 bits */
+    MOST_COMBINATIONS = 1024
 };
 
 struct search {
@@ -21,9 +20,11 @@ struct search {
     const struct nbhd_problem *problem;
     struct axis_memo memo[3];
     int multiprocessors, shared_max;
+    int sliced, many; /* as in struct nbhd_sm90_plan */
 };
 
-int nbhd_sm90_sliced(const struct nbhd_problem *problem)
+/* Whether every slice (batch element, dilation group) needs maps of its own: there are no coordinates for it. */
+static int is_sliced(const struct nbhd_problem *problem)
 {
     for (int a = 0; a < 3; a++)
         if (problem->axis[a].dilation > 8)
@@ -41,25 +42,35 @@ double nbhd_sm90_slices(const struct nbhd_problem *problem, const struct nbhd_sm
 
 /* ---- what fits ---- */
 
+/* Of many sequences other lengths come than the problem's. */
+static int has_axis(const struct search *s, int a)
+{
+    const struct nbhd_axis axis = s->problem->axis[a];
+    return s->many ? a >= 3 - s->problem->desc.rank : axis.length > 1 || axis.keys > 1;
+}
+
+/* Whether some tile's boxes of extent k need a mask on the axis. */
+static int needs_mask(struct search *s, int a, int q, int k)
+{
+    return s->many ? has_axis(s, a) : nbhd_sm90_is_masked(nbhd_sm90_tiles(&s->memo[a], q), k);
+}
+
 /* Lays out the mask columns of a plan's shapes; 0 if they are too many. A problem of one axis is masked by bits: it has
  * too many coordinates, and few boxes that need a mask. */
 static int lay_out_masks(struct search *s, struct nbhd_sm90_plan *p)
 {
-    int one_axis = 1;
-    for (int a = 0; a < 2; a++)
-        one_axis &= s->problem->axis[a].length == 1 && s->problem->axis[a].keys == 1;
+    const int one_axis = !has_axis(s, 0) && !has_axis(s, 1);
     p->mask_bits = s->problem->desc.extra % p->variant.n != 0;
     p->mask_steps = p->pad = 0;
     for (int i = 0; i < p->shapes; i++) {
         const int *k = p->k_box[i];
         int columns = 0, past = p->variant.n - k[0] * k[1] * k[2];
-        p->mask_bits |= one_axis && (nbhd_sm90_is_masked(nbhd_sm90_tiles(&s->memo[2], p->q_box[2]), k[2]) ||
-                                     (past && s->kernel->pad_columns));
+        p->mask_bits |= one_axis && (needs_mask(s, 2, p->q_box[2], k[2]) || (past && s->kernel->pad_columns));
         p->pad = nbhd_max(p->pad, ceil_div(past, 8));
         for (int a = 0; a < 4; a++) {
-            int needed = !one_axis && (a < 3 ? nbhd_sm90_is_masked(nbhd_sm90_tiles(&s->memo[a], p->q_box[a]), k[a])
-                                             : past && s->kernel->pad_columns);
-            if (needed && a < 3 && s->problem->axis[a].keys > MOST_MASKED)
+            int needed =
+                !one_axis && (a < 3 ? needs_mask(s, a, p->q_box[a], k[a]) : past && s->kernel->pad_columns);
+            if (needed && a < 3 && s->problem->axis[a].keys > NBHD_SM90_MASKED)
                 return 0;
             p->mask_at[i][a] = needed ? columns : -1;
             columns += needed ? a < 3 ? k[a] : 1 : 0;
@@ -308,7 +319,8 @@ static int search_pack(struct search *s, int pack, struct nbhd_sm90_plan *list, 
             b.trial.variant = variants[v];
             b.trial.pack = pack;
             b.trial.shapes = 1;
-            b.trial.sliced = nbhd_sm90_sliced(s->problem);
+            b.trial.sliced = s->sliced;
+            b.trial.many = s->many;
             memcpy(b.trial.q_box, boxes[i], sizeof b.trial.q_box);
             each_key_box(s, boxes[i], variants[v].n, try_first_shape, &b);
             if (b.found)
@@ -318,30 +330,47 @@ static int search_pack(struct search *s, int pack, struct nbhd_sm90_plan *list, 
     return count;
 }
 
-int nbhd_sm90_plans(const struct nbhd_sm90_kernel *kernel, const struct nbhd_problem *problem, int multiprocessors,
-                    int shared_max, struct nbhd_sm90_plan *plans, int room)
+/* The best plans with maps for each slice, or with one for all. */
+static int search_maps(struct search *s, int sliced, struct nbhd_sm90_plan *plans, int kept, int room)
 {
-    struct search s = {
-        .kernel = kernel, .problem = problem, .multiprocessors = multiprocessors, .shared_max = shared_max};
-    int sliced = nbhd_sm90_sliced(problem), count = 0, share = problem->desc.heads / problem->desc.kv_heads;
-    for (int a = 0; a < 3; a++) {
-        s.memo[a].axis = problem->axis[a];
-        s.memo[a].n = nbhd_group_size(problem->axis[a], 0);
-        /* A box spans extent x dilation coordinates of its map, at most 256 unless the map skips them by itself. */
-        s.memo[a].most = nbhd_min(NBHD_SM90_EXTENT, sliced ? 256 : 256 / problem->axis[a].dilation);
-    }
+    const int share = s->problem->desc.heads / s->problem->desc.kv_heads;
+    int count = 0;
+    s->sliced = sliced;
+    for (int a = 0; a < 3; a++) /* a box spans extent x dilation coordinates, unless the map skips them by itself */
+        s->memo[a].most = nbhd_min(NBHD_SM90_EXTENT, MOST_KEYS / (sliced ? 1 : s->problem->axis[a].dilation));
     struct nbhd_sm90_plan list[FINALISTS];
     for (int pack = 1; pack <= share && pack <= 128; pack++)
         if (share % pack == 0)
-            count = search_pack(&s, pack, list, count, FINALISTS);
+            count = search_pack(s, pack, list, count, FINALISTS);
     struct combinations *c = malloc(sizeof *c);
-    int kept = 0;
     for (int i = 0; i < count; i++) {
-        if (c && !sliced)
-            add_shapes(&s, &list[i], c);
+        if (c && !sliced && !s->many)
+            add_shapes(s, &list[i], c);
         kept = keep(plans, kept, room, &list[i]);
     }
     free(c);
+    return kept;
+}
+
+int nbhd_sm90_plans(const struct nbhd_sm90_kernel *kernel, const struct nbhd_problem *problem, int multiprocessors,
+                    int shared_max, struct nbhd_sm90_plan *plans, int room)
+{
+    struct search s = {.kernel = kernel,
+                       .problem = problem,
+                       .multiprocessors = multiprocessors,
+                       .shared_max = shared_max,
+                       .many = kernel->takes_many && problem->flags & NBHD_PROBLEM_MANY};
+    int kept = 0, narrow = 0; /* narrow: dilation leaves a box less than it could hold */
+    for (int a = 0; a < 3; a++) {
+        const struct nbhd_axis axis = problem->axis[a];
+        s.memo[a].axis = axis;
+        s.memo[a].n = nbhd_group_size(axis, 0);
+        narrow |= axis.dilation > 1 && MOST_KEYS / axis.dilation < nbhd_min(s.memo[a].n, NBHD_SM90_EXTENT);
+    }
+    if (s.many || !is_sliced(problem))
+        kept = search_maps(&s, 0, plans, kept, room);
+    if (!s.many && (narrow || is_sliced(problem)))
+        kept = search_maps(&s, 1, plans, kept, room);
     for (int a = 0; a < 3; a++)
         nbhd_sm90_drop_tiles(&s.memo[a]);
     return kept;

@@ -21,6 +21,7 @@ struct nbhd_sm90_plan {
     int mask_steps, mask_bits, pad;   /* NBHD_MASK_STEPS, NBHD_MASK_BITS, NBHD_PAD of the kernel */
     int q_stages;                     /* NBHD_Q_STAGES */
     int sliced;                     /* as in struct nbhd_boxes */
+    int many;                       /* NBHD_MANY: of a ragged batch, one map for each sequence */
     double tiles, boxes, full_boxes; /* of one head block: query tiles; key boxes visited; of these without a mask */
     double longest;                  /* boxes of the tile that has most */
     double ms;                      /* predicted */
@@ -37,24 +38,26 @@ struct nbhd_sm90_kernel {
     /* Predicted time of a plan whose boxes are counted. */
     double (*ms)(const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan, int multiprocessors);
     int pad_columns; /* 1: keys past a box have a column of the mask; 0: the kernel sees to them (plan->pad) */
+    int takes_many;  /* 1: of NBHD_PROBLEM_MANY it makes a plan for sequences of any lengths */
 };
 extern const struct nbhd_sm90_kernel nbhd_sm90_forward, nbhd_sm90_dq;
+
+enum { NBHD_SM90_MASKED = 32000 }; /* most keys of an axis that columns of a mask can tell apart: 15 bits */
 
 /* Fills up to room plans, best first by the model; returns their number. 0: nothing fits. */
 int nbhd_sm90_plans(const struct nbhd_sm90_kernel *kernel, const struct nbhd_problem *problem, int multiprocessors,
                     int shared_max, struct nbhd_sm90_plan *plans, int room);
 /* Batch elements x dilation groups x blocks of heads: how often the plan's tiles are computed. */
 double nbhd_sm90_slices(const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan);
-/* 1 if every slice (batch element, dilation group) needs maps of its own. */
-int nbhd_sm90_sliced(const struct nbhd_problem *problem);
 
 /* fwd_sm90_plan.c: */
+/* nbhd_boxes.strip where so many CTAs run at once. */
+int nbhd_sm90_strip(const struct nbhd_problem *problem, const struct nbhd_boxes *boxes, int resident);
 /* How many tiles a CTA should take, at most, for the L2 of this size. */
 int nbhd_sm90_most_tiles(const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan, int l2_bytes);
-/* Who computes which tile of slices [begin, begin + count), in rounds of `resident` CTAs that take `most` tiles at
- * most. Returns the number of CTAs. */
-int nbhd_sm90_share(struct nbhd_boxes *boxes, const struct nbhd_sm90_plan *plan, int most, int begin, int count,
-                    int resident);
+/* Who computes which of a launch's tiles, `work` in all, in rounds of `resident` CTAs that take `most` tiles at most.
+ * Returns the number of CTAs. */
+int nbhd_sm90_share(struct nbhd_boxes *boxes, const struct nbhd_sm90_plan *plan, int most, int work, int resident);
 /* NBHD_EARLY of fwd_sm90: for how many steps of 16 keys a consumer has a second set of registers. */
 int nbhd_sm90_early(const nbhd_desc *desc, const struct nbhd_sm90_plan *plan);
 /* Bytes of shared memory of a CTA. */

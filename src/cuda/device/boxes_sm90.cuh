@@ -4,6 +4,8 @@
 #ifndef NBHD_DEVICE_BOXES_SM90_CUH
 #define NBHD_DEVICE_BOXES_SM90_CUH
 
+#include "nbhd_params.h"
+
 #define NBHD_SM90_ROWS 192   /* most rows of a query tile: 3 consumer warpgroups */
 #define NBHD_SM90_SHAPES 4   /* most shapes of key boxes */
 #define NBHD_SM90_MASK 32    /* most columns that a mask adds to the product of Q and K */
@@ -17,6 +19,8 @@
 /* And those of fwd_sm90.cu; windows: sum of the query box's extents. */
 #define NBHD_FWD_SM90_TABLES(groups, stages, windows, mask_steps)                                                     \
     (352 + 64 * (stages) + 816 * (groups) + 16 * (windows) + (256 + 64 * (stages)) * (mask_steps))
+
+#define NBHD_SM90_TABLES_MANY 192 /* and more, with NBHD_MANY */
 
 /* Flags of one key box: a nibble per consumer warpgroup from bit 0, the axes on which it needs a mask; and: */
 #define NBHD_SM90_FINAL (1 << 28)  /* fwd_sm90: the last of the CTA's last tile */
@@ -57,6 +61,14 @@ struct nbhd_boxes {
     int step[3];         /* coordinates in the maps per element of a group: the dilation, or 1 if sliced */
     int uneven;          /* 1: dilation groups differ in size, so some tiles may be empty */
     int reverse;         /* 1: last tile first (causal: longest first) */
+    int strip;           /* fwd_sm90 walks axis 0 fastest, then so many tiles of axis 1, then axis 2, then the rest of axis 1 */
+};
+
+/* The same for a ragged batch's sequences in one launch (NBHD_MANY): each is a slice with maps of its own, whose axes and
+ * tiles follow from its part; part[].block is its first tile x head block x dilation group. tiles is not used. */
+struct nbhd_boxes_many {
+    struct nbhd_boxes boxes;
+    struct nbhd_parts parts;
 };
 
 #endif

@@ -28,16 +28,22 @@ NBHD_FN void write_place(const struct nbhd_params *p, const struct nbhd_boxes *b
 {
     struct tile *t = &tab->tile[slot];
     int2 *window = windows_of(b, tab, slot);
-    for (int a = 0; a < 3; window += b->q_box[a++])
+    for (int a = 0; a < 3; window += b->q_box[a++]) {
+        struct nbhd_axis axis = axis_of(p, b, at->slice, a);
         for (int i = thread; i < b->q_box[a]; i += threads) {
-            struct nbhd_range keys = nbhd_keys(p->axis[a], at->size[a], nbhd_min(at->origin[a] + i, at->size[a] - 1));
+            struct nbhd_range keys = nbhd_keys(axis, at->size[a], nbhd_min(at->origin[a] + i, at->size[a] - 1));
             window[i] = make_int2(keys.begin, keys.end);
         }
+    }
     if (thread != 0)
         return;
     t->place = *at;
     for (int a = 0; a < 3; a++)
         t->shift[a] = shift_of(b, at, a);
+#if NBHD_MANY
+    t->o = view_of(b, at->slice, &p->o, 3);
+    t->lse = view_of(b, at->slice, &p->lse, 4);
+#endif
 }
 
 /* The tile's union and the warpgroups' intersections, read off the windows by one lane per axis. */
@@ -61,8 +67,7 @@ NBHD_FN void load_q_box(const struct nbhd_boxes *b, struct tables *tab, const st
         x[a] = at->origin[a] * b->step[a] + shift_of(b, at, a);
     mbar_arrive_expect(full, QK_CHUNKS * b->rows * 128);
     for (int c = 0; c < QK_CHUNKS; c++)
-        tma_load_5d(tile + c * (Q_ROWS * 128), maps + (b->sliced ? at->slice : 0), full, 64 * c, at->head, x[2], x[1],
-                    x[0]);
+        tma_load_5d(tile + c * (Q_ROWS * 128), maps + map_of(b, at), full, 64 * c, at->head, x[2], x[1], x[0]);
 }
 
 /* For each tile of the CTA its tables, then its Q, which may have to wait for the tile before. Of the first tile, which
@@ -230,7 +235,7 @@ NBHD_FN void load_boxes(const struct nbhd_params *p, const struct nbhd_boxes *b,
         more = t->more;
         if (p->extra)
             load_extra(&r, t, tab, &maps->extra[v], p->extra);
-        load_grid(&r, b, t, tab, &maps->kv[v][(b->sliced ? t->place.slice * b->shapes : 0) + t->shape],
+        load_grid(&r, b, t, tab, &maps->kv[v][map_of(b, &t->place) * b->shapes + t->shape],
                   NBHD_SM90_LAST | (more ? 0 : NBHD_SM90_FINAL));
     }
 }

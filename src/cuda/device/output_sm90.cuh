@@ -27,15 +27,20 @@ NBHD_FN void store_rows(const struct nbhd_params *p, const struct nbhd_boxes *b,
                         const struct tile *t, const float *o, int number)
 {
     int lane = threadIdx.x & 31;
+#if NBHD_MANY
+    const struct nbhd_view *view = &t->o, *lse = &t->lse;
+#else
+    const struct nbhd_view *view = &p->o, *lse = &p->lse;
+#endif
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         long long x[3];
         int at = number + (lane >> 2) + 8 * i;
         unsigned row = tab->row[at];
         int inside = row_token(p, b, &t->place, row, at, x);
-        char *to = row_address(&p->o, &t->place, row, x) + 16 * (lane & 3);
+        char *to = row_address(view, &t->place, row, x) + 16 * (lane & 3);
         if (p->lse.data && inside && (lane & 3) == 0)
-            *(float *)row_address(&p->lse, &t->place, row, x) = tab->finished[at].y;
+            *(float *)row_address(lse, &t->place, row, x) = tab->finished[at].y;
 #pragma unroll
         for (int m = 0; m < (NBHD_HEAD_DIM_V + 31) / 32; m++) {
             unsigned w[4];

@@ -29,6 +29,9 @@ struct tile {
     int shape;    /* of its key boxes */
     int more;     /* 0: the CTA's last tile */
     struct column column[MASK_COLUMNS + !MASK_COLUMNS];
+#if NBHD_MANY
+    struct nbhd_view o, lse; /* of its sequence */
+#endif
 };
 
 /* Beside the tiles in shared memory. [2]: of K, of V. Tile n of the CTA has tile[n & 1], its windows, and Q stage
@@ -45,8 +48,73 @@ struct tables {
     unsigned scratch;
 };
 
-NBHD_STATIC_ASSERT(sizeof(struct tables) <= NBHD_FWD_SM90_TABLES(NBHD_GROUPS, NBHD_STAGES, 0, NBHD_MASK_STEPS),
+NBHD_STATIC_ASSERT(sizeof(struct tables) <= NBHD_FWD_SM90_TABLES(NBHD_GROUPS, NBHD_STAGES, 0, NBHD_MASK_STEPS) +
+                                                NBHD_MANY * NBHD_SM90_TABLES_MANY,
                    "the host counts on it");
+
+/* ---- sequences of a ragged batch ---- */
+
+#if NBHD_MANY
+typedef struct nbhd_boxes_many boxes_argument;
+
+NBHD_FN const struct nbhd_parts *parts_of(const struct nbhd_boxes *b)
+{
+    return &((const struct nbhd_boxes_many *)b)->parts;
+}
+
+/* The last sequence whose first block is not after `work`, which then counts from that block on. */
+NBHD_FN int take_sequence(const struct nbhd_boxes *b, int *work)
+{
+    const struct nbhd_parts *list = parts_of(b);
+    int low = 0, high = list->count;
+    while (high - low > 1) {
+        int middle = (low + high) / 2;
+        if (list->part[middle].block <= *work)
+            low = middle;
+        else
+            high = middle;
+    }
+    *work -= list->part[low].block;
+    return low;
+}
+
+NBHD_FN struct nbhd_axis axis_of(const struct nbhd_params *p, const struct nbhd_boxes *b, int sequence, int a)
+{
+    const struct nbhd_part *part = &parts_of(b)->part[sequence];
+    struct nbhd_axis axis = p->axis[a];
+    axis.length = part->length[a];
+    axis.keys = part->keys[a];
+    axis.window = part->window[a];
+    return axis;
+}
+
+NBHD_FN int tiles_of(const struct nbhd_params *p, const struct nbhd_boxes *b, int sequence, int a)
+{
+    return (nbhd_group_size(axis_of(p, b, sequence, a), 0) + b->q_box[a] - 1) / b->q_box[a];
+}
+
+/* One of the views of O and logsumexp, which are the 4th and 5th. */
+NBHD_FN struct nbhd_view view_of(const struct nbhd_boxes *b, int sequence, const struct nbhd_view *all, int number)
+{
+    struct nbhd_view view = *all;
+    nbhd_part_view(&parts_of(b)->part[sequence], parts_of(b)->padded, number, &view);
+    return view;
+}
+#else /* the problem is the only sequence */
+typedef struct nbhd_boxes boxes_argument;
+
+NBHD_FN int take_sequence(const struct nbhd_boxes *b, int *work) { return 0; }
+
+NBHD_FN struct nbhd_axis axis_of(const struct nbhd_params *p, const struct nbhd_boxes *b, int sequence, int a)
+{
+    return p->axis[a];
+}
+
+NBHD_FN int tiles_of(const struct nbhd_params *p, const struct nbhd_boxes *b, int sequence, int a)
+{
+    return b->tiles[a];
+}
+#endif
 
 /* ---- which ---- */
 
@@ -72,7 +140,10 @@ NBHD_FN struct share share_of_cta(const struct nbhd_boxes *b)
 NBHD_FN struct place place_of(const struct nbhd_params *p, const struct nbhd_boxes *b, int work)
 {
     struct place t;
-    int tiles = b->tiles[0] * b->tiles[1] * b->tiles[2], x = work % tiles;
+    int sequence = take_sequence(b, &work), count[3];
+    for (int a = 0; a < 3; a++)
+        count[a] = tiles_of(p, b, sequence, a);
+    int tiles = count[0] * count[1] * count[2], x = work % tiles;
     work /= tiles;
     if (b->reverse)
         x = tiles - 1 - x;
@@ -80,20 +151,25 @@ NBHD_FN struct place place_of(const struct nbhd_params *p, const struct nbhd_box
     t.kv_head = p->heads == p->kv_heads ? t.head : t.head / (p->heads / p->kv_heads);
     t.slice = work / b->head_blocks;
     int slice = b->slice_begin + t.slice;
-    t.origin[0] = x % b->tiles[0], x /= b->tiles[0];
-    t.origin[2] = x % b->tiles[2];
-    t.origin[1] = x / b->tiles[2];
+    t.origin[0] = x % count[0], x /= count[0];
+    int first = x / (count[2] * b->strip) * b->strip, rows = nbhd_min(b->strip, count[1] - first);
+    x -= first * count[2];
+    t.origin[1] = first + x % rows;
+    t.origin[2] = x / rows;
     for (int a = 2; a >= 0; a--) {
+        struct nbhd_axis axis = axis_of(p, b, sequence, a);
         t.origin[a] *= b->q_box[a];
         t.group[a] = 0;
-        t.size[a] = p->axis[a].length;
-        if (p->axis[a].dilation > 1) {
-            t.group[a] = slice % p->axis[a].dilation;
-            slice /= p->axis[a].dilation;
-            t.size[a] = nbhd_group_size(p->axis[a], t.group[a]);
+        t.size[a] = axis.length;
+        if (axis.dilation > 1) {
+            t.group[a] = slice % axis.dilation;
+            slice /= axis.dilation;
+            t.size[a] = nbhd_group_size(axis, t.group[a]);
         }
     }
-    t.batch = slice;
+    t.batch = slice; /* of a ragged batch 0 */
+    if (NBHD_MANY)
+        t.slice = sequence;
     return t;
 }
 
@@ -133,6 +209,12 @@ NBHD_FN int shift_of(const struct nbhd_boxes *b, const struct place *at, int axi
 NBHD_FN int map_coordinate(const struct nbhd_boxes *b, const struct tile *t, const int *origin, int axis)
 {
     return origin[axis] * b->step[axis] + t->shift[axis];
+}
+
+/* Which of a tensor's maps a place is in. */
+NBHD_FN int map_of(const struct nbhd_boxes *b, const struct place *at)
+{
+    return b->sliced || NBHD_MANY ? at->slice : 0;
 }
 
 /* Token of a row, in the tensor; 0 if the row has none. */
