@@ -59,15 +59,15 @@ class _Call:
             getattr(args, name).data = tensor.data_ptr()
         with self._on_device():
             try:
-                self._execute(args)
-            except _lib.UnsupportedError: # tensors that are not aligned
+                self._execute(self.plan, args)
+            except _lib.UnsupportedError:  # tensors that are not aligned
                 self.plan = self._plan_with(0)
-                self._execute(args)
+                self._execute(self.plan, args)
 
-    def _execute(self, args):
-        workspace = torch.empty(self.plan.workspace + 64, dtype=torch.uint8, device=self.device)
+    def _execute(self, plan, args):
+        workspace = torch.empty(plan.workspace + 64, dtype=torch.uint8, device=self.device)
         stream = torch.cuda.current_stream().cuda_stream if self.device.type == "cuda" else None
-        self.plan.execute(args, (workspace.data_ptr() + 63) // 64 * 64, stream)
+        plan.execute(args, (workspace.data_ptr() + 63) // 64 * 64, stream)
 
 
 _cached_call = lru_cache(maxsize=4096)(_Call)
