@@ -1,8 +1,10 @@
-/* The vector backward, written once over a vocabulary: a kernel file includes simd_<isa>.h, then this, and gets bwd_configs,
- * bwd_build and bwd_run. Phases: zero the sums; rounds of tasks (bwd_rounds.h), each a run of tiles; reduce what tasks of a
- * round had to keep apart (extra keys, the bias table), and round 16-bit results.
+/* The vector backward, written once over a vocabulary: a kernel file includes simd_<isa>.h, then this, and gets
+ * bwd_configs, bwd_build and bwd_run. Phases: zero the sums; rounds of tasks (bwd_rounds.h), each a run of tiles; add up
+ * what tasks of a round had to keep apart (extra keys, the bias table); round 16-bit results.
  *
- *     P = exp2(S - lse)   dS = P (dP - delta)   delta = o.dout - dlse, all in the units of fwd.inc.h: S by scale * log2(e) */
+ *     P = exp2(S - lse)   dS = P (dP - delta)   delta = o.dout - dlse
+ *
+ * all in the units of fwd.inc.h: S by scale * log2(e). */
 #include <float.h>
 #include <limits.h>
 #include <math.h>
@@ -67,14 +69,14 @@ static void zero_task(void *context, long long task, int thread)
     zero_share(c->bias, slots * (size_t)p->heads * (size_t)c->b->table, task, zero_tasks(p));
 }
 
-/* Task number `task` of a round; false: it is void. */
+/* Task number `task` of a round; false: it is void. The heads of a region follow one another, for they share pages. */
 static bool find_task(const struct bwd_call *c, int round, long long task, struct bwd_task *t)
 {
     const struct nbhd_bwd *b = c->b;
-    const int groups = c->p->kv_heads / b->group;
-    *t = (struct bwd_task){.call = c, .slot = (int)(task % b->slots), .first = true};
-    t->kv_head = (int)(task / b->slots % groups) * b->group;
-    t->batch = (int)(task / b->slots / groups);
+    const int parts = c->p->kv_heads / b->heads;
+    *t = (struct bwd_task){.call = c, .kv_head = (int)(task % parts) * b->heads, .first = true};
+    t->slot = (int)(task / parts % b->slots);
+    t->batch = (int)(task / parts / b->slots);
     int slot = t->slot;
     for (int i = 2; i >= 0; i--) {
         const struct nbhd_rounds *axis = &b->axis[i];
@@ -131,10 +133,10 @@ static void extra_task(void *context, long long task, int thread)
     const int kv_head = (int)(task / p->extra % p->kv_heads), batch = (int)(task / p->extra / p->kv_heads);
     const size_t step = (size_t)p->extra * (size_t)(p->head_dim + p->head_dim_v);
     (void)thread;
-    sum_row(nbhd_view_at(&p->dextra_k, batch, at, kv_head), c->dtype, extra_dk(c, batch, kv_head, 0, e), step, c->b->slots,
-            p->head_dim);
-    sum_row(nbhd_view_at(&p->dextra_v, batch, at, kv_head), c->dtype, extra_dv(c, batch, kv_head, 0, e), step, c->b->slots,
-            p->head_dim_v);
+    sum_row(nbhd_view_at(&p->dextra_k, batch, at, kv_head), c->dtype, extra_dk(c, batch, kv_head, 0, e), step,
+            c->b->slots, p->head_dim);
+    sum_row(nbhd_view_at(&p->dextra_v, batch, at, kv_head), c->dtype, extra_dv(c, batch, kv_head, 0, e), step,
+            c->b->slots, p->head_dim_v);
 }
 
 /* A row of the bias table's gradient: sums over batch and slots, of dS times the scale. */
@@ -152,8 +154,8 @@ static void bias_task(void *context, long long task, int thread)
     }
 }
 
-static void round_rows(const struct bwd_call *c, const struct nbhd_view *from, const struct nbhd_view *to, bool of_keys, int heads,
-                       int width, int batch, int y)
+static void round_rows(const struct bwd_call *c, const struct nbhd_view *from, const struct nbhd_view *to, bool of_keys,
+                       int heads, int width, int batch, int y)
 {
     const struct nbhd_axis *a = c->p->axis;
     for (int x = 0; x < (of_keys ? a[0].keys : a[0].length); x++)
@@ -218,8 +220,9 @@ static nbhd_status bwd_run(const struct nbhd_plan *plan, const struct nbhd_param
         nbhd_parallel(b->threads, (long long)p->batch * p->kv_heads * p->extra, extra_task, &c);
     if (p->dbias)
         nbhd_parallel(b->threads, p->heads * b->table / (2 * p->axis[2].window - 1), bias_task, &c);
+    const int rows = nbhd_max(p->axis[1].length, p->axis[1].keys);
     if (c.dtype != NBHD_F32)
-        nbhd_parallel(b->threads, (long long)p->batch * nbhd_max(p->axis[1].length, p->axis[1].keys), round_off_task, &c);
+        nbhd_parallel(b->threads, (long long)p->batch * rows, round_off_task, &c);
     return NBHD_OK;
 }
 

@@ -11,7 +11,7 @@ struct bwd_call {
     int round;
 };
 
-/* A task: a region of queries against its keys, of all heads of one kv head, or of a group of them from kv_head on. */
+/* A task: a region of queries against its keys, of all heads of one kv head, or of some from kv_head on. */
 struct bwd_task {
     const struct bwd_call *call;
     struct nbhd_region region[3];

@@ -1,8 +1,8 @@
-/* The permuted backward's other half: a task walks the boxes of its region step by step (a step is up to FWD_ROWS query rows at
- * one element of axis 0), keeps the lines of K and V that the steps see in a ring of slots, and hands tiles to permute_tile. Rows
- * of K of 16-bit or odd widths are unpacked beside their lines.
+/* The permuted backward's other half: a task walks the boxes of its region step by step (a step is up to FWD_ROWS query
+ * rows at one element of axis 0), keeps the lines of K and V that the steps see in a ring of slots, and hands tiles to
+ * permute_tile. Rows of K of 16-bit or odd widths are unpacked beside their lines.
  *
- *     for boxes of b->tile queries
+ *     for boxes of b->tile queries, for groups of kv heads
  *         for elements of axis 0                      a slot's line stays as long as the windows move on
  *             for steps of FWD_ROWS queries of axis 1
  *                 for b->group kv heads               neighbours in memory: they share pages, which are many
@@ -40,7 +40,8 @@ static long long find_slot(const struct bwd_box *x, const int e[2])
     const char *k = row_at(x->task, &p->k, e, x->kv_head), *v = row_at(x->task, &p->v, e, x->kv_head);
     const int keys = x->keys.end - x->keys.begin;
     pack_line(k, p->k.axis[2], x->token, keys, c->dtype, p->head_dim, x->k_lines + line * p->head_dim, c->b->line_step);
-    pack_line(v, p->v.axis[2], x->token, keys, c->dtype, p->head_dim_v, x->v_lines + line * p->head_dim_v, c->b->line_step);
+    pack_line(v, p->v.axis[2], x->token, keys, c->dtype, p->head_dim_v, x->v_lines + line * p->head_dim_v,
+              c->b->line_step);
     for (int j = 0; j < keys && x->k_step; j++)
         unpack_row(k_rows_at(x, slot) + j * c->b->width, k + x->token[j] * p->k.axis[2], c->dtype, p->head_dim);
     return slot;
@@ -69,17 +70,12 @@ static void pack_extra(const struct bwd_box *x)
     }
 }
 
-/* The next run; entry 0 begins a new portion, whose scores fit the buffer. */
 static struct bwd_keys *append(struct bwd_box *x, int columns, int begin, int end)
 {
-    struct bwd_keys *run = &x->run[x->runs];
-    run->entry = x->runs ? run[-1].entry + run[-1].columns : 0;
-    if (run->entry + columns > FWD_BLOCK)
-        run->entry = 0;
+    struct bwd_keys *run = &x->run[x->runs++];
     run->columns = columns;
     run->begin = begin;
     run->end = end;
-    x->runs++;
     return run;
 }
 
@@ -141,8 +137,8 @@ static void place_box(struct bwd_box *x, char *scratch)
                          (float *)(void *)(scratch + b->at_ds),      (float *)(void *)(scratch + b->at_lanes),
                          (float *)(void *)(scratch + b->at_k_lines), (float *)(void *)(scratch + b->at_v_lines),
                          (float *)(void *)(scratch + b->at_keys),    (float *)(void *)(scratch + b->at_extra_keys)};
-    float **const to[] = {&x->qt, &x->dt, &x->q, &x->d, &x->dq, &x->s, &x->ds, &x->lse, &x->k_lines, &x->v_lines, &x->k_rows,
-                          &x->extra_k};
+    float **const to[] = {&x->qt, &x->dt,  &x->q,       &x->d,       &x->dq,     &x->s,
+                          &x->ds, &x->lse, &x->k_lines, &x->v_lines, &x->k_rows, &x->extra_k};
     for (size_t i = 0; i < sizeof at / sizeof *at; i++)
         *to[i] = at[i];
     x->delta = x->lse + ROW_WIDTH;
@@ -168,39 +164,43 @@ static void count_runs(const struct bwd_box *x, int rows)
 
 /* ---- steps ---- */
 
-static struct bwd_step step_at(const struct bwd_task *t, const struct nbhd_range q[3], int z, int y)
+static struct bwd_step step_at(const struct bwd_task *t, const struct nbhd_range q[3], int kv_head, int z, int y)
 {
-    return (struct bwd_step){t, {q[0], q[1], q[2]}, z, y, nbhd_min(q[1].end - y, FWD_ROWS)};
+    return (struct bwd_step){t, {q[0], q[1], q[2]}, kv_head, z, y, nbhd_min(q[1].end - y, FWD_ROWS)};
 }
 
 static struct bwd_step first_step(const struct bwd_task *t)
 {
     struct nbhd_range q[3];
-    for (int a = 0; a < 3; a++)
-        q[a] = nbhd_range_of(t->region[a].q.begin, nbhd_min(t->region[a].q.begin + t->call->b->tile[a], t->region[a].q.end));
-    return step_at(t, q, q[0].begin, q[1].begin);
+    for (int a = 0; a < 3; a++) {
+        const struct nbhd_range all = t->region[a].q;
+        q[a] = nbhd_range_of(all.begin, nbhd_min(all.begin + t->call->b->tile[a], all.end));
+    }
+    return step_at(t, q, t->kv_head, q[0].begin, q[1].begin);
 }
 
-/* Moves on, along axis 1, then 0, then to the next box; false if there is none. */
+/* Moves on, along axis 1, then 0, then to the next heads, then to the next box; false if there is none. */
 static bool next_step(struct bwd_step *s)
 {
+    const struct nbhd_bwd *b = s->task->call->b;
     struct nbhd_range q[3] = {s->q[0], s->q[1], s->q[2]};
     if (s->y + FWD_ROWS < q[1].end)
-        *s = step_at(s->task, q, s->z, s->y + FWD_ROWS);
+        *s = step_at(s->task, q, s->kv_head, s->z, s->y + FWD_ROWS);
     else if (s->z + 1 < q[0].end)
-        *s = step_at(s->task, q, s->z + 1, q[1].begin);
+        *s = step_at(s->task, q, s->kv_head, s->z + 1, q[1].begin);
+    else if (s->kv_head + b->group < s->task->kv_head + b->heads)
+        *s = step_at(s->task, q, s->kv_head + b->group, q[0].begin, q[1].begin);
     else {
-        const int *tile = s->task->call->b->tile;
         int a = 2;
         for (; a >= 0; a--) {
             const struct nbhd_range all = s->task->region[a].q;
             const bool more = q[a].end < all.end;
             q[a].begin = more ? q[a].end : all.begin;
-            q[a].end = nbhd_min(q[a].begin + tile[a], all.end);
+            q[a].end = nbhd_min(q[a].begin + b->tile[a], all.end);
             if (more)
                 break;
         }
-        *s = step_at(s->task, q, q[0].begin, q[1].begin);
+        *s = step_at(s->task, q, s->task->kv_head, q[0].begin, q[1].begin);
         return a >= 0;
     }
     return true;
@@ -208,25 +208,25 @@ static bool next_step(struct bwd_step *s)
 
 static bool same_box(const struct bwd_step *a, const struct bwd_step *b)
 {
-    bool same = a->task == b->task;
+    bool same = a->task == b->task && a->kv_head == b->kv_head;
     for (int i = 0; i < 3; i++)
         same = same && a->q[i].begin == b->q[i].begin;
     return same;
 }
 
-/* Rows of some tensors at elements e of axis 0 and 1, of all heads of a group: the tokens, neighbours if list is NULL. */
-static void ahead_heads(struct bwd_box *x, const struct bwd_step *s, const struct nbhd_view *view, const int e[2], int heads,
-                        int width, int element, struct nbhd_range tokens)
+/* Tokens of a tensor's rows at elements e of axis 0 and 1, of all heads of a group. */
+static void ahead_heads(struct bwd_box *x, const struct bwd_step *s, const struct nbhd_view *view, const int e[2],
+                        int heads, int width, int element, struct nbhd_range tokens)
 {
     const struct bwd_task *t = s->task;
-    const int share = heads == t->call->p->heads ? t->call->p->heads / t->call->p->kv_heads : 1, count = t->call->b->group * share;
-    const int bytes = width * element, together = view->head == bytes ? count : 1;
+    const int share = heads == t->call->p->heads ? t->call->p->heads / t->call->p->kv_heads : 1;
+    const int count = t->call->b->group * share, bytes = width * element, together = view->head == bytes ? count : 1;
     for (int head = 0; head < count; head += together)
-        ahead_add(x->ahead, row_at(t, view, e, t->kv_head * share + head) + tokens.begin * view->axis[2], view->axis[2], NULL,
-                  tokens.end - tokens.begin, together * bytes);
+        ahead_add(x->ahead, row_at(t, view, e, s->kv_head * share + head) + tokens.begin * view->axis[2], view->axis[2],
+                  NULL, tokens.end - tokens.begin, together * bytes);
 }
 
-/* Lists what the step will be the first to read and write. Where dilation groups are cut up along axis 2, all of the axis. */
+/* Lists what the step will be the first to read and write; where dilation groups are cut up along axis 2, all of it. */
 static void list_ahead(struct bwd_box *x, const struct bwd_step *s, bool in_this_box)
 {
     const struct bwd_call *c = x->task->call;
@@ -284,6 +284,10 @@ static void begin_box(struct bwd_box *x, const struct bwd_step *s)
         x->cell[a] = (struct nbhd_cell){x->task->region[a].group, x->task->region[a].size, s->q[a]};
     for (int i = 0; i < c->b->group * c->b->ring[0] * c->b->ring[1]; i++)
         x->tag[i] = -1;
+    for (x->member = 0; x->member < c->b->group; x->member++) {
+        x->kv_head = s->kv_head + x->member;
+        pack_extra(x);
+    }
 }
 
 /* All kv heads of the group. next: the step that follows, if any. */
@@ -292,7 +296,7 @@ static void permute_group(struct bwd_box *x, const struct bwd_step *now, const s
     const struct bwd_task *t = x->task;
     const struct nbhd_params *p = t->call->p;
     for (x->member = 0; x->member < t->call->b->group; x->member++) {
-        x->kv_head = t->kv_head + x->member;
+        x->kv_head = now->kv_head + x->member;
         list_runs(x, now->z, now->y, now->rows);
         if (x->member == 0) {
             ahead_clear(x->ahead, t->call->b->group * (p->heads / p->kv_heads) * x->blocks);
@@ -308,10 +312,6 @@ static void bwd_permute_task(const struct bwd_task *task, const struct bwd_task 
 {
     struct bwd_box x = {.task = task};
     place_box(&x, scratch);
-    for (x.member = 0; x.member < task->call->b->group; x.member++) {
-        x.kv_head = task->kv_head + x.member;
-        pack_extra(&x);
-    }
     struct bwd_step now = first_step(task), next = now;
     begin_box(&x, &now);
     for (bool more = true; more; now = next) {

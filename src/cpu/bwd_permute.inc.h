@@ -1,16 +1,19 @@
-/* Backward for small windows. A tile is up to FWD_ROWS neighbouring query rows (along axis 1) of VF queries each (along axis 2):
- * a vector per row. S and dP are made with lanes of queries by permute.inc.h, from Q, dO and lines of K and V:
+/* Backward for small windows. A tile is up to FWD_ROWS neighbouring query rows (along axis 1) of VF queries each (along
+ * axis 2): a vector per row. S and dP are made with lanes of queries by permute.inc.h, from Q, dO and lines of K and V:
  *
  *     S[j][r]  += Qt[d][r]  * Kline[d][start[lane] + j]
  *     dP[j][r] += dOt[d][r] * Vline[d][start[lane] + j]
  *
- * The other three have lanes of head dimensions, one query lane after another; K is read and dK, dV are added to where they lie:
+ * The other three have lanes of head dimensions, one query lane after another; K is read and dK, dV are added to where
+ * they lie:
  *
  *     dQ[r][lane] += sum over j of dS[j][r][lane] * K[key of lane, j]
  *     dV[key of lane, j] += sum over r of P[j][r][lane] * dO[r][lane]          dK with dS and Q likewise
  *
- * Rows that share a key share its loads and stores. Only visible pairs are computed there, so what lies outside a window may be
- * NaN. Where the lines come from: bwd_lines.inc.h. Included by bwd.inc.h. */
+ * All five of one row of keys before the next row, so that its P, dS and keys stay in the first-level cache, however far
+ * apart keys lie. Rows that share a key share its loads and stores; its sums wait in registers until the lanes that see it
+ * have passed. Only visible pairs are computed there, so what lies outside a window may be NaN. Where the lines come from:
+ * bwd_lines.inc.h. Included by bwd.inc.h. */
 
 /* A row of keys that query rows [begin, end) of a tile see, or some extra keys. */
 struct bwd_keys {
@@ -19,21 +22,22 @@ struct bwd_keys {
     char *dk, *dv;                /* of token 0, or the first extra key */
     const float *v;               /* extra keys only */
     long long bias;               /* element of the head's table for query row 0, column 0 */
-    int begin, end, columns, entry;
+    int begin, end, columns;
 };
 
-/* Up to FWD_ROWS rows of queries from y on, at element z of axis 0, of a box of the task's region; axis 2 in positions. */
+/* Up to FWD_ROWS rows of queries from y on, at element z of axis 0, of a box of the task's region; axis 2 in positions.
+ * Of a group of kv heads from kv_head on. */
 struct bwd_step {
     const struct bwd_task *task;
     struct nbhd_range q[3];
-    int z, y, rows;
+    int kv_head, z, y, rows;
 };
 
 struct bwd_box {
     const struct bwd_task *task;
     struct nbhd_cell cell[2];       /* of axis 0 and 1 */
     struct nbhd_range keys;         /* positions on axis 2 */
-    int kv_head, member, head;      /* member: of the task's group of kv heads */
+    int kv_head, member, head;      /* member: of the step's group of kv heads */
     int blocks, runs, k_step;       /* k_step: bytes from key to key in unpacked rows; 0: K is read in place */
     struct lane_block *block;
     struct bwd_keys *run;
@@ -54,17 +58,17 @@ static void extra_scores(const struct bwd_keys *run, const float *xt, const floa
     for (int i = 0; i < run->columns; i++)
         rows[i] = keys + i * width;
     for (int v = 0; v < FWD_ROWS; v += V_STRIP)
-        qk_panel(xt + v * VF, d, rows, run->columns, s + run->entry * ROW_WIDTH + v * VF, ROW_WIDTH, V_STRIP, v == 0, NULL);
+        qk_panel(xt + v * VF, d, rows, run->columns, s + v * VF, ROW_WIDTH, V_STRIP, v == 0, NULL);
 }
 
 static void run_scores(const struct bwd_box *x, const struct lane_block *b, const struct bwd_keys *run)
 {
     const struct bwd_call *c = x->task->call;
     if (run->k_line) {
-        const int skip = run->begin * VF, at = run->entry * ROW_WIDTH + skip, rows = run->end - run->begin;
+        const int skip = run->begin * VF, rows = run->end - run->begin;
         const int step = c->b->line_step, most = c->b->columns;
-        look_up_product(b, x->qt + skip, run->k_line, step, c->p->head_dim, x->s + at, rows, run->columns, most);
-        look_up_product(b, x->dt + skip, run->v_line, step, c->p->head_dim_v, x->ds + at, rows, run->columns, most);
+        look_up_product(b, x->qt + skip, run->k_line, step, c->p->head_dim, x->s + skip, rows, run->columns, most);
+        look_up_product(b, x->dt + skip, run->v_line, step, c->p->head_dim_v, x->ds + skip, rows, run->columns, most);
     } else {
         extra_scores(run, x->qt, (const float *)(const void *)run->k, c->b->width, c->p->head_dim, x->s);
         extra_scores(run, x->dt, run->v, c->b->width_v, c->p->head_dim_v, x->ds);
@@ -82,7 +86,7 @@ static void run_weights(const struct bwd_box *x, const struct lane_block *b, con
         for (int l = 0; l < VF && b->ragged && run->k_line; l++)
             bits &= ~((unsigned)(j >= b->count[l]) << l);
         for (int r = run->begin; r < run->end; r++) {
-            float *s = x->s + (run->entry + j) * ROW_WIDTH + r * VF, *ds = x->ds + (run->entry + j) * ROW_WIDTH + r * VF;
+            float *s = x->s + j * ROW_WIDTH + r * VF, *ds = x->ds + j * ROW_WIDTH + r * VF;
             vf shift = v_load(x->lse + r * VF);
             if (p->bias && run->k_line) {
                 const float *table = p->bias + x->head * x->task->call->b->table + run->bias - r * table_row + j;
@@ -97,13 +101,14 @@ static void run_weights(const struct bwd_box *x, const struct lane_block *b, con
 }
 
 /* Adds dS to the bias table's gradient, lane by lane: lanes may share an entry. */
-static void run_bias_gradient(const struct bwd_box *x, const struct lane_block *b, const struct bwd_keys *run, float *sums)
+static void run_bias_gradient(const struct bwd_box *x, const struct lane_block *b, const struct bwd_keys *run,
+                              float *sums)
 {
     const int table_row = 2 * x->task->call->p->axis[2].window - 1;
     sums += x->head * x->task->call->b->table + run->bias;
     for (int r = run->begin; r < run->end; r++)
         for (int l = 0; l < b->lanes; l++) {
-            const float *ds = x->ds + run->entry * ROW_WIDTH + r * VF + l;
+            const float *ds = x->ds + r * VF + l;
             float *to = sums + b->bias[l] - r * table_row;
             for (int j = 0; j < b->count[l]; j++)
                 to[j] += ds[j * ROW_WIDTH];
@@ -112,170 +117,180 @@ static void run_bias_gradient(const struct bwd_box *x, const struct lane_block *
 
 /* ---- products with lanes of head dimensions ---- */
 
-/* Where lane l's keys of a run lie: the first one's address, and bytes from each to the next. */
+/* Where a run's keys lie in a tensor: lane l's first one at row + at[l] * each, the next ones step bytes apart. */
 struct row_walk {
     char *row;
-    long long step;
-    int count;
+    const int *at;
+    long long each, step;
 };
 
-static struct row_walk walk_keys(const struct bwd_box *x, const struct lane_block *b, const struct bwd_keys *run, int l)
+static struct row_walk extra_walk(const struct lane_block *b, const char *row, int width)
+{
+    return (struct row_walk){(char *)row, b->key, 0, width * (long long)sizeof(float)};
+}
+
+static struct row_walk tensor_walk(const struct bwd_box *x, const struct lane_block *b, char *row,
+                                   const struct nbhd_view *view)
+{
+    return (struct row_walk){row, b->token, view->axis[2], view->axis[2] * x->task->call->p->axis[2].dilation};
+}
+
+static struct row_walk sums_walk(const struct bwd_box *x, const struct lane_block *b, const struct bwd_keys *run,
+                                 char *row, const struct nbhd_view *view)
 {
     const struct nbhd_params *p = x->task->call->p;
+    return run->k_line ? tensor_walk(x, b, row, view) : extra_walk(b, row, p->head_dim + p->head_dim_v);
+}
+
+static struct row_walk keys_walk(const struct bwd_box *x, const struct lane_block *b, const struct bwd_keys *run)
+{
     if (!run->k_line)
-        return (struct row_walk){(char *)run->k, x->task->call->b->width * (long long)sizeof(float), run->columns};
+        return extra_walk(b, run->k, x->task->call->b->width);
     if (x->k_step)
-        return (struct row_walk){(char *)run->k + b->key[l] * (long long)x->k_step, x->k_step, b->count[l]};
-    return (struct row_walk){(char *)run->k + b->token[l] * p->k.axis[2], p->k.axis[2] * p->axis[2].dilation, b->count[l]};
+        return (struct row_walk){(char *)run->k, b->key, x->k_step, x->k_step};
+    return tensor_walk(x, b, (char *)run->k, &x->task->call->p->k);
 }
 
-static struct row_walk walk_sums(const struct bwd_box *x, const struct lane_block *b, const struct bwd_keys *run, int l,
-                                 char *rows, const struct nbhd_view *view)
+/* Keys of a run that lane l sees; how many of so many columns the next lane sees no more. */
+V_FN int keys_of(const struct lane_block *b, const struct bwd_keys *run, int l)
 {
-    const struct nbhd_params *p = x->task->call->p;
-    if (!run->k_line)
-        return (struct row_walk){rows, (p->head_dim + p->head_dim_v) * (long long)sizeof(float), run->columns};
-    return (struct row_walk){rows + b->token[l] * view->axis[2], view->axis[2] * p->axis[2].dilation, b->count[l]};
+    return run->k_line ? b->count[l] : run->columns;
 }
 
-/* acc[rows][dims] += sum over keys of weight[key][row] * keys[key][dims] */
-V_FN void query_run(vf acc[FWD_ROWS][V_DIMS], struct row_walk w, const float *weight, const int begin, const int end,
-                    const int dims)
+V_FN int keys_passed(const struct lane_block *b, const struct bwd_keys *run, int l, int columns)
 {
-    for (int j = 0; j < w.count; j++, w.row += w.step, weight += ROW_WIDTH) {
-        vf key[V_DIMS];
+    if (l + 1 == b->lanes)
+        return columns;
+    return run->k_line ? nbhd_min(b->key[l + 1] - b->key[l], columns) : 0;
+}
+
+/* dq[rows][lane][dims] += sum over keys of weight[key][row][lane] * keys[key][dims] */
+V_FN void query_lanes(const struct lane_block *b, const struct bwd_keys *run, struct row_walk w, const float *weight,
+                      float *dq, int width, const int rows, const int dims)
+{
+    for (int l = 0; l < b->lanes; l++, dq += width) {
+        const char *row = w.row + w.at[l] * w.each;
+        const float *y = weight + l;
+        vf acc[FWD_ROWS][V_DIMS];
 #pragma GCC unroll 4
-        for (int i = 0; i < dims; i++)
-            key[i] = v_load((const float *)(const void *)w.row + i * VF);
-#pragma GCC unroll 4
-        for (int r = begin; r < end; r++) {
-            const vf y = v_set1(weight[r * VF]);
+        for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
             for (int i = 0; i < dims; i++)
-                acc[r][i] = v_fma(y, key[i], acc[r][i]);
-        }
-    }
-}
-
-/* keys[key][dims] += sum over rows of weight[key][row] * x[rows][dims]; the last vector has `last` elements. */
-V_FN void key_run_sums(vf x[FWD_ROWS][V_DIMS], struct row_walk w, const float *weight, const int begin, const int end,
-                       const int dims, const int last)
-{
-    for (int j = 0; j < w.count; j++, w.row += w.step, weight += ROW_WIDTH) {
-        float *row = (float *)(void *)w.row;
-        vf acc[V_DIMS];
-#pragma GCC unroll 4
-        for (int i = 0; i < dims; i++)
-            acc[i] = load_up_to(row + i * VF, i + 1 < dims ? VF : last);
-#pragma GCC unroll 4
-        for (int r = begin; r < end; r++) {
-            const vf y = v_set1(weight[r * VF]);
+                acc[r][i] = v_load(dq + r * VF * width + i * VF);
+        for (int j = keys_of(b, run, l); j > 0; j--, row += w.step, y += ROW_WIDTH) {
+            vf key[V_DIMS];
 #pragma GCC unroll 4
             for (int i = 0; i < dims; i++)
-                acc[i] = v_fma(y, x[r][i], acc[i]);
-        }
+                key[i] = v_load((const float *)(const void *)row + i * VF);
 #pragma GCC unroll 4
-        for (int i = 0; i < dims; i++)
-            store_up_to(row + i * VF, acc[i], i + 1 < dims ? VF : last);
-    }
-}
-
-#define EACH_ROW_RANGE(CASE) \
-    CASE(0, 1) CASE(0, 2) CASE(0, 3) CASE(0, 4) CASE(1, 2) CASE(1, 3) CASE(1, 4) CASE(2, 3) CASE(2, 4) CASE(3, 4)
-
-/* A lane's dQ from a portion of runs: dims vectors from column on. */
-V_FN void query_lane(const struct bwd_box *x, const struct lane_block *b, const struct bwd_keys *run, int runs, int l, int column,
-                     const int dims)
-{
-    const int width = x->task->call->b->width;
-    float *dq = x->dq + l * width + column;
-    vf acc[FWD_ROWS][V_DIMS];
+            for (int r = 0; r < rows; r++) {
+                const vf one = v_set1(y[r * VF]);
 #pragma GCC unroll 4
-    for (int r = 0; r < FWD_ROWS; r++)
-#pragma GCC unroll 4
-        for (int i = 0; i < dims; i++)
-            acc[r][i] = v_load(dq + r * VF * width + i * VF);
-    for (int n = 0; n < runs; n++, run++) {
-        struct row_walk w = walk_keys(x, b, run, l);
-        const float *weight = x->ds + run->entry * ROW_WIDTH + l;
-        w.row += column * (long long)sizeof(float);
-        switch (run->begin * 8 + run->end) {
-#define CASE(begin, end) case begin * 8 + end: query_run(acc, w, weight, begin, end, dims); break;
-            EACH_ROW_RANGE(CASE)
-#undef CASE
-        }
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < FWD_ROWS; r++)
-#pragma GCC unroll 4
-        for (int i = 0; i < dims; i++)
-            v_store(dq + r * VF * width + i * VF, acc[r][i]);
-}
-
-/* What a lane's queries add to dK (from dS and Q) or dV (from P and dO). */
-struct key_side {
-    const float *weights, *rows; /* [FWD_BLOCK][ROW_WIDTH]; [ROW_WIDTH][width] */
-    const struct nbhd_view *view;
-    int width, n; /* whole vectors; elements */
-    bool values;
-};
-
-V_FN void key_lane(const struct bwd_box *x, const struct lane_block *b, const struct bwd_keys *run, int runs, int l, int column,
-                   const struct key_side *side, const int dims, const int last)
-{
-    vf rows[FWD_ROWS][V_DIMS];
-#pragma GCC unroll 4
-    for (int r = 0; r < FWD_ROWS; r++)
-#pragma GCC unroll 4
-        for (int i = 0; i < dims; i++)
-            rows[r][i] = v_load(side->rows + (r * VF + l) * side->width + column + i * VF);
-    for (int n = 0; n < runs; n++, run++) {
-        struct row_walk w = walk_sums(x, b, run, l, side->values ? run->dv : run->dk, side->view);
-        const float *weight = side->weights + run->entry * ROW_WIDTH + l;
-        w.row += column * (long long)sizeof(float);
-        switch (run->begin * 8 + run->end) {
-#define CASE(begin, end) case begin * 8 + end: key_run_sums(rows, w, weight, begin, end, dims, last); break;
-            EACH_ROW_RANGE(CASE)
-#undef CASE
-        }
-    }
-}
-
-/* beat: of 2 x->runs, at which this begins; it takes a third of the portion's. */
-static void query_lanes(const struct bwd_box *x, const struct lane_block *b, const struct bwd_keys *run, int runs, int beat)
-{
-    const int width = x->task->call->b->width;
-    for (int column = 0, dims; column < width; column += dims * VF) {
-        dims = nbhd_min((width - column) / VF, V_DIMS);
-        for (int l = 0; l < b->lanes; l++) {
-            ahead_beat(x->ahead, 3 * b->lanes * beat + runs * l, 6 * b->lanes * x->runs);
-            switch (dims) {
-            case 1: query_lane(x, b, run, runs, l, column, 1); break;
-            case 2: query_lane(x, b, run, runs, l, column, 2); break;
-#if V_DIMS > 2
-            case 3: query_lane(x, b, run, runs, l, column, 3); break;
-            case 4: query_lane(x, b, run, runs, l, column, 4); break;
-#endif
+                for (int i = 0; i < dims; i++)
+                    acc[r][i] = v_fma(one, key[i], acc[r][i]);
             }
         }
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+            for (int i = 0; i < dims; i++)
+                v_store(dq + r * VF * width + i * VF, acc[r][i]);
     }
 }
 
-static void key_lanes(const struct bwd_box *x, const struct lane_block *b, const struct bwd_keys *run, int runs,
-                      const struct key_side *side, int beat)
+/* What a tile's queries add to dK (from dS and Q) or dV (from P and dO). */
+struct key_side {
+    const float *weights, *rows; /* [FWD_BLOCK][ROW_WIDTH]; [ROW_WIDTH][width] */
+    int width, n;                /* whole vectors; elements */
+    struct row_walk walk;
+};
+
+/* keys[key][dims] += sum over lanes and rows of weight[key][row][lane] * x[row][lane][dims], for columns
+ * [from, from + columns) of the windows and dims vectors from `column` on. Sums stay in registers while lanes see their
+ * keys, and are added to memory when the windows have moved on: a key takes a load and a store, not one for each lane. */
+V_FN void key_lanes(const struct lane_block *b, const struct bwd_keys *run, const struct key_side *side, int from,
+                    int column, const int rows, const int columns, const int dims)
 {
-    for (int column = 0, dims; column < side->width; column += dims * VF) {
-        dims = nbhd_min((side->width - column) / VF, V_DIMS);
-        const int last = nbhd_min(side->n - column - (dims - 1) * VF, VF);
-        for (int l = 0; l < b->lanes; l++) {
-            ahead_beat(x->ahead, 3 * b->lanes * beat + runs * l, 6 * b->lanes * x->runs);
-            switch (dims) {
-            case 1: key_lane(x, b, run, runs, l, column, side, 1, last); break;
-            case 2: key_lane(x, b, run, runs, l, column, side, 2, last); break;
+    const float *weight = side->weights + from * ROW_WIDTH + run->begin * VF;
+    const float *query = side->rows + run->begin * VF * side->width + column;
+    const int last = nbhd_min(side->n - column - (dims - 1) * VF, VF);
+    vf acc[V_KEYS][V_KEY_DIMS];
+#pragma GCC unroll 8
+    for (int j = 0; j < columns; j++)
+#pragma GCC unroll 4
+        for (int i = 0; i < dims; i++)
+            acc[j][i] = v_zero();
+    for (int l = 0; l < b->lanes; l++, weight++, query += side->width) {
+        int left = keys_of(b, run, l) - from;
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) {
+            vf x[V_KEY_DIMS];
+#pragma GCC unroll 4
+            for (int i = 0; i < dims; i++)
+                x[i] = v_keep(v_load(query + r * VF * side->width + i * VF));
+#pragma GCC unroll 8
+            for (int j = 0; j < columns; j++) {
+                const vf one = v_set1(weight[j * ROW_WIDTH + r * VF]);
+#pragma GCC unroll 4
+                for (int i = 0; i < dims && j < left; i++)
+                    acc[j][i] = v_fma(one, x[i], acc[j][i]);
+            }
+        }
+        char *key = side->walk.row + side->walk.at[l] * side->walk.each + from * side->walk.step;
+        for (int n = keys_passed(b, run, l, columns); n > 0; n--, left--, key += side->walk.step) {
+            float *sums = (float *)(void *)key + column;
+#pragma GCC unroll 4
+            for (int i = 0; i < dims && left > 0; i++) {
+                const int size = i + 1 < dims ? VF : last;
+                store_up_to(sums + i * VF, v_add(load_up_to(sums + i * VF, size), acc[0][i]), size);
+            }
+#pragma GCC unroll 8
+            for (int j = 0; j < columns; j++)
+#pragma GCC unroll 4
+                for (int i = 0; i < dims; i++)
+                    acc[j][i] = j + 1 < columns ? acc[j + 1][i] : v_zero();
+        }
+    }
+}
+
+static void query_product(const struct bwd_box *x, const struct lane_block *b, const struct bwd_keys *run)
+{
+    const int width = x->task->call->b->width, rows = run->end - run->begin;
+    struct row_walk w = keys_walk(x, b, run);
+    for (int column = 0, dims; column < width; column += dims * VF, w.row += dims * VF * (int)sizeof(float)) {
+        float *dq = x->dq + run->begin * VF * width + column;
+        const float *weight = x->ds + run->begin * VF;
+        dims = nbhd_min((width - column) / VF, V_DIMS);
+        switch (rows * 8 + dims) {
+#define CASE(rows, dims) case rows * 8 + dims: query_lanes(b, run, w, weight, dq, width, rows, dims); break;
+            CASE(1, 1) CASE(2, 1) CASE(3, 1) CASE(4, 1) CASE(1, 2) CASE(2, 2) CASE(3, 2) CASE(4, 2)
 #if V_DIMS > 2
-            case 3: key_lane(x, b, run, runs, l, column, side, 3, last); break;
-            case 4: key_lane(x, b, run, runs, l, column, side, 4, last); break;
+            CASE(1, 3) CASE(2, 3) CASE(3, 3) CASE(4, 3) CASE(1, 4) CASE(2, 4) CASE(3, 4) CASE(4, 4)
 #endif
+#undef CASE
+        }
+    }
+}
+
+static void key_product(const struct lane_block *b, const struct bwd_keys *run, const struct key_side *side)
+{
+    const int rows = run->end - run->begin, parts = (run->columns + V_KEYS - 1) / V_KEYS;
+    for (int column = 0, dims; column < side->width; column += dims * VF) {
+        dims = nbhd_min((side->width - column) / VF, V_KEY_DIMS);
+        for (int part = 0; part < parts; part++) {
+            const int from = run->columns * part / parts, columns = run->columns * (part + 1) / parts - from;
+            switch (rows * 32 + columns * 4 + dims) {
+#define CASE(rows, columns, dims) \
+    case rows * 32 + columns * 4 + dims: key_lanes(b, run, side, from, column, rows, columns, dims); break;
+#define EACH_ROWS(columns, dims) \
+    CASE(1, columns, dims) CASE(2, columns, dims) CASE(3, columns, dims) CASE(4, columns, dims)
+                EACH_ROWS(1, 1) EACH_ROWS(2, 1) EACH_ROWS(3, 1) EACH_ROWS(4, 1) EACH_ROWS(5, 1)
+                EACH_ROWS(1, 2) EACH_ROWS(2, 2) EACH_ROWS(3, 2) EACH_ROWS(4, 2) EACH_ROWS(5, 2)
+#if V_KEYS > 5
+                EACH_ROWS(6, 1) EACH_ROWS(7, 1) EACH_ROWS(6, 2) EACH_ROWS(7, 2)
+#endif
+#undef EACH_ROWS
+#undef CASE
             }
         }
     }
@@ -307,7 +322,7 @@ static void transpose_rows(float *xt, const float *rows, int width, int n)
     }
 }
 
-/* Lanes past the last one are zeros, and never used. Rows past the last one are left as they are, for no run has them. */
+/* Lanes past the last one are zeros, and never used. Rows past the last one are left as they are: no run has them. */
 static void load_rows(const struct bwd_box *x, const struct lane_block *b, int z, int y, int rows)
 {
     const struct bwd_call *c = x->task->call;
@@ -346,32 +361,31 @@ static void store_rows(const struct bwd_box *x, const struct lane_block *b, int 
             tile_token(x, b, z, y, r, l, at);
             char *row = nbhd_view_at(&c->dq, x->task->batch, at, x->head);
             for (int i = 0; i < c->p->head_dim; i += VF)
-                v_store_as(row, c->dtype, i, v_load(x->dq + (r * VF + l) * c->b->width + i), nbhd_min(VF, c->p->head_dim - i));
+                v_store_as(row, c->dtype, i, v_load(x->dq + (r * VF + l) * c->b->width + i),
+                           nbhd_min(VF, c->p->head_dim - i));
         }
 }
 
 static void permute_tile(const struct bwd_box *x, const struct lane_block *b, int z, int y, int rows)
 {
+    enum { BEATS = 3 }; /* of a run */
     const struct bwd_call *c = x->task->call;
-    const struct nbhd_params *p = c->p;
-    const struct key_side of_k = {x->ds, x->q, &c->dk, c->b->width, p->head_dim, false};
-    const struct key_side of_v = {x->s, x->d, &c->dv, c->b->width_v, p->head_dim_v, true};
     load_rows(x, b, z, y, rows);
-    const struct bwd_keys *run = x->run, *end = run + x->runs;
-    while (run < end) {
-        int n = 0;
-        do {
-            ahead_beat(x->ahead, (int)(run - x->run) + n, 2 * x->runs);
-            run_scores(x, b, &run[n]);
-            run_weights(x, b, &run[n]);
-            if (p->dbias && run[n].k_line)
-                run_bias_gradient(x, b, &run[n], bias_sums(c, x->task->batch, x->task->slot));
-        } while (run + ++n < end && run[n].entry > 0);
-        const int at = x->runs + (int)(run - x->run);
-        key_lanes(x, b, run, n, &of_v, at);
-        key_lanes(x, b, run, n, &of_k, at + n / 3);
-        query_lanes(x, b, run, n, at + 2 * n / 3);
-        run += n;
+    for (int i = 0; i < x->runs; i++) {
+        const struct bwd_keys *run = &x->run[i];
+        run_scores(x, b, run);
+        run_weights(x, b, run);
+        if (c->p->dbias && run->k_line)
+            run_bias_gradient(x, b, run, bias_sums(c, x->task->batch, x->task->slot));
+        ahead_beat(x->ahead, BEATS * i + 1, BEATS * x->runs);
+        const struct key_side of_v = {x->s, x->d, c->b->width_v, c->p->head_dim_v,
+                                      sums_walk(x, b, run, run->dv, &c->dv)};
+        key_product(b, run, &of_v);
+        ahead_beat(x->ahead, BEATS * i + 2, BEATS * x->runs);
+        const struct key_side of_k = {x->ds, x->q, c->b->width, c->p->head_dim, sums_walk(x, b, run, run->dk, &c->dk)};
+        key_product(b, run, &of_k);
+        ahead_beat(x->ahead, BEATS * i + 3, BEATS * x->runs);
+        query_product(x, b, run);
     }
     store_rows(x, b, z, y, rows);
 }

@@ -27,7 +27,7 @@ int nbhd_bwd_configs(const struct nbhd_problem *problem, struct nbhd_config *con
 
 enum { MOST_CUTS = 24 };
 
-/* Cycles that a round costs each thread beyond its tasks; that a tile costs when it is loaded again, per element of its rows. */
+/* Cycles that a round costs each thread beyond its tasks; that a tile costs when loaded again, for an element of a row. */
 #define ROUND_CYCLES 3e4
 #define LOAD_CYCLES  2.5
 
@@ -36,8 +36,8 @@ struct cut {
     double visits;
 };
 
-/* Regions are of whole tiles, or where permuted of whole vectors and steps of rows. There, rows of keys are packed by each
- * region that sees them, and pairing would cut windows up. */
+/* Regions are of whole tiles, or where permuted of whole vectors and steps of rows. There, rows of keys are packed by
+ * each region that sees them, and pairing would cut windows up. */
 static int list_cuts(const struct nbhd_bwd *b, int axis, int vf, struct cut cuts[MOST_CUTS])
 {
     static const int regions[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
@@ -60,10 +60,12 @@ static int list_cuts(const struct nbhd_bwd *b, int axis, int vf, struct cut cuts
 }
 
 /* Time of the whole on DESIGN_THREADS threads, relative to that of its products there. */
-static double cost_of_cuts(const struct nbhd_problem *problem, double pairs, const struct cut *cuts[3], int group, int vf)
+static double cost_of_cuts(const struct nbhd_problem *problem, double pairs, const struct cut *cuts[3], int group,
+                           int vf)
 {
     const nbhd_desc *d = &problem->desc;
-    double rounds = 1, tasks = (double)d->batch * (d->kv_heads / group), visits = 1, queries = (double)d->batch * d->heads;
+    double rounds = 1, visits = 1;
+    double tasks = (double)d->batch * (d->kv_heads / group), queries = (double)d->batch * d->heads;
     for (int a = 0; a < 3; a++) {
         rounds *= cuts[a]->rounds.rounds;
         tasks *= cuts[a]->rounds.slots;
@@ -175,13 +177,14 @@ static size_t line_bytes(const nbhd_desc *d, const struct nbhd_bwd *b)
             (b->unpack ? (size_t)b->positions * (size_t)b->width : 0)) * sizeof(float);
 }
 
-/* Boxes go along axis 0 with as many rows of axis 1 as the ring allows; where there is no axis 0, along axis 1. */
+/* Boxes go along axis 0 with as many rows of axis 1 as the ring allows; where there is no axis 0, along axis 1. Those
+ * along axis 0 are narrow, so that the pages of their keys are at hand when the next heads come to them. */
 static void choose_box(const struct nbhd_problem *problem, struct nbhd_bwd *b, const struct nbhd_bwd_machine *m)
 {
     const struct nbhd_axis *a = problem->axis;
     const int rows = nbhd_group_size(a[1], 0);
     b->tile[0] = nbhd_group_size(a[0], 0);
-    b->tile[2] = a[2].dilation > 1 ? a[2].length : nbhd_min(a[2].length, 256);
+    b->tile[2] = a[2].dilation > 1 ? a[2].length : nbhd_min(a[2].length, b->tile[0] > 1 ? 2 * m->fwd.vf : 256);
     b->positions = nbhd_min(a[2].length, b->tile[2] + 2 * (a[2].window + a[2].stride));
     b->line_step = padded_step(b->positions, m->fwd.vf);
     b->ring[0] = most_keys(a[0], 1);
@@ -198,7 +201,7 @@ static void place_permute(const struct nbhd_problem *problem, struct nbhd_bwd *b
     const nbhd_desc *d = &problem->desc;
     const struct nbhd_axis *a = problem->axis;
     const size_t row = FWD_ROWS * (size_t)m->fwd.vf * sizeof(float);
-    /* Lanes look past the last line's end: by vectors, and where an edge cuts windows short by the columns that they lack. */
+    /* Lanes look past the last line's end: by vectors, and by the columns that windows lack where an edge cuts them. */
     const size_t pad = (size_t)(3 * m->fwd.vf + a[2].window) * sizeof(float);
     const size_t lines = (size_t)b->group * (size_t)b->ring[0] * (size_t)b->ring[1];
     const size_t runs = (size_t)a[0].window * (size_t)most_keys(a[1], FWD_ROWS) + (size_t)d->extra / FWD_BLOCK + 1;
@@ -248,6 +251,17 @@ static void build_permute(const struct nbhd_problem *problem, struct nbhd_bwd *b
         b->cut[2] = (struct nbhd_axis){a.length, a.length, a.length, 1, 1, NBHD_EDGE_NEAREST};
 }
 
+/* Heads of a box share its pages: so many to a task that each thread still has two. */
+static void bundle_heads(const nbhd_desc *d, struct nbhd_bwd *b)
+{
+    const long long tasks = b->tasks * b->group;
+    b->heads = b->group;
+    for (int i = b->group; i <= d->kv_heads && b->variant == NBHD_FWD_PERMUTE; i += b->group)
+        if (d->kv_heads % i == 0 && (b->threads == 1 || tasks / i >= 2 * b->threads))
+            b->heads = i;
+    b->tasks = tasks / b->heads;
+}
+
 /* ---- the plan ---- */
 
 nbhd_status nbhd_bwd_build(struct nbhd_plan *plan, const struct nbhd_bwd_machine *machine)
@@ -277,6 +291,7 @@ nbhd_status nbhd_bwd_build(struct nbhd_plan *plan, const struct nbhd_bwd_machine
         build_permute(problem, b, machine);
     cut_into_rounds(problem, b, machine->fwd.vf);
     b->threads = c->threads = nbhd_plan_threads(problem, b->tasks);
+    bundle_heads(d, b);
     place_shared(problem, b, &b->at_scratch);
     if (permute)
         place_permute(problem, b, machine);

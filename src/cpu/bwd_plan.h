@@ -1,5 +1,5 @@
-/* How the vector backward cuts a problem into tasks and lays out its workspace: decided once, when planning, by bwd_plan.c;
- * obeyed by bwd.inc.h. */
+/* How the vector backward cuts a problem into tasks and lays out its workspace: decided once, when planning, by
+ * bwd_plan.c; obeyed by bwd.inc.h. */
 #ifndef NBHD_CPU_BWD_PLAN_H
 #define NBHD_CPU_BWD_PLAN_H
 
@@ -11,10 +11,11 @@ struct nbhd_bwd {
     int variant, threads;
     int tile[3];               /* queries of a broadcast tile, or most of a box of permuted ones, on each axis */
     int head_tile, head_tiles; /* query heads of one kv head that share a tile; such tiles per kv head */
-    struct nbhd_axis cut[3];   /* what rounds cut up: the problem's axes; axis 2 in positions where it is dilated and permuted */
+    struct nbhd_axis cut[3];   /* what rounds cut up: the problem's axes; axis 2 in positions if dilated and permuted */
     struct nbhd_rounds axis[3];
     int rounds, slots;         /* products over the axes */
-    int group;                 /* kv heads of a task; more than 1 only where permuted */
+    int group;                 /* kv heads that go step by step together; more than 1 only where permuted */
+    int heads;                 /* kv heads of a task, groups of them box by box: on this no bit depends */
     long long tasks;           /* of a round */
     bool sum_dq;               /* dq is summed over rounds */
     long long table;           /* entries of a head's bias table; 0: its gradient may not be asked for */

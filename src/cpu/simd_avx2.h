@@ -12,6 +12,8 @@
 #define V_ROWS     6
 #define V_COLUMNS  8 /* with 4 rows 3 */
 #define V_DIMS     2 /* 4 x 2 accumulators */
+#define V_KEYS     5 /* 5 x 2 accumulators */
+#define V_KEY_DIMS 2
 #define V_OUT_ROWS 2 /* 2 x 4 */
 #define V_OUT_DIMS 4
 #define V_FAST_LOOKUP 0

@@ -11,6 +11,8 @@
 #define V_ROWS     6
 #define V_COLUMNS  6  /* most columns of a permuted product, with 4 rows 4 x 6 accumulators */
 #define V_DIMS     4  /* vectors of head dimensions: 4 x 4 accumulators */
+#define V_KEYS     7  /* keys whose sums are held while queries pass, of so many vectors each: 7 x 2 accumulators */
+#define V_KEY_DIMS 2
 #define V_OUT_ROWS 4  /* rows and vectors of head dimensions of a permuted output */
 #define V_OUT_DIMS 4
 #define V_FAST_LOOKUP 1 /* v_lookup is as cheap as a load */

@@ -13,6 +13,8 @@
 #define V_ROWS    6
 #define V_COLUMNS 6
 #define V_DIMS    4
+#define V_KEYS     7
+#define V_KEY_DIMS 2
 #define V_OUT_ROWS 4
 #define V_OUT_DIMS 4
 #define V_FAST_LOOKUP 0
