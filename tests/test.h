@@ -58,6 +58,13 @@ static inline unsigned test_random(unsigned quick, unsigned full)
     return wanted && *wanted ? (unsigned)atoi(wanted) : test_full() ? full : quick;
 }
 
+/* The first of them, NBHD_TEST_FIRST=n: a long run in pieces. */
+static inline unsigned test_random_first(void)
+{
+    const char *first = getenv("NBHD_TEST_FIRST");
+    return first ? (unsigned)atoi(first) : 0;
+}
+
 static inline int test_done(void)
 {
     printf("%ld passed, %ld failed, %ld skipped\n", test_passed, test_failed, test_skipped);

@@ -75,8 +75,8 @@ static void check_row(const struct nbhd_kernel *kernel)
             for (int layout = 0; layout < 3; layout++)
                 check_row_on(kernel, &desc, seed++);
         }
-    const unsigned random = test_random(150, 2500);
-    for (unsigned i = 0; i < random; i++) {
+    const unsigned first = test_random_first(), end = first + test_random(150, 2500);
+    for (unsigned i = first; i < end; i++) {
         nbhd_desc desc = case_random(i, 4e6);
         desc.pass = kernel->pass;
         desc.dtype = !floats ? NBHD_BF16 : dtypes[i % 7 < 4 ? 0 : i % 7 - 3];

@@ -1,6 +1,6 @@
 /* The vector backward, written once over a vocabulary: a kernel file includes simd_<isa>.h, then this, and gets
- * bwd_configs, bwd_build and bwd_run. Phases: zero the sums; rounds of tasks (bwd_rounds.h), each a run of tiles; add up
- * what tasks of a round had to keep apart (extra keys, the bias table); round 16-bit results.
+ * bwd_configs, bwd_build and bwd_run. Phases: zero the sums; rounds of tasks (bwd_rounds.h), each a run of tiles; add
+ * up what tasks of a round had to keep apart (extra keys, the bias table); round 16-bit results.
  *
  *     P = exp2(S - lse)   dS = P (dP - delta)   delta = o.dout - dlse
  *

@@ -10,10 +10,10 @@
  *     dQ[r][lane] += sum over j of dS[j][r][lane] * K[key of lane, j]
  *     dV[key of lane, j] += sum over r of P[j][r][lane] * dO[r][lane]          dK with dS and Q likewise
  *
- * All five of one row of keys before the next row, so that its P, dS and keys stay in the first-level cache, however far
- * apart keys lie. Rows that share a key share its loads and stores; its sums wait in registers until the lanes that see it
- * have passed. Only visible pairs are computed there, so what lies outside a window may be NaN. Where the lines come from:
- * bwd_lines.inc.h. Included by bwd.inc.h. */
+ * All five of one row of keys before the next row, so that its P, dS and keys stay in the first-level cache, however
+ * far apart keys lie. Rows that share a key share its loads and stores; its sums wait in registers until the lanes that
+ * see it have passed. Only visible pairs are computed there, so what lies outside a window may be NaN. Where the lines
+ * come from: bwd_lines.inc.h. Included by bwd.inc.h. */
 
 /* A row of keys that query rows [begin, end) of a tile see, or some extra keys. */
 struct bwd_keys {
@@ -207,7 +207,7 @@ struct key_side {
 
 /* keys[key][dims] += sum over lanes and rows of weight[key][row][lane] * x[row][lane][dims], for columns
  * [from, from + columns) of the windows and dims vectors from `column` on. Sums stay in registers while lanes see their
- * keys, and are added to memory when the windows have moved on: a key takes a load and a store, not one for each lane. */
+ * keys, and are added to memory when the windows have moved on: once for a key, not for each lane. */
 V_FN void key_lanes(const struct lane_block *b, const struct bwd_keys *run, const struct key_side *side, int from,
                     int column, const int rows, const int columns, const int dims)
 {

@@ -27,7 +27,7 @@ int nbhd_bwd_configs(const struct nbhd_problem *problem, struct nbhd_config *con
 
 enum { MOST_CUTS = 24 };
 
-/* Cycles that a round costs each thread beyond its tasks; that a tile costs when loaded again, for an element of a row. */
+/* Cycles that a round costs each thread beyond its tasks; that a tile loaded again costs, for an element of a row. */
 #define ROUND_CYCLES 3e4
 #define LOAD_CYCLES  2.5
 
