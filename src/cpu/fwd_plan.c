@@ -162,7 +162,9 @@ struct permute_choice {
 enum {
     MOST_COLUMNS = 64,         /* window on axis 2 */
     MOST_RUNS = 16384,         /* key rows of a tile */
-    CACHED_BYTES = 2 << 20,    /* of lines and values in use, from where on they begin to fall out of near caches */
+    CACHED_BYTES = 5 << 19,    /* of lines and values in use, from where on they begin to fall out of near caches */
+    RUN_CYCLES = 40,           /* to find the line of a key row, for each tile */
+    PIECE_BYTES = 512,         /* of a token, at least, that a task should take: shorter pieces come as if not asked for */
     MOST_BYTES = 64 << 20,     /* of lines a thread */
     TASKS_PER_THREAD = 6,
     MOST_GROUP = 16,
@@ -187,6 +189,9 @@ static struct nbhd_axis position_axis(struct nbhd_axis a)
 }
 
 static int most_positions(struct nbhd_axis a, int t) { return nbhd_min(a.length, t + 2 * (a.window + a.stride)); }
+
+/* About what t positions of queries see: groups seldom end among them. */
+static int mean_positions(struct nbhd_axis a, int t) { return nbhd_min(a.length, t + a.window + a.stride - 2); }
 
 static int whole_vectors(int n, int vf) { return (n + vf - 1) / vf * vf; }
 
@@ -234,15 +239,22 @@ static void split_tasks(const struct nbhd_problem *problem, int threads, struct 
     }
 }
 
+/* Cycles to pack a vector of keys, asked for ahead of time: best where memory is read in sequence, all heads of its tokens. */
+static double pack_cycles(const nbhd_desc *d, int group)
+{
+    const int bytes = group * d->head_dim * (d->dtype == NBHD_F32 ? 4 : 2);
+    return group == d->kv_heads ? 8.0 : bytes >= PIECE_BYTES ? 12.0 : 12.0 + FAR_CYCLES;
+}
+
 /* Cycles of one way to cut: the work, slower if the keys in use outgrow the cache, and packing lines. */
 static double permute_cycles(const struct nbhd_problem *problem, const struct nbhd_fwd_machine *m, double work,
                              const struct permute_choice *c)
 {
     const nbhd_desc *d = &problem->desc;
     const struct nbhd_axis *a = problem->axis;
-    const int positions = most_positions(a[2], c->extent[2]);
-    const double lines = (double)most_keys(a[0], 1) * most_keys(a[1], c->chunk);
-    const double bytes = c->group * lines * positions * (d->head_dim + d->head_dim_v) * (double)sizeof(float);
+    const int positions = mean_positions(a[2], c->extent[2]), most = most_positions(a[2], c->extent[2]);
+    const double lines = (double)c->group * most_keys(a[0], 1) * most_keys(a[1], c->chunk);
+    const double bytes = lines * positions * (d->head_dim + d->head_dim_v) * (double)sizeof(float);
     double tasks = nbhd_grid_make(position_axis(a[2]), c->extent[2]).count, packed;
     for (int i = 0; i < 2; i++)
         tasks *= nbhd_grid_make(a[i], c->extent[i]).count;
@@ -250,12 +262,13 @@ static double permute_cycles(const struct nbhd_problem *problem, const struct nb
         packed = most_keys(a[1], c->extent[1]);
     else
         packed = ceil((double)c->extent[1] / c->chunk) * most_keys(a[0], c->extent[0]) * most_keys(a[1], c->chunk);
-    if (c->group * lines * (double)line_bytes(d, positions, m->vf) > MOST_BYTES)
+    if (lines * (double)line_bytes(d, most, m->vf) > MOST_BYTES)
         return HUGE_VAL;
-    /* Keys and values come from far away, the slower the less of each page is asked for at a time. */
-    const double far = 6.0 + (FAR_CYCLES - 6) / c->group;
-    const double pack = tasks * packed * positions * (d->head_dim + d->head_dim_v) / m->vf * far;
-    return work * (1.0 + 0.12 * fmax(0.0, log2(bytes / CACHED_BYTES))) + pack;
+    const double vectors = ((double)d->head_dim * whole_vectors(positions, m->vf) + (double)d->head_dim_v * positions) / m->vf;
+    const double list = (double)a[0].length * a[1].length / FWD_ROWS * nbhd_grid_make(position_axis(a[2]), c->extent[2]).count;
+    const double pack = tasks * packed * vectors * pack_cycles(d, c->group) +
+                        list * a[0].window * most_keys(a[1], FWD_ROWS) * RUN_CYCLES;
+    return work * (1.0 + 0.08 * fmax(0.0, bytes - CACHED_BYTES) / (1 << 20)) + pack;
 }
 
 static struct permute_choice choose_permute(const struct nbhd_problem *problem, const struct nbhd_fwd_machine *m, int threads)
