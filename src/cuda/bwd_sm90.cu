@@ -28,12 +28,11 @@
 #error "NBHD_GROUPS: two warpgroups take turns with dQ"
 #endif
 
-#define SLOTS 4 /* twice the stages: what is small is loaded before its stage is free */
-#define FLAG_SETS 2
-#include "device/keys_sm90.cuh"
-
 #define DS_BYTES (2 * NBHD_N * 128) /* a stage */
 #define DQ_BYTES (2 * K_CHUNKS * NBHD_N * 128)
+#define OWN_BYTES (STAGES * DS_BYTES + DQ_BYTES)
+#include "device/keys_sm90.cuh"
+#include "device/key_loaders_sm90.cuh"
 
 /* Named barriers; + the warpgroup that computes the box's dQ. */
 #define BARRIER_DS 1
@@ -41,107 +40,7 @@
 #define BARRIER_DQ_EMPTY 5
 #define BARRIER_END 7
 
-/* The thread's number, read anew: loading warps have no register to keep what follows from it. */
-NBHD_FN int fresh_thread(void)
-{
-    int x;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
-    return x;
-}
-
-/* ---- loading ---- */
-
-/* The flags of this warp's box, a lane looks for each bit; warpgroup 1's mask stands above warpgroup 0's. */
-NBHD_FN unsigned box_flags(const struct tables *tab)
-{
-    int lane = fresh_thread() & 31, axis = lane < 9 ? lane % 3 : 3, set = 0; /* of warp 0 */
-    int origin = ld_shared_b32(smem_address(&tab->at[0]) + 4 * axis);
-    if (lane < 3 * NBHD_GROUPS) {
-        int2 all = tab->all[lane >= 3][axis];
-        set = origin < all.x || origin + tab->q.extent[axis] > all.y;
-    } else if (lane >= 6 && lane < 9) {
-        set = origin + tab->q.extent[axis] < tab->any[axis].y;
-    } else if (lane == 9) {
-        set = origin + 1 < tab->place.head_end;
-    }
-    return __ballot_sync(~0u, set);
-}
-
-/* One lane's part of a box's statistics: rows lane, lane + 32, ...; those outside the tensor get 0. */
-NBHD_FN void load_statistics(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, const struct tables *tab,
-                             int step)
-{
-    const struct place *t = &tab->place;
-    struct box x = box_at(tab);
-    unsigned first = (unsigned)t->batch * p->heads + x.head;
-#pragma unroll
-    for (int a = 0; a < 3; a++) {
-        first = first * p->axis[a].length + x.origin[a] * p->axis[a].dilation + t->group[a];
-        x.origin[a] = t->queries[a] - x.origin[a]; /* rows that are inside */
-    }
-#pragma unroll 1
-    for (int r = fresh_thread() & 31; r < tab->q.queries; r += 32) {
-        int2 query = tab->query[r];
-        int inside = coordinate(query.x, 0) < x.origin[0] && coordinate(query.x, 1) < x.origin[1] &&
-                     coordinate(query.x, 2) < x.origin[2];
-        unsigned token = inside ? first + query.y : 0;
-        cp_async_4(smem_address(&tab->lse[step % SLOTS][r]), b->lse + token, inside);
-        cp_async_4(smem_address(&tab->delta[step % SLOTS][r]), b->delta + token, inside);
-    }
-}
-
-/* Warp 0: all boxes of Q, and what the consumers must know of each. */
-NBHD_FN void load_queries(const struct nbhd_bwd_boxes *b, struct tables *tab, const struct nbhd_tensor_map *maps,
-                          unsigned q_tiles)
-{
-    int step = 0, lane = threadIdx.x & 31, axis = NBHD_MASK_STEPS ? column_axis(&tab->q, lane) : 3;
-    set_first_box(tab);
-    do {
-        unsigned flags = box_flags(tab);
-        if (lane < 2)
-            tab->flags[step % SLOTS][lane] = flags >> 3 * lane & FLAG_MASK | flags & FLAG_MORE;
-        if (NBHD_MASK_BITS && lane == 2)
-            tab->origin[step % SLOTS] = ld_shared_b32(smem_address(&tab->at[0]) + 8);
-        if (NBHD_MASK_STEPS && axis < 3) {
-            int origin = ld_shared_b32(smem_address(&tab->at[0]) + 4 * axis);
-            tab->position[step % SLOTS][lane] = (unsigned)(origin - tab->any[axis].x + MASK_BIAS) * 0x10001;
-        }
-        __syncwarp();
-        if (lane == 0) {
-            struct box x = box_at(tab);
-            unsigned full = smem_address(&tab->q_full[step % STAGES]), dst = q_tiles + step % STAGES * Q_BYTES;
-            mbar_wait(smem_address(&tab->q_empty[step % STAGES]), ~(step / STAGES) & 1);
-            mbar_arrive_expect(full, K_CHUNKS * tab->q.queries * 128);
-            for (int c = 0; c < K_CHUNKS; c++)
-                tma_load_5d(dst + c * NBHD_N * 128, map_of(maps, tab), full, 64 * c, x.head, x.origin[2], x.origin[1],
-                            slowest(b, tab, x.origin));
-        }
-        step = (step + 1) % (2 * SLOTS);
-    } while (set_next_box(tab));
-}
-
-/* Warp 1: all boxes of dO, and their statistics; these arrive only after the stage is free, or they would count for the box
- * before. */
-NBHD_FN void load_gradients(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, struct tables *tab,
-                            const struct nbhd_tensor_map *maps, unsigned do_tiles)
-{
-    int step = 0;
-    set_first_box(tab);
-    do {
-        load_statistics(p, b, tab, step);
-        mbar_wait(smem_address(&tab->do_empty[step % STAGES]), ~(step / STAGES) & 1);
-        cp_async_mbar_arrive(smem_address(&tab->do_full[step % STAGES]));
-        if ((threadIdx.x & 31) == 0) {
-            struct box x = box_at(tab);
-            unsigned full = smem_address(&tab->do_full[step % STAGES]), dst = do_tiles + step % STAGES * DO_BYTES;
-            mbar_arrive_expect(full, V_CHUNKS * tab->q.queries * 128);
-            for (int c = 0; c < V_CHUNKS; c++)
-                tma_load_5d(dst + c * NBHD_N * 128, map_of(maps, tab), full, 64 * c, x.head, x.origin[2], x.origin[1],
-                            slowest(b, tab, x.origin));
-        }
-        step = (step + 1) % (2 * SLOTS);
-    } while (set_next_box(tab));
-}
+/* ---- dQ, to the workspace ---- */
 
 NBHD_FN void group_sync(int id, int group, int threads)
 {
@@ -225,10 +124,6 @@ NBHD_FN void stage_dq(const float *dq, unsigned place)
         }
 }
 
-struct memory {
-    unsigned k, v, q, dout, ds, dq, probes, queries;
-};
-
 /* What a consumer thread holds: sums, scores of the box at hand, and operands. */
 struct registers {
     float dk[NBHD_HEAD_DIM / 2], dv[NBHD_HEAD_DIM_V / 2], s[NBHD_N / 2], dp[NBHD_N / 2];
@@ -243,20 +138,13 @@ struct consumer {
     unsigned long long k, v;
 };
 
-NBHD_FN void zero(float *x, int count)
-{
-#pragma unroll
-    for (int i = 0; i < count; i++)
-        x[i] = 0;
-}
-
 /* Issues S for the box at hand. */
 NBHD_FN void begin_box(struct registers *r, struct consumer *c, const struct tables *tab, const struct memory *m)
 {
     mbar_wait(smem_address(&tab->q_full[c->step % STAGES]), c->step / STAGES & 1);
-    c->flags = __shfl_sync(~0u, tab->flags[c->step % SLOTS][c->group], 0);
+    c->flags = __shfl_sync(~0u, tab->flags[c->step % SLOTS], 0);
     issue_scores(r->s, c->k, wgmma_k_major(m->q + c->step % STAGES * Q_BYTES), K_STEPS);
-    int thread = threadIdx.x - 128, masked = c->flags & FLAG_MASK;
+    int thread = threadIdx.x - 128, masked = c->flags & FLAG_MASK(c->group);
     if (NBHD_MASK_STEPS == 1) { /* ptxas serializes the products that a branch is around, or two such */
         unsigned a[4] = {0};
         if (masked)
@@ -277,7 +165,7 @@ NBHD_FN void find_probabilities(struct registers *r, const struct consumer *c, c
     issue_scores(r->dp, c->v, wgmma_k_major(m->dout + c->step % STAGES * DO_BYTES), V_STEPS);
     wgmma_wait_1(); /* S */
     NBHD_PIN_F(r->s, NBHD_N / 2);
-    if (NBHD_MASK_BITS && c->flags & FLAG_MASK)
+    if (NBHD_MASK_BITS && c->flags & FLAG_MASK(c->group))
         compare_mask(r->s, b, tab, c->step % SLOTS, c->number);
     probabilities(r->s, r->p, tab->lse[c->step % SLOTS], b->scale_log2);
 #pragma unroll
@@ -299,7 +187,7 @@ NBHD_FN void find_dq(struct registers *r, const struct consumer *c, const struct
         NBHD_PIN_F(r->dq[i], NBHD_N / 2);
     group_sync(BARRIER_DQ_EMPTY, c->group, 160);
     for (int i = 0; i < K_CHUNKS; i++)
-        stage_dq(r->dq[i], m->dq + i * 2 * NBHD_N * 128);
+        stage_dq(r->dq[i], m->own + STAGES * DS_BYTES + i * 2 * NBHD_N * 128);
     group_arrive(BARRIER_DQ_FULL, c->group, 160);
 }
 
@@ -309,7 +197,7 @@ NBHD_FN void find_gradients(struct registers *r, const struct consumer *c, struc
                             int with_dq)
 {
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3;
-    unsigned ds = m->ds + c->step % STAGES * DS_BYTES;
+    unsigned ds = m->own + c->step % STAGES * DS_BYTES;
     issue_dv(r->dv, r->p, m->dout + c->step % STAGES * DO_BYTES);
     score_gradients(r->ds, r->s, r->dp, tab->delta[c->step % SLOTS]);
     store_score_gradients(r->ds, ds + c->group * (NBHD_N * 128) + (lane & 7) * 128 + (lane >> 4) * 1024 +
@@ -386,31 +274,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
                   const __grid_constant__ struct maps maps)
 {
     extern __shared__ __align__(1024) char shared[];
-    struct memory m;
-    m.k = smem_address(shared);
-    m.v = m.k + K_BYTES;
-    m.q = m.v + V_BYTES;
-    m.dout = m.q + STAGES * Q_BYTES;
-    m.ds = m.dout + STAGES * DO_BYTES;
-    m.dq = m.ds + STAGES * DS_BYTES;
-    m.probes = m.dq + DQ_BYTES;
-    m.queries = m.probes + PROBE_BYTES;
-    struct tables *tab = (struct tables *)(shared + (m.queries - m.k) + MASK_BYTES);
-    struct place t = tile_place(&p, &b);
-    if (t.origin[0] >= t.keys[0] || t.origin[1] >= t.keys[1] || t.origin[2] >= t.keys[2])
-        return; /* a dilation group with fewer elements than the first */
-    int slice = b.sliced ? blockIdx.z : 0;
-    prepare(&p, &b, &t, tab);
-    if (threadIdx.x == 0) /* the tables are made meanwhile */
-        load_keys(&b, tab, &maps, slice, m.k, m.v);
-    clear_rows(m.k, K_CHUNKS + V_CHUNKS, ROWS, b.rows);
-    clear_rows(m.q, STAGES * (K_CHUNKS + V_CHUNKS), NBHD_N, b.shape[t.shape].queries);
-    if (NBHD_MASK_STEPS)
-        write_mask_queries(&b.shape[t.shape], m.queries);
-    fence_proxy_async();
-    __syncthreads();
-    prepare_bounds(&b, tab);
-    __syncthreads();
+    struct memory m = lay_out(shared);
+    struct tables *tab = m.tab;
+    if (!set_up(&p, &b, &maps, &m))
+        return;
 
     if (threadIdx.x < 128) {
         NBHD_SET_REGISTERS_DOWN(24);
@@ -420,7 +287,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
         else if (warp == 1)
             load_gradients(&p, &b, tab, maps.dout, m.dout);
         else if (warp == 2)
-            add_dq(&b, tab, maps.dq, m.dq);
+            add_dq(&b, tab, maps.dq, m.own + STAGES * DS_BYTES);
     } else {
         NBHD_SET_REGISTERS_UP(NBHD_REGISTERS);
         consume(&p, &b, tab, &m);

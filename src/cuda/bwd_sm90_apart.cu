@@ -24,23 +24,10 @@
 #endif
 
 #define BLOCKS 1
-#define SLOTS 4 /* twice the stages: what is small is loaded before its stage is free */
-#define FLAG_SETS 1
+#define OWN_BYTES (STAGES * P_BYTES)
+#define P_BYTES (NBHD_N * 128) /* a stage */
 #include "device/keys_sm90.cuh"
 #include "device/key_loaders_sm90.cuh"
-
-#define P_BYTES (NBHD_N * 128) /* a stage */
-
-struct memory {
-    unsigned k, v, q, dout, p, probes, queries, p_full, p_empty; /* the last two: barriers */
-};
-
-NBHD_FN void zero(float *x, int count)
-{
-#pragma unroll
-    for (int i = 0; i < count; i++)
-        x[i] = 0;
-}
 
 /* P, to the other warpgroup. place: of this thread. */
 NBHD_FN void hand_over(const unsigned *p, unsigned place)
@@ -80,7 +67,8 @@ NBHD_FN void sum_dv(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b,
                     const struct memory *m)
 {
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3, number = warp * 16 + (lane >> 2);
-    unsigned place = m->p + (threadIdx.x & 127) * 16;
+    unsigned place = m->own + (threadIdx.x & 127) * 16;
+    unsigned p_full = smem_address(tab->own), p_empty = p_full + 8 * STAGES;
     float s[NBHD_N / 2], dv[NBHD_HEAD_DIM_V / 2];
     unsigned packed[NBHD_N / 4];
     zero(dv, NBHD_HEAD_DIM_V / 2);
@@ -93,9 +81,9 @@ NBHD_FN void sum_dv(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b,
     do {
         int stage = step % STAGES, phase = step / STAGES & 1, slot = step % SLOTS;
         mbar_wait(smem_address(&tab->q_full[stage]), phase);
-        flags = __shfl_sync(~0u, tab->flags[slot][0], 0);
+        flags = __shfl_sync(~0u, tab->flags[slot], 0);
         add_scores(s, k, wgmma_k_major(m->q + stage * Q_BYTES), K_STEPS);
-        if (NBHD_MASK_STEPS && flags & FLAG_MASK)
+        if (NBHD_MASK_STEPS && flags & FLAG_MASK(0))
             add_mask(s, tab, slot, m->probes, m->queries, threadIdx.x & 3, threadIdx.x & 127);
         wgmma_fence(); /* for what comes together here: ptxas would add it, with a remark */
         wgmma_commit();
@@ -108,14 +96,14 @@ NBHD_FN void sum_dv(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b,
         begun = 1;
         wgmma_wait_0();
         NBHD_PIN_F(s, NBHD_N / 2);
-        if (NBHD_MASK_BITS && flags & FLAG_MASK)
+        if (NBHD_MASK_BITS && flags & FLAG_MASK(0))
             compare_mask(s, b, tab, slot, number);
         probabilities(s, packed, tab->lse[slot], b->scale_log2);
-        mbar_wait(m->p_empty + 8 * stage, phase ^ 1);
+        mbar_wait(p_empty + 8 * stage, phase ^ 1);
         hand_over(packed, place + stage * P_BYTES);
         __syncwarp();
         if (lane == 0) {
-            mbar_arrive(m->p_full + 8 * stage);
+            mbar_arrive(p_full + 8 * stage);
             mbar_arrive(smem_address(&tab->q_empty[stage]));
         }
         issue_dv(dv, packed, m->dout + stage * DO_BYTES);
@@ -132,7 +120,8 @@ NBHD_FN void sum_dk(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b,
                     const struct memory *m)
 {
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3;
-    unsigned place = m->p + (threadIdx.x & 127) * 16;
+    unsigned place = m->own + (threadIdx.x & 127) * 16;
+    unsigned p_full = smem_address(tab->own), p_empty = p_full + 8 * STAGES;
     float dp[NBHD_N / 2], dk[NBHD_HEAD_DIM / 2];
     unsigned ds[NBHD_N / 4];
     zero(dk, NBHD_HEAD_DIM / 2);
@@ -151,15 +140,15 @@ NBHD_FN void sum_dk(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b,
             mbar_arrive(smem_address(&tab->q_empty[stage ^ 1]));
         begun = 1;
         mbar_wait(smem_address(&tab->q_full[stage]), phase);
-        flags = __shfl_sync(~0u, tab->flags[slot][0], 0);
-        mbar_wait(m->p_full + 8 * stage, phase);
+        flags = __shfl_sync(~0u, tab->flags[slot], 0);
+        mbar_wait(p_full + 8 * stage, phase);
         wgmma_wait_0();
         NBHD_PIN_F(dp, NBHD_N / 2);
         receive(ds, place + stage * P_BYTES, dp, tab->delta[slot]);
         __syncwarp();
         if (lane == 0) {
             mbar_arrive(smem_address(&tab->do_empty[stage]));
-            mbar_arrive(m->p_empty + 8 * stage);
+            mbar_arrive(p_empty + 8 * stage);
         }
         issue_dk(dk, ds, m->q + stage * Q_BYTES);
         step = (step + 1) % (2 * SLOTS);
@@ -175,39 +164,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
                         const __grid_constant__ struct maps maps)
 {
     extern __shared__ __align__(1024) char shared[];
-    struct memory m;
-    m.k = smem_address(shared);
-    m.v = m.k + K_BYTES;
-    m.q = m.v + V_BYTES;
-    m.dout = m.q + STAGES * Q_BYTES;
-    m.p = m.dout + STAGES * DO_BYTES;
-    m.probes = m.p + STAGES * P_BYTES;
-    m.queries = m.probes + PROBE_BYTES;
-    m.p_full = m.queries + MASK_BYTES;
-    m.p_empty = m.p_full + 8 * STAGES;
-    struct tables *tab = (struct tables *)(shared + (m.p_full - m.k) + 16 * STAGES);
-    struct place t = tile_place(&p, &b);
-    if (t.origin[0] >= t.keys[0] || t.origin[1] >= t.keys[1] || t.origin[2] >= t.keys[2])
-        return; /* a dilation group with fewer elements than the first */
-    int slice = b.sliced ? blockIdx.z : 0;
+    struct memory m = lay_out(shared);
+    struct tables *tab = m.tab;
     if (threadIdx.x < 2 * STAGES)
-        mbar_init(m.p_full + 8 * threadIdx.x, 4); /* one lane of each warp */
+        mbar_init(smem_address(&tab->own[threadIdx.x]), 4); /* one lane of each warp */
     mbar_fence_init();
-    prepare(&p, &b, &t, tab);
-    clear_rows(m.k, K_CHUNKS + V_CHUNKS, ROWS, b.rows);
-    clear_rows(m.q, STAGES * (K_CHUNKS + V_CHUNKS), NBHD_N, b.shape[t.shape].queries);
-    if (NBHD_MASK_STEPS)
-        write_mask_queries(&b.shape[t.shape], m.queries);
-    fence_proxy_async();
-    __syncthreads();
-    prepare_bounds(&b, tab);
-    __syncthreads();
+    if (!set_up(&p, &b, &maps, &m))
+        return;
 
     if (threadIdx.x < 128) {
         NBHD_SET_REGISTERS_DOWN(24);
         int warp = threadIdx.x / 32;
-        if (threadIdx.x == 0)
-            load_keys(&b, tab, &maps, slice, m.k, m.v);
         if (warp == 0)
             load_queries(&b, tab, maps.q, m.q);
         else if (warp == 1)

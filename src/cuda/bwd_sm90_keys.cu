@@ -17,20 +17,9 @@
  * With two warpgroups, one skips the boxes of which none of its 64 keys is seen: at the ends of the tile's union.
  *
  * Registers of a consumer thread: dK head_dim/2, dV head_dim_v/2, S, dP N/2 each, P and dS N/4 each. */
-#define SLOTS 4 /* twice the stages: what is small is loaded before its stage is free */
-#define FLAG_SETS 1
 #define SKIPS (NBHD_GROUPS == 2)
 #include "device/keys_sm90.cuh"
 #include "device/key_loaders_sm90.cuh"
-
-/* Both warpgroups' masks are in a box's flags. */
-#define GROUP_MASK(g) (FLAG_MASK << 3 * (g))
-
-/* ---- the products ---- */
-
-struct memory {
-    unsigned k, v, q, dout, probes, queries;
-};
 
 /* One consumer warpgroup: all boxes, then its rows of dK and dV. */
 NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, struct tables *tab,
@@ -43,12 +32,8 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
     unsigned do_full = smem_address(tab->do_full), do_empty = smem_address(tab->do_empty);
     float s[NBHD_N / 2], dp[NBHD_N / 2], dk[NBHD_HEAD_DIM / 2], dv[NBHD_HEAD_DIM_V / 2];
     unsigned packed[NBHD_N / 4], ds[NBHD_N / 4];
-#pragma unroll
-    for (int i = 0; i < NBHD_HEAD_DIM / 2; i++)
-        dk[i] = 0;
-#pragma unroll
-    for (int i = 0; i < NBHD_HEAD_DIM_V / 2; i++)
-        dv[i] = 0;
+    zero(dk, NBHD_HEAD_DIM / 2);
+    zero(dv, NBHD_HEAD_DIM_V / 2);
     if (NBHD_MASK_STEPS)
         write_probes(b, tab, m->probes, number);
     unsigned long long k = wgmma_k_major(m->k + group * 8192), v = wgmma_k_major(m->v + group * 8192);
@@ -58,7 +43,7 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
     do {
         int stage = step % STAGES, phase = step / STAGES & 1, slot = step % SLOTS;
         mbar_wait(q_full + 8 * stage, phase);
-        flags = __shfl_sync(~0u, tab->flags[slot][0], 0);
+        flags = __shfl_sync(~0u, tab->flags[slot], 0);
         if (SKIPS && flags & FLAG_UNSEEN(group)) {
             wgmma_wait_0(); /* dK of the step before */
             NBHD_PIN_F(dk, NBHD_HEAD_DIM / 2);
@@ -74,7 +59,7 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
             continue;
         }
         issue_scores(s, k, wgmma_k_major(m->q + stage * Q_BYTES), K_STEPS);
-        if (NBHD_MASK_STEPS && flags & GROUP_MASK(group))
+        if (NBHD_MASK_STEPS && flags & FLAG_MASK(group))
             issue_mask(s, tab, slot, m->probes, m->queries, threadIdx.x & 3, threadIdx.x - 128);
         mbar_wait(do_full + 8 * stage, phase);
         issue_scores(dp, v, wgmma_k_major(m->dout + stage * DO_BYTES), V_STEPS);
@@ -85,7 +70,7 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
         if (held && lane == 0)
             mbar_arrive(q_empty + 8 * (stage ^ 1));
         held = 1;
-        if (NBHD_MASK_BITS && flags & GROUP_MASK(group))
+        if (NBHD_MASK_BITS && flags & FLAG_MASK(group))
             compare_mask(s, b, tab, slot, number);
         probabilities(s, packed, tab->lse[slot], b->scale_log2);
         unsigned all = 0;
@@ -117,33 +102,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
                        const __grid_constant__ struct maps maps)
 {
     extern __shared__ __align__(1024) char shared[];
-    struct memory m;
-    m.k = smem_address(shared);
-    m.v = m.k + K_BYTES;
-    m.q = m.v + V_BYTES;
-    m.dout = m.q + STAGES * Q_BYTES;
-    m.probes = m.dout + STAGES * DO_BYTES;
-    m.queries = m.probes + PROBE_BYTES;
-    struct tables *tab = (struct tables *)(shared + (m.queries - m.k) + MASK_BYTES);
-    struct place t = tile_place(&p, &b);
-    if (t.origin[0] >= t.keys[0] || t.origin[1] >= t.keys[1] || t.origin[2] >= t.keys[2])
-        return; /* a dilation group with fewer elements than the first */
-    int slice = b.sliced ? blockIdx.z : 0;
-    prepare(&p, &b, &t, tab);
-    clear_rows(m.k, K_CHUNKS + V_CHUNKS, ROWS, b.rows);
-    clear_rows(m.q, STAGES * (K_CHUNKS + V_CHUNKS), NBHD_N, b.shape[t.shape].queries);
-    if (NBHD_MASK_STEPS)
-        write_mask_queries(&b.shape[t.shape], m.queries);
-    fence_proxy_async();
-    __syncthreads();
-    prepare_bounds(&b, tab);
-    __syncthreads();
+    struct memory m = lay_out(shared);
+    struct tables *tab = m.tab;
+    if (!set_up(&p, &b, &maps, &m))
+        return;
 
     if (threadIdx.x < 128) {
         NBHD_SET_REGISTERS_DOWN(24);
         int warp = threadIdx.x / 32;
-        if (threadIdx.x == 0)
-            load_keys(&b, tab, &maps, slice, m.k, m.v);
         if (warp == 0)
             load_queries(&b, tab, maps.q, m.q);
         else if (warp == 1)

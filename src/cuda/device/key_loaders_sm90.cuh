@@ -63,7 +63,7 @@ NBHD_FN void load_queries(const struct nbhd_bwd_boxes *b, struct tables *tab, co
     do {
         unsigned flags = box_flags(tab);
         if (lane == 0)
-            tab->flags[step % SLOTS][0] = flags;
+            tab->flags[step % SLOTS] = flags;
         if (NBHD_MASK_BITS && lane == 2)
             tab->origin[step % SLOTS] = ld_shared_b32(smem_address(&tab->at[0]) + 8);
         if (NBHD_MASK_STEPS && axis < 3) {

@@ -9,9 +9,11 @@
  * -2^30) in those columns from which it is not seen. Problems of one axis compare instead. Keys outside the tensor are
  * seen from nowhere; queries outside it, and rows past a box, have dO, delta and logsumexp 0 and add nothing.
  *
- * The kernel defines, before it includes this: SLOTS, boxes whose small things (logsumexp, delta, mask positions, flags) have a
- * place; FLAG_SETS, 2 where each warpgroup has its own flags; BLOCKS, unless each consumer warpgroup has 64 keys of its own;
- * SKIPS, 1 where a block of 64 keys skips boxes of which it sees no query. */
+ *     shared memory, from a multiple of 1024:
+ *     | K, later dK | V, later dV | Q: 2 stages | dO: 2 | the kernel's own | mask probes | mask queries | struct tables |
+ *
+ * The kernel defines, before it includes this: OWN_BYTES, unless 0, a multiple of 1024; BLOCKS, unless each consumer warpgroup
+ * has 64 keys of its own; SKIPS, 1 where a block of 64 keys skips boxes of which it sees no query. */
 #ifndef NBHD_DEVICE_KEYS_SM90_CUH
 #define NBHD_DEVICE_KEYS_SM90_CUH
 
@@ -38,6 +40,9 @@
 #endif
 #ifndef NBHD_MAPS
 #error "NBHD_MAPS: slices of a launch or shapes of query boxes, at most"
+#endif
+#ifndef OWN_BYTES
+#define OWN_BYTES 0
 #endif
 #ifndef SKIPS
 #define SKIPS 0
@@ -66,6 +71,7 @@
 #define MASK_BYTES (NBHD_MASK_STEPS * NBHD_N * 32)
 #define MASK_BIAS 256 /* as in fwd_sm90.cu: origins and bounds count from the begin of the union, plus this */
 #define STAGES 2
+#define SLOTS 4 /* twice the stages: what is small of a box is loaded before its stage is free */
 #define THREADS (128 * (NBHD_GROUPS + 1))
 #define NOWHERE (1 << 30)
 
@@ -82,11 +88,11 @@ struct place {
 
 /* Beside the tiles in shared memory. */
 struct tables {
-    unsigned long long kv_full, q_full[STAGES], q_empty[STAGES], do_full[STAGES], do_empty[STAGES];
+    unsigned long long kv_full, q_full[STAGES], q_empty[STAGES], do_full[STAGES], do_empty[STAGES], own[2 * STAGES];
     /* Of each box, in slots: */
     float lse[SLOTS][NBHD_N], delta[SLOTS][NBHD_N];
     unsigned position[SLOTS][32]; /* of each mask column: the box's origin on its axis, in both halves */
-    int flags[SLOTS][FLAG_SETS], origin[SLOTS]; /* its origin: on the last axis */
+    int flags[SLOTS], origin[SLOTS]; /* its origin: on the last axis */
     unsigned row[ROWS];
     int2 query[NBHD_N]; /* row of a box: its place, packed as in row, and its distance from the box's origin in tokens */
     int2 window[ROWS + 2]; /* queries that see each coordinate of the key box, axis after axis */
@@ -99,9 +105,29 @@ struct tables {
 
 NBHD_STATIC_ASSERT(sizeof(struct tables) <= NBHD_BWD_SM90_TABLES(NBHD_N), "the host counts on it");
 
-/* Bits of a box's flags: axes on which the warpgroup needs a mask; axes, and heads, on which there are more boxes; axes on
+/* Addresses in shared memory. */
+struct memory {
+    unsigned k, v, q, dout, own, probes, queries;
+    struct tables *tab;
+};
+
+NBHD_FN struct memory lay_out(char *shared)
+{
+    struct memory m;
+    m.k = smem_address(shared);
+    m.v = m.k + K_BYTES;
+    m.q = m.v + V_BYTES;
+    m.dout = m.q + STAGES * Q_BYTES;
+    m.own = m.dout + STAGES * DO_BYTES;
+    m.probes = m.own + OWN_BYTES;
+    m.queries = m.probes + PROBE_BYTES;
+    m.tab = (struct tables *)(shared + (m.queries - m.k) + MASK_BYTES);
+    return m;
+}
+
+/* Bits of a box's flags: axes on which block i of 64 keys needs a mask; axes, and heads, on which there are more boxes; axes on
  * which no key of block i is seen. */
-#define FLAG_MASK 7
+#define FLAG_MASK(i) (7 << 3 * (i))
 #define FLAG_MORE (15 << 6)
 #define FLAG_UNSEEN(i) (7 << (10 + 3 * (i)))
 
@@ -213,17 +239,17 @@ NBHD_FN int slowest(const struct nbhd_bwd_boxes *b, const struct tables *tab, co
 
 /* ---- loading ---- */
 
-NBHD_FN void load_keys(const struct nbhd_bwd_boxes *b, const struct tables *tab, const struct maps *maps, int slice,
-                       unsigned k_tile, unsigned v_tile)
+NBHD_FN void load_keys(const struct nbhd_bwd_boxes *b, const struct memory *m, const struct maps *maps, int slice)
 {
+    const struct tables *tab = m->tab;
     const struct place *t = &tab->place;
     unsigned full = smem_address(&tab->kv_full);
     mbar_arrive_expect(full, (K_CHUNKS + V_CHUNKS) * b->rows * 128);
     for (int c = 0; c < K_CHUNKS; c++)
-        tma_load_5d(k_tile + c * ROWS * 128, &maps->k[slice], full, 64 * c, t->kv_head, t->origin[2], t->origin[1],
+        tma_load_5d(m->k + c * ROWS * 128, &maps->k[slice], full, 64 * c, t->kv_head, t->origin[2], t->origin[1],
                     slowest(b, tab, t->origin));
     for (int c = 0; c < V_CHUNKS; c++)
-        tma_load_5d(v_tile + c * ROWS * 128, &maps->v[slice], full, 64 * c, t->kv_head, t->origin[2], t->origin[1],
+        tma_load_5d(m->v + c * ROWS * 128, &maps->v[slice], full, 64 * c, t->kv_head, t->origin[2], t->origin[1],
                     slowest(b, tab, t->origin));
 }
 
@@ -404,25 +430,29 @@ NBHD_FN void score_gradients(unsigned *packed, const float *p, const float *dp, 
     }
 }
 
-NBHD_FN void issue_dv(float *dv, const unsigned *p, unsigned tile)
+NBHD_FN void zero(float *x, int count)
+{
+#pragma unroll
+    for (int i = 0; i < count; i++)
+        x[i] = 0;
+}
+
+/* Issues dV += P dO (of_v) or dK += dS Q. a: P or dS; tile: of dO or Q. */
+NBHD_FN void issue_sum(float *sum, const unsigned *a, unsigned tile, int of_v)
 {
     unsigned long long b = wgmma_mn_major(tile, NBHD_N);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < NBHD_N / 16; i++)
-        NBHD_DV_PRODUCT(dv, p + 4 * i, wgmma_advance(b, 128 * i), 1);
+        if (of_v)
+            NBHD_DV_PRODUCT(sum, a + 4 * i, wgmma_advance(b, 128 * i), 1);
+        else
+            NBHD_DK_PRODUCT(sum, a + 4 * i, wgmma_advance(b, 128 * i), 1);
     wgmma_commit();
 }
 
-NBHD_FN void issue_dk(float *dk, const unsigned *ds, unsigned tile)
-{
-    unsigned long long b = wgmma_mn_major(tile, NBHD_N);
-    wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < NBHD_N / 16; i++)
-        NBHD_DK_PRODUCT(dk, ds + 4 * i, wgmma_advance(b, 128 * i), 1);
-    wgmma_commit();
-}
+NBHD_FN void issue_dv(float *dv, const unsigned *p, unsigned tile) { issue_sum(dv, p, tile, 1); }
+NBHD_FN void issue_dk(float *dk, const unsigned *ds, unsigned tile) { issue_sum(dk, ds, tile, 0); }
 
 /* ---- the results ---- */
 
@@ -518,6 +548,27 @@ NBHD_FN void clear_rows(unsigned tiles, int chunks, int rows, int used)
     int unused = (rows - used) * 8; /* 16-byte pieces of a chunk */
     for (int i = threadIdx.x; i < unused * chunks; i += THREADS)
         st_shared_v4(tiles + i / unused * (rows * 128) + used * 128 + i % unused * 16, make_uint4(0, 0, 0, 0));
+}
+
+/* All that comes before the first box. False where there is no tile: in a dilation group with fewer elements than the first. */
+NBHD_FN int set_up(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, const struct maps *maps,
+                   const struct memory *m)
+{
+    struct place t = tile_place(p, b);
+    if (t.origin[0] >= t.keys[0] || t.origin[1] >= t.keys[1] || t.origin[2] >= t.keys[2])
+        return 0;
+    prepare(p, b, &t, m->tab);
+    if (threadIdx.x == 0) /* the tables are made meanwhile */
+        load_keys(b, m, maps, b->sliced ? blockIdx.z : 0);
+    clear_rows(m->k, K_CHUNKS + V_CHUNKS, ROWS, b->rows);
+    clear_rows(m->q, STAGES * (K_CHUNKS + V_CHUNKS), NBHD_N, b->shape[t.shape].queries);
+    if (NBHD_MASK_STEPS)
+        write_mask_queries(&b->shape[t.shape], m->queries);
+    fence_proxy_async();
+    __syncthreads();
+    prepare_bounds(b, m->tab);
+    __syncthreads();
+    return 1;
 }
 
 #endif
