@@ -274,7 +274,7 @@ NBHD_FN int column_axis(const struct nbhd_query_box *q, int column)
 NBHD_FN void write_probes(const struct nbhd_bwd_boxes *b, const struct tables *tab, unsigned probes, int number)
 {
     int q = threadIdx.x & 3, thread = number / 64 * 128 + (threadIdx.x & 127);
-#pragma unroll 1
+#pragma unroll /* a loop here has ptxas take what follows for divergent: descriptors in vector registers, 7 % */
     for (int i = 0; i < NBHD_MASK_STEPS; i++) {
         unsigned begin[4], end[4];
 #pragma unroll
