@@ -11,9 +11,8 @@
  *                      statistics    warp 2: adds dQ to the workspace
  *     warpgroups 1, 2  the products
  *
- *     shared memory, from a multiple of 1024; a chunk is 64 columns of 16 bits or 32 floats, 128 bytes a row:
- *     | K, later dK | V, later dV | Q: 2 stages | dO: 2 | dS: 2 x 2 x N x 128 | dQ: chunks x N x 128 |
- *     | mask probes | mask queries | struct tables |
+ * Its own part of shared memory: dS, 2 stages x 2 warpgroups x N x 128 bytes, and dQ, N x 128 for each 32 of its
+ * columns.
  *
  * A box, where the warpgroup has dQ, and where it only hands dS over:
  *     issue S, mask | issue dP | wait S | P | wait dP | issue dV | dS, to shared memory |
@@ -175,8 +174,9 @@ NBHD_FN void find_probabilities(struct registers *r, const struct consumer *c, c
     NBHD_PIN_F(r->dp, NBHD_N / 2);
 }
 
-/* dQ of the box, when dS is complete and dV done: dQ, with dK behind it, and over to the warp that adds it to the workspace.
- * That one's fence makes the stores seen by the copy engine: a fence here would have four warps wait for them. */
+/* dQ of the box, when dS is complete and dV done: dQ, with dK behind it, and over to the warp that adds it to the
+ * workspace. That one's fence makes the stores seen by the copy engine: a fence here would have four warps wait for
+ * them. */
 NBHD_FN void find_dq(struct registers *r, const struct consumer *c, const struct memory *m, unsigned ds)
 {
     for (int i = 0; i < K_CHUNKS; i++)
@@ -191,8 +191,8 @@ NBHD_FN void find_dq(struct registers *r, const struct consumer *c, const struct
     group_arrive(BARRIER_DQ_FULL, c->group, 160);
 }
 
-/* From P and dP to dV, dS and dK; with_dq: and dQ. All are done at the end: products in flight across a turn's end would need
- * more registers than there are, and the other warpgroup's keep the tensor cores busy. */
+/* From P and dP to dV, dS and dK; with_dq: and dQ. All are done at the end: products in flight across a turn's end
+ * would need more registers than there are, and the other warpgroup's keep the tensor cores busy. */
 NBHD_FN void find_gradients(struct registers *r, const struct consumer *c, struct tables *tab, const struct memory *m,
                             int with_dq)
 {

@@ -1,18 +1,16 @@
-/* Gradients of K and V on Hopper, one warpgroup for each: for rows too wide for one warpgroup to hold both. dQ is computed by
- * bwd_sm90_dq.cu. Host half: bwd_sm90.c; box shapes: sm90_bwd_plan.c.
+/* Gradients of K and V on Hopper, one warpgroup for each: for rows too wide for one warpgroup to hold both. dQ is
+ * computed by bwd_sm90_dq.cu. Host half: bwd_sm90.c; box shapes: sm90_bwd_plan.c.
  *
  * A CTA holds 64 keys and streams boxes of queries (device/keys_sm90.cuh). With keys as rows:
  *     warpgroup 1      S = K Q^T      P = exp2(S scale - lse)    dV += P dO
  *     warpgroup 2      dP = V dO^T    dS = P (dP - delta)        dK += dS Q
- * P goes from one to the other through shared memory, packed, as the accumulator lies: a thread reads what the thread with its
- * number in the other warpgroup wrote. So each warpgroup holds one sum, and each has half of the products.
+ * P goes from one to the other through shared memory, packed, as the accumulator lies: a thread reads what the thread
+ * with its number in the other warpgroup wrote. So each warpgroup holds one sum, and each has half of the products.
  * Nothing is shared between CTAs, so the sums have one order.
  *
  *     warpgroup 0      warp 0: K, V, Q boxes, and what each box needs of a mask    warp 1: dO boxes and statistics
  *
- *     shared memory, from a multiple of 1024:
- *     | K, later dK | V, later dV | Q: 2 stages | dO: 2 | P: 2 x N x 128 | mask probes | mask queries | barriers of P |
- *     | struct tables |
+ * Its own part of shared memory is P: 2 stages x N x 128 bytes.
  *
  * A step of warpgroup 1, with dV of the step before still running when it begins, and of warpgroup 2, with dK:
  *     issue S, mask | wait dV | wait S | P | to shared memory | issue dV
@@ -61,8 +59,8 @@ NBHD_FN void receive(unsigned *ds, unsigned place, const float *dp, const float 
     }
 }
 
-/* Warpgroup 1: all boxes, then the rows of dV. The loop ends with only dV in flight: ptxas would not keep scores in flight
- * across its end. */
+/* Warpgroup 1: all boxes, then the rows of dV. The loop ends with only dV in flight: ptxas would not keep scores in
+ * flight across its end. */
 NBHD_FN void sum_dv(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, struct tables *tab,
                     const struct memory *m)
 {

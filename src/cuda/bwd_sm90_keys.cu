@@ -1,16 +1,14 @@
-/* Gradients of K and V on Hopper, where dQ is computed by bwd_sm90_dq.cu: wgmma and TMA. Host half: bwd_sm90.c; box shapes:
- * sm90_bwd_plan.c.
+/* Gradients of K and V on Hopper, where dQ is computed by bwd_sm90_dq.cu: wgmma and TMA. Host half: bwd_sm90.c; box
+ * shapes: sm90_bwd_plan.c.
  *
  * A CTA holds 64 or 128 keys and streams boxes of queries (device/keys_sm90.cuh). A warpgroup has 64 keys as rows:
  *     S = K Q^T    P = exp2(S scale - lse)    dP = V dO^T    dS = P (dP - delta)    dV += P dO    dK += dS Q
  * with P and dS in registers. Nothing is shared between CTAs or warpgroups, so the sums have one order.
- * With one warpgroup several CTAs share a multiprocessor: for small windows, where set-up and first loads are most of a tile.
+ * With one warpgroup several CTAs share a multiprocessor: for small windows, where set-up and first loads are most of
+ * a tile.
  *
  *     warpgroup 0      warp 0: K, V, Q boxes, and what each box needs of a mask    warp 1: dO boxes and statistics
  *     warpgroups 1..   the products
- *
- *     shared memory, from a multiple of 1024:
- *     | K, later dK | V, later dV | Q: 2 stages | dO: 2 | mask probes | mask queries | struct tables |
  *
  * A step, with dK of the step before still running when it begins:
  *     issue S, mask | issue dP | wait S | P | wait dP | issue dV | dS | issue dK | wait dV
@@ -49,7 +47,7 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
             NBHD_PIN_F(dk, NBHD_HEAD_DIM / 2);
             NBHD_KEEP_R(ds, NBHD_N / 4);
             if (lane == 0) {
-                mbar_arrive(do_empty + 8 * stage); /* before Q's: else it might count for the box before, of the stage */
+                mbar_arrive(do_empty + 8 * stage); /* before Q's: else it might count for the stage's box before */
                 if (held)
                     mbar_arrive(q_empty + 8 * (stage ^ 1));
                 mbar_arrive(q_empty + 8 * stage);

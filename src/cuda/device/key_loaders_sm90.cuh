@@ -1,6 +1,6 @@
-/* The loading warps of a kernel that holds a tile of keys (keys_sm90.cuh): the boxes of Q by warp 0, those of dO by warp 1, and
- * what is small and goes with them. That lies in SLOTS, more than there are stages, and is written before a box's stage is
- * free. */
+/* The loading warps of a kernel that holds a tile of keys (keys_sm90.cuh): the boxes of Q by warp 0, those of dO by
+ * warp 1, and what is small and goes with them. That lies in SLOTS, more than there are stages, and is written before
+ * a box's stage is free. */
 #ifndef NBHD_DEVICE_KEY_LOADERS_SM90_CUH
 #define NBHD_DEVICE_KEY_LOADERS_SM90_CUH
 
@@ -15,7 +15,8 @@ NBHD_FN int fresh_thread(void)
 /* The flags of this warp's box, a lane looks for each bit; the mask of keys 64.. stands above that of keys 0..63. */
 NBHD_FN unsigned box_flags(const struct tables *tab)
 {
-    int lane = fresh_thread() & 31, axis = lane < 9 ? lane % 3 : lane > 9 ? (lane - 10) % 3 : 3, set = 0; /* of warp 0 */
+    int lane = fresh_thread() & 31, set = 0; /* of warp 0 */
+    int axis = lane < 9 ? lane % 3 : lane > 9 ? (lane - 10) % 3 : 3;
     int origin = ld_shared_b32(smem_address(&tab->at[0]) + 4 * axis);
     if (lane < 3 * BLOCKS) {
         int2 all = tab->all[lane >= 3][axis];
@@ -84,8 +85,8 @@ NBHD_FN void load_queries(const struct nbhd_bwd_boxes *b, struct tables *tab, co
     } while (set_next_box(tab));
 }
 
-/* Warp 1: all boxes of dO, and their statistics; these arrive only after the stage is free, or they would count for the box
- * before. */
+/* Warp 1: all boxes of dO, and their statistics; these arrive only after the stage is free, or they would count for
+ * the box before. */
 NBHD_FN void load_gradients(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, struct tables *tab,
                             const struct nbhd_tensor_map *maps, unsigned do_tiles)
 {

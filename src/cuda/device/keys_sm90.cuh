@@ -1,19 +1,22 @@
-/* What bwd_sm90.cu and bwd_sm90_keys.cu share: a CTA that holds a tile of keys and streams the boxes of queries that see them.
- * Where the tile lies, its tables, the order of the boxes, masks, products, rows out, and what comes before the first box.
+/* What bwd_sm90.cu, _keys and _apart share: a CTA that holds a tile of keys and streams the boxes of queries that
+ * see them. Where the tile lies, its tables, the order of the boxes, masks, products, rows out, and what comes before
+ * the first box.
  *
- * One CTA holds a box of 64 keys per consumer warpgroup (K and V) and streams the boxes of N queries that see them (Q, dO and
- * their statistics), for every query head of the key/value head. The boxes of queries start at the corner of the tile's own
- * inverse window. A chunk is 64 columns of 16 bits, 128 bytes a row.
+ * One CTA holds a box of 64 keys per consumer warpgroup (K and V) and streams the boxes of N queries that see them
+ * (Q, dO and their statistics), for every query head of the key/value head. The boxes of queries start at the corner
+ * of the tile's own inverse window. A chunk is 64 columns of 16 bits, 128 bytes a row.
  *
- * Masks are as in fwd_sm90.cu, roles changed: a box of queries has a one-hot column per coordinate, a key -2^100 (float16:
- * -2^30) in those columns from which it is not seen. Problems of one axis compare instead. Keys outside the tensor are
- * seen from nowhere; queries outside it, and rows past a box, have dO, delta and logsumexp 0 and add nothing.
+ * Masks are as in fwd_sm90.cu, roles changed: a box of queries has a one-hot column per coordinate, a key -2^100
+ * (float16: -2^30) in those columns from which it is not seen. Problems of one axis compare instead. Keys outside the
+ * tensor are seen from nowhere; queries outside it, and rows past a box, have dO, delta and logsumexp 0 and add
+ * nothing.
  *
  *     shared memory, from a multiple of 1024:
- *     | K, later dK | V, later dV | Q: 2 stages | dO: 2 | the kernel's own | mask probes | mask queries | struct tables |
+ *     | K, later dK | V, later dV | Q: 2 stages | dO: 2 | the kernel's own | mask probes | mask queries |
+ *     | struct tables |
  *
- * The kernel defines, before it includes this: OWN_BYTES, unless 0, a multiple of 1024; BLOCKS, unless each consumer warpgroup
- * has 64 keys of its own; SKIPS, 1 where a block of 64 keys skips boxes of which it sees no query. */
+ * The kernel defines, before it includes this: OWN_BYTES, unless 0, a multiple of 1024; BLOCKS, unless each consumer
+ * warpgroup has 64 keys of its own; SKIPS, 1 where a block of 64 keys skips boxes of which it sees no query. */
 #ifndef NBHD_DEVICE_KEYS_SM90_CUH
 #define NBHD_DEVICE_KEYS_SM90_CUH
 
@@ -88,15 +91,17 @@ struct place {
 
 /* Beside the tiles in shared memory. */
 struct tables {
-    unsigned long long kv_full, q_full[STAGES], q_empty[STAGES], do_full[STAGES], do_empty[STAGES], own[2 * STAGES];
+    unsigned long long kv_full, q_full[STAGES], q_empty[STAGES], do_full[STAGES], do_empty[STAGES];
+    unsigned long long own[2 * STAGES]; /* the kernel's */
     /* Of each box, in slots: */
     float lse[SLOTS][NBHD_N], delta[SLOTS][NBHD_N];
     unsigned position[SLOTS][32]; /* of each mask column: the box's origin on its axis, in both halves */
     int flags[SLOTS], origin[SLOTS]; /* its origin: on the last axis */
     unsigned row[ROWS];
-    int2 query[NBHD_N]; /* row of a box: its place, packed as in row, and its distance from the box's origin in tokens */
+    int2 query[NBHD_N]; /* row of a box: its place, packed as in row, and its distance from the origin in tokens */
     int2 window[ROWS + 2]; /* queries that see each coordinate of the key box, axis after axis */
-    int2 any[3], some[BLOCKS][3], all[BLOCKS][3]; /* queries that see some key of the tile, of a block of 64, all of its keys */
+    /* Queries that see some key of the tile, of a block of 64, all of its keys: */
+    int2 any[3], some[BLOCKS][3], all[BLOCKS][3];
     uint4 at[4]; /* each loading warp's box */
     struct place place;
     struct nbhd_query_box q; /* the tile's shape */
@@ -125,8 +130,8 @@ NBHD_FN struct memory lay_out(char *shared)
     return m;
 }
 
-/* Bits of a box's flags: axes on which block i of 64 keys needs a mask; axes, and heads, on which there are more boxes; axes on
- * which no key of block i is seen. */
+/* Bits of a box's flags: axes on which block i of 64 keys needs a mask; axes, and heads, on which there are more
+ * boxes; axes on which no key of block i is seen. */
 #define FLAG_MASK(i) (7 << 3 * (i))
 #define FLAG_MORE (15 << 6)
 #define FLAG_UNSEEN(i) (7 << (10 + 3 * (i)))
@@ -193,7 +198,8 @@ NBHD_FN struct box box_at(const struct tables *tab)
 NBHD_FN void set_box(struct tables *tab, const struct box *x)
 {
     __syncwarp();
-    st_shared_v4(smem_address(&tab->at[threadIdx.x >> 5]), make_uint4(x->origin[0], x->origin[1], x->origin[2], x->head));
+    st_shared_v4(smem_address(&tab->at[threadIdx.x >> 5]),
+                 make_uint4(x->origin[0], x->origin[1], x->origin[2], x->head));
     __syncwarp();
 }
 
@@ -268,9 +274,10 @@ NBHD_FN int column_axis(const struct nbhd_query_box *q, int column)
 #define MASK_FAR (NBHD_DTYPE == 2 ? 0xf180f180u : 0xf800f800u)
 #define MASK_ONE (NBHD_DTYPE == 2 ? 0x3f80u : 0x7800u)
 
-/* What a thread knows of its rows' mask columns: columns 2q, 2q + 1, 2q + 8, 2q + 9 of each step. For each the bounds between
- * which a box's origin must lie, as 0x8000 - bound, row 1's in the upper half: a sum with an origin has the sign bit of
- * a half set where the origin has reached the bound. In shared memory, 16 bytes a thread for the begins, then the ends. */
+/* What a thread knows of its rows' mask columns: columns 2q, 2q + 1, 2q + 8, 2q + 9 of each step. For each the bounds
+ * between which a box's origin must lie, as 0x8000 - bound, row 1's in the upper half: a sum with an origin has the
+ * sign bit of a half set where the origin has reached the bound. In shared memory, 16 bytes a thread for the begins,
+ * then the ends. */
 NBHD_FN void write_probes(const struct nbhd_bwd_boxes *b, const struct tables *tab, unsigned probes, int number)
 {
     int q = threadIdx.x & 3, thread = number / 64 * 128 + (threadIdx.x & 127);
@@ -295,11 +302,13 @@ NBHD_FN void write_probes(const struct nbhd_bwd_boxes *b, const struct tables *t
             }
         }
         st_shared_v4(probes + i * PROBE_STEP + thread * 16, make_uint4(begin[0], begin[1], begin[2], begin[3]));
-        st_shared_v4(probes + i * PROBE_STEP + PROBE_STEP / 2 + thread * 16, make_uint4(end[0], end[1], end[2], end[3]));
+        st_shared_v4(probes + i * PROBE_STEP + PROBE_STEP / 2 + thread * 16,
+                     make_uint4(end[0], end[1], end[2], end[3]));
     }
 }
 
-/* The queries' one-hot columns: tiles of 16 columns, a query's 32 bytes a row, 32-byte swizzle (address bit 4 ^= bit 7). */
+/* The queries' one-hot columns: tiles of 16 columns, a query's 32 bytes a row, 32-byte swizzle (address bit 4 ^= bit
+ * 7). */
 NBHD_FN void write_mask_queries(const struct nbhd_query_box *q, unsigned queries)
 {
     for (int i = threadIdx.x; i < 2 * NBHD_MASK_STEPS * NBHD_N; i += THREADS) {
@@ -339,7 +348,8 @@ NBHD_FN void find_mask(unsigned *a, const struct tables *tab, int slot, unsigned
 #define MASK_OPERANDS (4 * NBHD_MASK_STEPS + !NBHD_MASK_STEPS)
 
 /* Issues the mask's part of S, to be committed. */
-NBHD_FN void add_mask(float *s, const struct tables *tab, int slot, unsigned probes, unsigned queries, int q, int thread)
+NBHD_FN void add_mask(float *s, const struct tables *tab, int slot, unsigned probes, unsigned queries, int q,
+                      int thread)
 {
     unsigned a[MASK_OPERANDS];
     find_mask(a, tab, slot, probes, q, thread);
@@ -349,7 +359,8 @@ NBHD_FN void add_mask(float *s, const struct tables *tab, int slot, unsigned pro
         NBHD_MASK(s, a + 4 * i, wgmma_k_major_32(queries + i * NBHD_N * 32), 1);
 }
 
-NBHD_FN void issue_mask(float *s, const struct tables *tab, int slot, unsigned probes, unsigned queries, int q, int thread)
+NBHD_FN void issue_mask(float *s, const struct tables *tab, int slot, unsigned probes, unsigned queries, int q,
+                        int thread)
 {
     add_mask(s, tab, slot, probes, queries, q, thread);
     wgmma_commit();
@@ -458,7 +469,8 @@ NBHD_FN void issue_dk(float *dk, const unsigned *ds, unsigned tile) { issue_sum(
 
 /* Writes a warp's 16 rows of dK or dV. stage: the first row's place in shared memory. */
 NBHD_FN void store_rows(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, const struct tables *tab,
-                        const struct nbhd_view *view, const float *sum, int dim, float scale, unsigned stage, int number)
+                        const struct nbhd_view *view, const float *sum, int dim, float scale, unsigned stage,
+                        int number)
 {
     const struct place *t = &tab->place;
     int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
@@ -498,7 +510,7 @@ NBHD_FN void prepare(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
         mbar_init(smem_address(&tab->kv_full), 1);
         for (int i = 0; i < STAGES; i++) {
             mbar_init(smem_address(&tab->q_full[i]), 1);
-            mbar_init(smem_address(&tab->do_full[i]), 33); /* the copy engine's thread, and each lane for its statistics */
+            mbar_init(smem_address(&tab->do_full[i]), 33); /* the copy engine's thread; each lane for its statistics */
             mbar_init(smem_address(&tab->q_empty[i]), 4 * NBHD_GROUPS); /* one lane of each consumer warp */
             mbar_init(smem_address(&tab->do_empty[i]), 4 * NBHD_GROUPS);
         }
@@ -511,7 +523,8 @@ NBHD_FN void prepare(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
     for (int i = thread; i < SLOTS * NBHD_N; i += THREADS) /* rows past a box: never loaded */
         tab->lse[0][i] = tab->delta[0][i] = 0;
     for (int i = thread; i < q->queries; i += THREADS) {
-        int at[3] = {i / (q->extent[1] * q->extent[2]), i / q->extent[2] % q->extent[1], i % q->extent[2]}, distance = 0;
+        int at[3] = {i / (q->extent[1] * q->extent[2]), i / q->extent[2] % q->extent[1], i % q->extent[2]};
+        int distance = 0;
         for (int a = 0; a < 3; a++)
             distance = distance * p->axis[a].length + at[a] * p->axis[a].dilation;
         tab->query[i] = make_int2(at[0] | at[1] << 8 | at[2] << 16, distance);
@@ -550,7 +563,8 @@ NBHD_FN void clear_rows(unsigned tiles, int chunks, int rows, int used)
         st_shared_v4(tiles + i / unused * (rows * 128) + used * 128 + i % unused * 16, make_uint4(0, 0, 0, 0));
 }
 
-/* All that comes before the first box. False where there is no tile: in a dilation group with fewer elements than the first. */
+/* All that comes before the first box. False where there is no tile: in a dilation group with fewer elements than the
+ * first. */
 NBHD_FN int set_up(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, const struct maps *maps,
                    const struct memory *m)
 {
