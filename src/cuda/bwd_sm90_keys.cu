@@ -12,12 +12,32 @@
  *
  * A step, with dK of the step before still running when it begins:
  *     issue S, mask | issue dP | wait S | P | wait dP | issue dV | dS | issue dK | wait dV
- * With two warpgroups, one skips the boxes of which none of its 64 keys is seen: at the ends of the tile's union.
+ * With two warpgroups, one skips the boxes of which none of its 64 keys is seen: at the ends of the tile's union. And they
+ * take turns: one issues its S only when the other's is complete, so that its products fill the time of the other's
+ * exponentials.
  *
  * Registers of a consumer thread: dK head_dim/2, dV head_dim_v/2, S, dP N/2 each, P and dS N/4 each. */
 #define SKIPS (NBHD_GROUPS == 2)
 #include "device/keys_sm90.cuh"
 #include "device/key_loaders_sm90.cuh"
+
+/* Barriers 2 and 3: it is the turn of warpgroup 0, of warpgroup 1. The ids are literals, or ptxas reserves all 16. */
+NBHD_FN void wait_turn(int group)
+{
+    if (NBHD_GROUPS == 2 && group == 0)
+        named_barrier_sync(2, 256);
+    else if (NBHD_GROUPS == 2)
+        named_barrier_sync(3, 256);
+}
+
+/* To the other warpgroup. */
+NBHD_FN void pass_turn(int group)
+{
+    if (NBHD_GROUPS == 2 && group == 0)
+        named_barrier_arrive(3, 256);
+    else if (NBHD_GROUPS == 2)
+        named_barrier_arrive(2, 256);
+}
 
 /* One consumer warpgroup: all boxes, then its rows of dK and dV. */
 NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, struct tables *tab,
@@ -38,11 +58,17 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
     mbar_wait(smem_address(&tab->kv_full), 0);
 
     int step = 0, flags, held = 0;
+    if (group == 1)
+        pass_turn(group);
     do {
         int stage = step % STAGES, phase = step / STAGES & 1, slot = step % SLOTS;
         mbar_wait(q_full + 8 * stage, phase);
         flags = __shfl_sync(~0u, tab->flags[slot], 0);
+        int others = group == 0 || flags & FLAG_MORE; /* whether the other warpgroup has a turn after this one */
+        wait_turn(group);
         if (SKIPS && flags & FLAG_UNSEEN(group)) {
+            if (others)
+                pass_turn(group);
             wgmma_wait_0(); /* dK of the step before */
             NBHD_PIN_F(dk, NBHD_HEAD_DIM / 2);
             NBHD_KEEP_R(ds, NBHD_N / 4);
@@ -65,6 +91,8 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
         NBHD_PIN_F(s, NBHD_N / 2);
         NBHD_PIN_F(dk, NBHD_HEAD_DIM / 2);
         NBHD_KEEP_R(ds, NBHD_N / 4);
+        if (others)
+            pass_turn(group);
         if (held && lane == 0)
             mbar_arrive(q_empty + 8 * (stage ^ 1));
         held = 1;

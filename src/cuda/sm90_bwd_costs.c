@@ -23,8 +23,9 @@ static double step_clocks(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p
     const double load = p->n * (double)(d->head_dim + d->head_dim_v) * 2 / 32;
     if (p->apart)
         return fmax(1.2 * products + 100, load);
-    const double fixed = p->groups == 1 ? 80 + 1.5 * nbhd_max(0, 80 - p->n) : 60;
-    return fmax(1.25 * products + 2.25 * p->groups * p->n + fixed, load);
+    if (p->groups == 2)
+        return fmax(0.58 * products + 4.4 * p->n + 1210, load);
+    return fmax(1.25 * products + 2.25 * p->n + 80 + 1.5 * nbhd_max(0, 80 - p->n), load);
 }
 
 static double mask_clocks(const struct nbhd_sm90_bwd_plan *p)
