@@ -1,19 +1,21 @@
-/* Backward for large windows, in tiles of broadcast.inc.h. Five products of one microkernel shape, none with a transposed key:
+/* Backward for large windows, in tiles of broadcast.inc.h. Five products of one microkernel shape, none with a
+ * transposed key:
  *
  *     S[key][64]   = Qt[d][64]  * K[key][d]            dP[key][64] = dOt[d][64] * V[key][d]
  *     P = exp2(factor S - lse)                         dS = P (scale dP - scale delta)
  *     dV[key][d]  += P[key][q]  * dO[q][d]             dK[key][d] += dS[key][q] * Q[q][d]
  *     dQt[d][64]  += dS[key][64] * K[key][d]
  *
- * K, V, dK and dV are used where they lie (16-bit K and V are unpacked block by block); a tile keeps Q and dO both as they lie,
- * unpacked, and transposed. dK and dV are added to in memory, once for each tile and block of FWD_BLOCK keys.
- * What a lane does not see has P = dS = 0. A zero does not silence a NaN or infinity on the other side of a product, so in
- * masked blocks such key rows count as zeros (lanes that see one have a NaN in P or dS anyway), and so do such rows of Q and dO,
- * whose lanes are given a NaN for P instead. Included by bwd.inc.h. */
+ * K, V, dK and dV are used where they lie (16-bit K and V are unpacked block by block); a tile keeps Q and dO both as
+ * they lie, unpacked, and transposed. dK and dV are added to in memory, once for each tile and block of FWD_BLOCK keys.
+ * What a lane does not see has P = dS = 0. A zero does not silence a NaN or infinity on the other side of a product, so
+ * in masked blocks such key rows count as zeros (lanes that see one have a NaN in P or dS anyway), and so do such rows
+ * of Q and dO, whose lanes are given a NaN for P instead. Included by bwd.inc.h. */
 
 /* ---- the products that sum over a tile's queries ---- */
 
-/* Q and dO of a tile in strips of as many columns as kv_micro takes: [strip][64][KV_STRIP], so that a strip is contiguous. */
+/* Q and dO of a tile in strips of as many columns as kv_micro takes: [strip][64][KV_STRIP], so that a strip is
+ * contiguous. */
 #define KV_STRIP (V_STRIP * VF)
 
 static float *strip_at(float *x, int lane, int column)
@@ -21,7 +23,8 @@ static float *strip_at(float *x, int lane, int column)
     return x + (column / KV_STRIP * FWD_LANES + lane) * KV_STRIP + column % KV_STRIP;
 }
 
-/* rows[n][nv vectors from column on] += sum over lanes of p[row][lane] * x[lane][0..]; the last vector has `last` columns. */
+/* rows[n][nv vectors from column on] += sum over lanes of p[row][lane] * x[lane][0..]; the last vector has `last`
+ * columns. */
 V_FN void kv_micro(const float *p, const float *x, int lanes, float *const *rows, int column, const int n, const int nv,
                    const int last)
 {
@@ -56,7 +59,8 @@ V_FN void kv_panel(const float *p, const float *x, int lanes, float *const *rows
 {
     int i = 0;
     for (; i + V_ROWS <= keys; i += V_ROWS) {
-        prefetch_rows((const float *const *)rows + i + V_ROWS, nbhd_min(V_ROWS, keys - i - V_ROWS), column, column + nv * VF);
+        prefetch_rows((const float *const *)rows + i + V_ROWS, nbhd_min(V_ROWS, keys - i - V_ROWS), column,
+                      column + nv * VF);
         kv_micro(p + i * FWD_LANES, x, lanes, rows + i, column, V_ROWS, nv, last);
     }
     if (i + 4 <= keys) {
@@ -320,7 +324,8 @@ static void bwd_broadcast_task(const struct bwd_task *task, char *scratch)
                     for (int a = 0; a < 3; a++) {
                         const struct nbhd_region *region = &task->region[a];
                         q[a].end = nbhd_min(q[a].begin + b->tile[a], region->q.end);
-                        tile_axis_init(&t.tile.axis[a], c->p->axis[a], (struct nbhd_cell){region->group, region->size, q[a]});
+                        tile_axis_init(&t.tile.axis[a], c->p->axis[a],
+                                       (struct nbhd_cell){region->group, region->size, q[a]});
                     }
                     t.tile.heads = nbhd_range_of(h, nbhd_min(h + b->head_tile, first + share));
                     tile_lanes(&t.tile, c->p);

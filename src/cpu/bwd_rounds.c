@@ -1,8 +1,8 @@
 /* See bwd_rounds.h. */
 #include "cpu/bwd_rounds.h"
 
-/* For a dilation group of n: keys are visited in order by queries in order, so regions i and i + c are disjoint if the one ends
- * before the other begins. */
+/* For a dilation group of n: keys are visited in order by queries in order, so regions i and i + c are disjoint if the
+ * one ends before the other begins. */
 static int count_colours(struct nbhd_axis a, int n, int extent)
 {
     const int regions = (n + extent - 1) / extent;
@@ -21,7 +21,7 @@ struct nbhd_rounds nbhd_rounds_make(struct nbhd_axis a, int tile, int regions, b
     const int n = nbhd_group_size(a, 0), tiles = (n + tile - 1) / tile, extent = (tiles + regions - 1) / regions * tile;
     struct nbhd_rounds r = {.regions = nbhd_grid_make(a, extent), .groups = a.dilation, .paired = paired};
     const int each = r.regions.tiles_long;
-    /* Groups come in two sizes, and the last windows of the shorter ones may share keys where those of the longer do not. */
+    /* Groups come in two sizes; last windows of the shorter ones may share keys where those of the longer do not. */
     const int shorter = nbhd_group_size(a, a.dilation - 1);
     r.rounds = paired ? each : nbhd_max(count_colours(a, n, extent), count_colours(a, shorter, extent));
     r.slots = r.groups * (paired ? each : (each + r.rounds - 1) / r.rounds);

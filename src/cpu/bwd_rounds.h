@@ -1,14 +1,15 @@
 /* Who may add to a key's gradient, and when: how the backward is cut into tasks so that its sums have one order for any
  * number of threads, without a second copy of dk and dv.
  *
- * Each axis of queries is cut into regions. A task is one region (of all three axes, of one kv head of a batch entry); it
- * adds to dk and dv of the keys that its queries see. Tasks run in rounds: within a round no two touch the same key or query;
- * rounds follow one another. An axis is divided in one of two ways:
+ * Each axis of queries is cut into regions. A task is one region (of all three axes, of one kv head of a batch entry);
+ * it adds to dk and dv of the keys that its queries see. Tasks run in rounds: within a round no two touch the same key
+ * or query; rounds follow one another. An axis is divided in one of two ways:
  *
- *   coloured: region i runs in round i mod c, with all its keys; c is the least for which regions i and i + c have no key in
- *             common. Two or three rounds where windows are small beside the axis.
- *   paired:   keys are cut into as many regions as queries, n; in round r query region i meets key region (i + r) mod n.
- *             For windows about as long as the axis, where all regions share keys. dq then is summed over rounds too.
+ *   coloured: region i runs in round i mod c, with all its keys; c is the least for which regions i and i + c have no
+ *             key in common. Two or three rounds where windows are small beside the axis.
+ *   paired:   keys are cut into as many regions as queries, n; in round r query region i meets key region
+ *             (i + r) mod n. For windows about as long as the axis, where all regions share keys. dq then is summed
+ *             over rounds too.
  *
  * Dilation groups share nothing and are regions apart. The cut depends on the problem alone, never on threads. */
 #ifndef NBHD_CPU_BWD_ROUNDS_H

@@ -1,12 +1,13 @@
-/* The backward that refuses nothing legal, on any CPU: one pair at a time, in double. The clearest statement of the gradients.
+/* The backward that refuses nothing legal, on any CPU: one pair at a time, in double. The clearest statement of the
+ * gradients.
  *
  *     P = exp(scale q.k + bias - lse)      dS = P (dout.v - delta)      delta = o.dout - dlse
  *     dq = scale sum_k dS k     dk = scale sum_q dS q     dv = sum_q P dout     dbias[r] = sum_{k - q = r} dS
  *
- * Three sweeps, each of which sums one element of its result in one task, in a fixed order: the bits do not depend on the
- * number of threads. Queries first (dq; lse and delta are kept in the workspace), then keys over the queries that see them
- * (dk, dv, those of extra keys), then elements of the bias table.
- * Workspace: lse and delta of every query and head, 16 bytes each; per thread, four rows. */
+ * Three sweeps, each of which sums one element of its result in one task, in a fixed order: the bits do not depend on
+ * the number of threads. Queries first (dq; lse and delta are kept in the workspace), then keys over the queries that
+ * see them (dk, dv, those of extra keys), then elements of the bias table. Workspace: lse and delta of every query and
+ * head, 16 bytes each; per thread, four rows. */
 #include <stdio.h>
 #include "core/counters.h"
 #include "core/kernel.h"
@@ -78,8 +79,8 @@ static struct query_state *state_at(const struct call *call, int batch, int head
     return call->states + row * a[2].length + x[2];
 }
 
-/* Both sweeps look at a pair from one of its sides: `mine` are q and dout of a query, or k and v of a key, and the sums are
- * dq, or dk and dv; the other side's rows come from memory. */
+/* Both sweeps look at a pair from one of its sides: `mine` are q and dout of a query, or k and v of a key, and the sums
+ * are dq, or dk and dv; the other side's rows come from memory. */
 struct side {
     double *mine_a, *mine_b; /* [head_dim], [head_dim_v] */
     double *sum_a, *sum_b;   /* gradients; sum_b is for a key's only */
@@ -133,9 +134,9 @@ static void store_row(const struct call *call, char *to, const double *row, doub
 
 /* ---- queries: dq, and what the later sweeps need to know ---- */
 
-/* The logsumexp is given in float32, whose rounding a float64 problem would feel in every probability. So there it is computed
- * again, and used where the given one is its rounding; a given one that is not (of a larger whole, of which these keys are
- * a part) stands. */
+/* The logsumexp is given in float32, whose rounding a float64 problem would feel in every probability. So there it is
+ * computed again, and used where the given one is its rounding; a given one that is not (of a larger whole, of which
+ * these keys are a part) stands. */
 static double exact_lse(const struct call *call, int batch, int head, const struct side *s, const struct nbhd_box *keys,
                         double given)
 {
@@ -317,7 +318,8 @@ static nbhd_status run(const struct nbhd_plan *plan, const struct nbhd_params *p
 {
     (void)stream;
     const struct nbhd_problem *problem = &plan->problem;
-    struct call call = {p, problem->desc.dtype, workspace, (char *)workspace + states_size(problem), scratch_size(problem)};
+    struct call call = {p, problem->desc.dtype, workspace, (char *)workspace + states_size(problem),
+                        scratch_size(problem)};
     nbhd_parallel(plan->config.threads, count_query_rows(problem), query_row, &call);
     nbhd_parallel(plan->config.threads, count_key_rows(problem), key_row, &call);
     if (p->dbias) {

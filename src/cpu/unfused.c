@@ -8,9 +8,9 @@ static struct nbhd_product product(const struct nbhd_params *p, int dtype, enum 
                                    const struct nbhd_view *query, const struct nbhd_view *key,
                                    const struct nbhd_view *scores, bool of_values)
 {
-    struct nbhd_product r = {.kind = kind, .batch = p->batch, .heads = p->heads, .kv_heads = p->kv_heads, .dtype = dtype,
-                             .width = of_values ? p->head_dim_v : p->head_dim, .query = *query, .key = *key,
-                             .scores = *scores, .scale = of_values ? 1.0f : p->scale, .fill = 0.0f};
+    struct nbhd_product r = {.kind = kind, .batch = p->batch, .heads = p->heads, .kv_heads = p->kv_heads,
+                             .dtype = dtype, .width = of_values ? p->head_dim_v : p->head_dim, .query = *query,
+                             .key = *key, .scores = *scores, .scale = of_values ? 1.0f : p->scale, .fill = 0.0f};
     for (int i = 0; i < 3; i++)
         r.axis[i] = p->axis[i];
     return r;

@@ -1,11 +1,13 @@
-/* The unfused passes as three products over the pairs of a query and a key that it sees; each pass is one or two of them:
+/* The unfused passes as three products over the pairs of a query and a key that it sees; each pass is one or two of
+ * them:
  *
  *     WRITES_SCORES    scores[q][k]  = scale * query[q] . key[k] (+ bias)      qk; av_bwd (dout . v)
  *     WRITES_QUERIES   query[q]      = scale * sum over k of scores[q][k] key[k]     av; qk_bwd (dq)
  *     WRITES_KEYS      key[k]        = scale * sum over q of scores[q][k] query[q]   qk_bwd (dk); av_bwd (dv)
  *
- * A row of scores has the window's product of entries; a key's entry is its distance from the query's first key, per axis.
- * Where a causal or truncated window has fewer keys, the entries past its end are written as `fill` and never read. */
+ * A row of scores has the window's product of entries; a key's entry is its distance from the query's first key, per
+ * axis. Where a causal or truncated window has fewer keys, the entries past its end are written as `fill` and never
+ * read. */
 #ifndef NBHD_CPU_UNFUSED_H
 #define NBHD_CPU_UNFUSED_H
 

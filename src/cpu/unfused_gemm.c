@@ -89,8 +89,8 @@ static int insert(struct tile_choice *best, int count, int room, const struct ti
 }
 
 /* The cheapest tiles, by the model; returns how many. */
-static int choose_tiles(const struct nbhd_problem *problem, enum nbhd_product_kind kind, int vf, struct tile_choice *best,
-                        int room)
+static int choose_tiles(const struct nbhd_problem *problem, enum nbhd_product_kind kind, int vf,
+                        struct tile_choice *best, int room)
 {
     static const int extents[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64};
     enum { EXTENTS = sizeof extents / sizeof *extents };
@@ -176,10 +176,11 @@ nbhd_status nbhd_gemm_build(struct nbhd_plan *plan)
     const nbhd_status status = nbhd_unfused_build(plan, sizeof(float), "");
     g->table = g->scratch * (size_t)g->threads;
     plan->workspace += g->table;
-    int used = snprintf(plan->describe, sizeof plan->describe, "tiles of %dx%dx%d", c->q_tile[0], c->q_tile[1], c->q_tile[2]);
+    int used = snprintf(plan->describe, sizeof plan->describe, "tiles of %dx%dx%d", c->q_tile[0], c->q_tile[1],
+                        c->q_tile[2]);
     if (g->products > 1)
-        used += snprintf(plan->describe + used, sizeof plan->describe - (size_t)used, " queries, %dx%dx%d keys", c->k_tile[0],
-                         c->k_tile[1], c->k_tile[2]);
+        used += snprintf(plan->describe + used, sizeof plan->describe - (size_t)used, " queries, %dx%dx%d keys",
+                         c->k_tile[0], c->k_tile[1], c->k_tile[2]);
     snprintf(plan->describe + used, sizeof plan->describe - (size_t)used, ", %d threads", g->threads);
     return status;
 }

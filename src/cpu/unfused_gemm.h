@@ -1,4 +1,5 @@
-/* How the GEMM-based unfused passes cut a problem into tiles: decided by unfused_gemm.c, obeyed by unfused_gemm.inc.h. */
+/* How the GEMM-based unfused passes cut a problem into tiles: decided by unfused_gemm.c, obeyed by
+ * unfused_gemm.inc.h. */
 #ifndef NBHD_CPU_UNFUSED_GEMM_H
 #define NBHD_CPU_UNFUSED_GEMM_H
 

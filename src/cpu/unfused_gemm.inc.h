@@ -1,13 +1,14 @@
-/* The GEMM-based unfused passes. A tile is a box of up to GEMM_LANES rows of the side that stays (queries, or keys where
- * keys are written). The other side is visited in runs: consecutive elements along axis 2 at one place on axes 0 and 1. To
- * each run belong just the rows of the tile that see it on axes 0 and 1, so work is wasted on axis 2 only: a small GEMM
+/* The GEMM-based unfused passes. A tile is a box of up to GEMM_LANES rows of the side that stays (queries, or keys
+ * where keys are written). The other side is visited in runs: consecutive elements along axis 2 at one place on axes 0
+ * and 1. To each run belong just the rows of the tile that see it on axes 0 and 1, so work is wasted on axis 2 only: a
+ * small GEMM
  *
  *     scores:   C[q][run]   = A[q][d] B[d][run]       A, B packed transposed, C scattered to the rows of scores
  *     queries:  C[q][d]    += A[q][run] B[run][d]     A gathered from the rows of scores, 0 where q does not see a key
  *     keys:     C[k][d]    += A[k][run] B[run][d]     the same, the run being queries
  *
- * 0 times an infinity or NaN is not 0: a tile whose sums are not all finite is computed again by the naive algorithm, which
- * touches visible pairs only. Included after unfused_naive.inc.h. */
+ * 0 times an infinity or NaN is not 0: a tile whose sums are not all finite is computed again by the naive algorithm,
+ * which touches visible pairs only. Included after unfused_naive.inc.h. */
 #include "cpu/unfused_gemm.h"
 
 /* ---- the product: C[m][nv vectors] (+)= A[m][k] B[k][nv vectors] ---- */
@@ -79,13 +80,15 @@ V_FN void multiply(float *c, int ldc, const float *a, const float *b, long long 
 }
 
 /* A packed by columns: [k][GEMM_LANES]. */
-static void multiply_columns(float *c, int ldc, const float *a, const float *b, long long ldb, int m, int nv, int k, bool add)
+static void multiply_columns(float *c, int ldc, const float *a, const float *b, long long ldb, int m, int nv, int k,
+                             bool add)
 {
     multiply(c, ldc, a, b, ldb, m, nv, k, add, 1, GEMM_LANES);
 }
 
 /* A packed by rows: [m][GEMM_RUN]. */
-static void multiply_rows(float *c, int ldc, const float *a, const float *b, long long ldb, int m, int nv, int k, bool add)
+static void multiply_rows(float *c, int ldc, const float *a, const float *b, long long ldb, int m, int nv, int k,
+                          bool add)
 {
     multiply(c, ldc, a, b, ldb, m, nv, k, add, GEMM_RUN, 1);
 }
@@ -238,7 +241,8 @@ V_FN void run_scores(const struct tile *t, const struct run *r, int dtype)
     pack_transposed(t->b, nv * VF, keys, r->n, p->width, dtype, 1.0f);
     for (int i = t->axis[0].now.begin; i < t->axis[0].now.end; i++) {
         const int lane = lane_of(t, i, j, 0);
-        multiply_columns(t->c + lane * GEMM_RUN, GEMM_RUN, t->a + lane, t->b, nv * VF, rows * t->n[2], nv, p->width, false);
+        multiply_columns(t->c + lane * GEMM_RUN, GEMM_RUN, t->a + lane, t->b, nv * VF, rows * t->n[2], nv, p->width,
+                         false);
         for (int y = j; y < j + rows; y++)
             scatter_row(t, r, i, y, dtype);
     }
@@ -263,8 +267,8 @@ V_FN void begin_scores(struct tile *t, int dtype)
 
 /* ---- queries ---- */
 
-/* A[lane][run]: the lane's scores of the run's keys, 0 where it does not see one. What load_weights writes past a lane's
- * scores lies in later lanes, which are written after. */
+/* A[lane][run]: the lane's scores of the run's keys, 0 where it does not see one. What load_weights writes past a
+ * lane's scores lies in later lanes, which are written after. */
 V_FN void gather_row(const struct tile *t, const struct run *r, int i, int j, int dtype)
 {
     const struct tile_axis *x = t->axis;
@@ -306,7 +310,8 @@ V_FN void gather_query(const struct tile *t, const char *scores, const int q[3],
     const int n = t->n[2], j = x[1].now.begin, rows = x[1].now.end - j;
     const struct nbhd_range sees = nbhd_keys(p->axis[2], x[2].size, q[2]);
     const int begin = nbhd_max(sees.begin, x[2].rows.begin), end = nbhd_min(sees.end, x[2].rows.end);
-    const int first[3] = {nbhd_keys(p->axis[0], x[0].size, q[0]).begin, nbhd_keys(p->axis[1], x[1].size, q[1]).begin, 0};
+    const int first[3] = {nbhd_keys(p->axis[0], x[0].size, q[0]).begin,
+                          nbhd_keys(p->axis[1], x[1].size, q[1]).begin, 0};
     const int key[3] = {x[0].rows.begin + i, x[1].rows.begin + j, 0};
     const long long entry = entry_of(p, key, first) + begin - sees.begin;
     if (end - begin < n)
@@ -444,7 +449,8 @@ static void gemm_task(void *context, long long task, int thread)
     }
 }
 
-static nbhd_status gemm_run(const struct nbhd_plan *plan, const struct nbhd_params *params, void *workspace, void *stream)
+static nbhd_status gemm_run(const struct nbhd_plan *plan, const struct nbhd_params *params, void *workspace,
+                            void *stream)
 {
     const struct nbhd_gemm *gemm = plan->state;
     struct nbhd_product products[2];

@@ -1,7 +1,7 @@
-/* The naive unfused passes: each pair of a query and a key by itself, one dot product or one scaled row. The baseline that
- * the first papers measure against, and the reference in double where the vocabulary is one double (unfused_scalar.c).
- * Included after a vocabulary and row_load, row_store, row_element, real. A task is a row of queries or keys along axis 2;
- * every output is summed by one task in a fixed order. */
+/* The naive unfused passes: each pair of a query and a key by itself, one dot product or one scaled row. The baseline
+ * that the first papers measure against, and the reference in double where the vocabulary is one double
+ * (unfused_scalar.c). Included after a vocabulary and row_load, row_store, row_element, real. A task is a row of
+ * queries or keys along axis 2; every output is summed by one task in a fixed order. */
 #include "cpu/threads.h"
 #include "cpu/unfused.h"
 
@@ -332,8 +332,8 @@ static void sum_tables(void *context, long long head, int thread)
     }
 }
 
-static void differentiate_bias(const struct nbhd_plan *plan, const struct nbhd_product *p, const struct nbhd_params *params,
-                               void *workspace)
+static void differentiate_bias(const struct nbhd_plan *plan, const struct nbhd_product *p,
+                               const struct nbhd_params *params, void *workspace)
 {
     struct table_call call = {*p, workspace, params->dbias, nbhd_unfused_table_entries(&plan->problem),
                               nbhd_unfused_table_parts(&plan->problem), params->flags & NBHD_PARAMS_ADD};
