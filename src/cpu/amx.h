@@ -1,6 +1,6 @@
-/* The vocabulary of tiles: eight registers 0 .. 7 of 16 rows of 64 bytes, each 16 x 16 floats or 16 x 32 bfloat16. Registers
- * are literal numbers, so these are macros. tests/amx_emulated.h has the same names in plain C. Tile instructions are not
- * ordered with ordinary accesses by the compiler: TILE_FENCE where one reads what the other wrote. */
+/* The vocabulary of tiles: eight registers 0 .. 7 of 16 rows of 64 bytes, each 16 x 16 floats or 16 x 32 bfloat16.
+ * Registers are literal numbers, so these are macros. tests/amx_emulated.h has the same names in plain C. The
+ * compiler does not order tile instructions with ordinary accesses: TILE_FENCE where one reads what the other wrote. */
 #ifndef NBHD_CPU_AMX_H
 #define NBHD_CPU_AMX_H
 

@@ -17,13 +17,14 @@ enum {
     GROUP_SCORES = GROUP * FWD_LANES
 };
 
-NBHD_STATIC_ASSERT(WALK_KEYS % GROUP == 0 && WALK_KEYS >= 4 * GROUP, "pairs of all keys and scores of two groups fit c->s");
+NBHD_STATIC_ASSERT(WALK_KEYS % GROUP == 0 && WALK_KEYS >= 4 * GROUP,
+                   "pairs of all keys and scores of two groups fit c->s");
 
 static void pair_begin(void) { tile_begin(); }
 static void pair_end(void) { tile_end(); }
 
-/* What is done beside products, for every two of them: asking for rows ahead, and `pairs` pairs of keys of the softmax of the
- * group before. Tiles and vectors work side by side then. */
+/* What is done beside products, for every two of them: asking for rows ahead, and `pairs` pairs of keys of the softmax
+ * of the group before. Vectors have one of their two ports then: docs/notes/cpu-bf16.md. */
 struct beside {
     struct pair_ahead *ahead;
     struct pair_softmax softmax;
@@ -43,8 +44,9 @@ static int pairs_beside(int d, int nv)
     return (GROUP / 2 + halves - 1) / halves;
 }
 
-/* Scores of 32 keys, in rows of `step` bytes, for a strip of lanes. soft: vectors of the softmax beside it, or 0. */
-V_FN void tile_scores(const uint32_t *qt, int d, const uint16_t *k, int step, float *s, struct beside *x, const int soft)
+/* Scores of 32 keys, in rows of `step` bytes, for a strip of lanes. soft: vectors of the softmax beside it, or none. */
+V_FN void tile_scores(const uint32_t *qt, int d, const uint16_t *k, int step, float *s, struct beside *x,
+                      const int soft)
 {
     TILE_ZERO(0);
     TILE_ZERO(1);
@@ -161,7 +163,8 @@ static void scale_output(struct pair_slot *x, int columns, int nv)
 }
 
 /* A group's scores before their softmax: keys that fill up a tile count as unseen. */
-V_FN void group_finish(struct pair_slot *x, const struct nbhd_params *p, const struct key_block *b, int first, float *s, bool unlike)
+V_FN void group_finish(struct pair_slot *x, const struct nbhd_params *p, const struct key_block *b, int first, float *s,
+                       bool unlike)
 {
     const int end = nbhd_min(first + GROUP, b->count);
     if (unlike)
@@ -170,9 +173,9 @@ V_FN void group_finish(struct pair_slot *x, const struct nbhd_params *p, const s
         v_store(at, v_set1(-INFINITY));
 }
 
-/* nv: vectors of lanes, 2 or 4; those of a tile of one or three work on lanes that nobody has. The scores of a group are made
- * beside the softmax of the group before it, those of the next tile's first group beside the last. c->s holds the pairs of all
- * keys, then the scores of two groups. */
+/* nv: vectors of lanes, 2 or 4; those of a tile of one or three work on lanes that nobody has. The scores of a group
+ * are made beside the softmax of the group before it, those of the next tile's first group beside the last. c->s holds
+ * the pairs of all keys, then the scores of two groups. */
 V_FN void block_in_groups(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p,
                           struct pair_scratch *c, bool unlike, const int nv)
 {
@@ -230,8 +233,8 @@ static void block_of_strips(struct pair_slot *x, const struct pair_slot *follow,
     block_in_groups(x, follow, p, c, unlike, 2 * STRIP);
 }
 
-static void pair_block(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p, struct pair_scratch *c,
-                       bool unlike)
+static void pair_block(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p,
+                       struct pair_scratch *c, bool unlike)
 {
     const bool narrow = x->tile.vectors <= STRIP;
     if (follow && narrow != (follow->tile.vectors <= STRIP))

@@ -1,9 +1,11 @@
-/* The products of fwd_pairs.inc.h by dot products of pairs: microkernels of V_ROWS x V_STRIP vectors of accumulators, as those
- * of broadcast.inc.h, but a step is a pair of dimensions, or of keys. Values of a block lie as [key pair][column], a pair
- * each, in rows of a multiple of VP columns. */
+/* The products of fwd_pairs.inc.h by dot products of pairs: microkernels of V_ROWS x V_STRIP vectors of accumulators,
+ * as those of broadcast.inc.h, but a step is a pair of dimensions, or of keys. Values of a block lie as [key
+ * pair][column], a pair each, in rows of a multiple of VP columns. */
 
-/* s[n keys][nv vectors] (+)= sum over the pairs begin <= i < end; rows of k are `step` pairs apart. begin 0 sets, others add. */
-V_FN void dots_scores(const uint32_t *qt, int begin, int end, const uint32_t *k, int step, float *s, const int n, const int nv)
+/* s[n keys][nv vectors] (+)= sum over the pairs begin <= i < end; rows of k are `step` pairs apart. begin 0 sets,
+ * others add. */
+V_FN void dots_scores(const uint32_t *qt, int begin, int end, const uint32_t *k, int step, float *s, const int n,
+                      const int nv)
 {
     vf acc[V_ROWS][V_STRIP];
 #pragma GCC unroll 8
@@ -83,8 +85,8 @@ V_FN void dots_output(const uint32_t *p, const uint32_t *value, int step, int pa
             v_store(ot + r * FWD_LANES + v * VF, acc[r][v]);
 }
 
-V_FN void dots_output_panel(const uint32_t *p, const uint32_t *value, int columns, int pairs, const float *alpha, float *ot,
-                            const int nv)
+V_FN void dots_output_panel(const uint32_t *p, const uint32_t *value, int columns, int pairs, const float *alpha,
+                            float *ot, const int nv)
 {
     const int step = (columns + VP - 1) / VP * VP;
     int c = 0;
@@ -128,7 +130,8 @@ static void pair_values(const struct key_block *b, int columns, uint16_t *to)
         const uint16_t *y = (const uint16_t *)(const void *)b->v[i + 1];
         for (int c = 0; c < columns; c += VP) {
             const int n = nbhd_min(VP, columns - c);
-            const vi low = v_pair_load_part(x + c, n), high = i + 1 < b->count ? v_pair_load_part(y + c, n) : v_pair_zero();
+            const vi low = v_pair_load_part(x + c, n);
+            const vi high = i + 1 < b->count ? v_pair_load_part(y + c, n) : v_pair_zero();
             v_pair_store(pairs + c, v_pair_zip_low(low, high));
             v_pair_store(pairs + c + VF, v_pair_zip_high(low, high));
         }
@@ -150,8 +153,8 @@ V_FN void dots_softmax(struct pair_slot *x, struct pair_scratch *c, float factor
     softmax_end(&softmax, x->sum + lane, nv);
 }
 
-static void pair_block(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p, struct pair_scratch *c,
-                       bool unlike)
+static void pair_block(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p,
+                       struct pair_scratch *c, bool unlike)
 {
     (void)follow;
     const uint32_t *pairs = (const uint32_t *)(const void *)c->s, *value = (const uint32_t *)(const void *)c->values;

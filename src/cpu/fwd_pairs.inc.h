@@ -4,9 +4,9 @@
  *     P[key pair][64] = exp2(f S - reference)                                            rounded to bfloat16
  *     O[column][64]   = O * alpha + sum over pairs of keys of P[pair][64] * V[pair][column]
  *
- * A block's keys and values are copied: keys as they are, values in the order that the product wants. The reference is no
- * exact maximum: it moves only where a score exceeds it by PAIR_SLACK, so that O is rarely rescaled; probabilities of up to
- * 2^PAIR_SLACK lose nothing, as both types have the exponents.
+ * A block's keys and values are copied: keys as they are, values in the order that the product wants. The reference is
+ * no exact maximum: it moves only where a score exceeds it by PAIR_SLACK, so that O is rarely rescaled; probabilities
+ * of up to 2^PAIR_SLACK lose nothing, as both types have the exponents.
  * A kernel file includes simd_avx512bf16.h, this, and the products: dots.inc.h, or amx_products.inc.h over tiles. */
 #include <float.h>
 #include <limits.h>
@@ -46,7 +46,8 @@ V_FN void ask_ahead(struct pair_ahead *a)
     }
 }
 
-/* ---- what a kernel file's products define; rows of lanes are FWD_LANES apart, others padded to a multiple of VP ---- */
+/* ---- what a kernel file's products define ----
+ * Rows of lanes are FWD_LANES apart, others padded to a multiple of VP. */
 
 /* Before and after a thread's tiles. */
 static void pair_begin(void);
@@ -55,10 +56,11 @@ struct pair_slot;
 struct pair_scratch;
 /* The rows of a block's values as pair_block wants them: WALK_KEYS times `columns`, padded. */
 static void pair_values(const struct key_block *b, int columns, uint16_t *to);
-/* A tile and the block c->b, whose keys and values are c->keys and c->values: scores, scores_finish where `unlike`, softmax,
- * and ot[column][lane] += probabilities times values. follow: the tile that the same keys are for next, or NULL. */
-static void pair_block(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p, struct pair_scratch *c,
-                       bool unlike);
+/* A tile and the block c->b, whose keys and values are c->keys and c->values: scores, scores_finish where `unlike`,
+ * softmax, and ot[column][lane] += probabilities times values. follow: the tile that the same keys are for next, or
+ * NULL. */
+static void pair_block(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p,
+                       struct pair_scratch *c, bool unlike);
 
 #define PAIR_SLACK 8.0f
 
@@ -100,8 +102,8 @@ static bool pair_row_is_odd(const uint16_t *row, int n)
     return odd;
 }
 
-/* As block_odd_values of fwd_broadcast.inc.h: values that are not finite, of keys that some lane does not see, leave the
- * block's product, to be added to the lanes that do. */
+/* As block_odd_values of fwd_broadcast.inc.h: values that are not finite, of keys that some lane does not see, leave
+ * the block's product, to be added to the lanes that do. */
 static int pair_odd_values(struct key_block *b, uint64_t everyone, int columns, const float *zeros, int odd[WALK_KEYS],
                            const uint16_t *odd_row[WALK_KEYS])
 {
@@ -128,8 +130,8 @@ static void add_odd_pair(float *ot, const uint32_t *p, int key, const uint16_t *
 
 /* ---- softmax ---- */
 
-/* Scores s[key][lane] become pairs of probabilities p[key / 2][lane], which may be the same memory. One pair of keys at a time,
- * so that it can be done beside products. */
+/* Scores s[key][lane] become pairs of probabilities p[key / 2][lane], which may be the same memory. One pair of keys at
+ * a time, so that it can be done beside products. */
 struct pair_softmax {
     const float *s;
     uint32_t *p;
@@ -202,7 +204,8 @@ V_FN void softmax_end(const struct pair_softmax *x, float *sum, const int nv)
 
 /* Moves the reference of lanes where a score exceeds it by more than PAIR_SLACK, multiplies the sums by alpha, and says
  * whether O must be too: not where those lanes have seen no key yet. */
-V_FN bool move_reference(const float *s, int keys, float factor, float *reference, float *sum, float *alpha, const int nv)
+V_FN bool move_reference(const float *s, int keys, float factor, float *reference, float *sum, float *alpha,
+                         const int nv)
 {
     unsigned moved = 0;
     vf m[V_STRIP];
@@ -228,8 +231,8 @@ V_FN bool move_reference(const float *s, int keys, float factor, float *referenc
 
 /* ---- tiles ---- */
 
-/* A tile on its way through its keys. Tiles that visit the same keys go through them together, up to FWD_PAIR_TILES of them, so
- * that a block is copied once for all: those of standard attention, those that a stride gives one window. */
+/* A tile on its way through its keys. Tiles that visit the same keys go through them together, up to FWD_PAIR_TILES of
+ * them, so that a block is copied once for all: those of standard attention, those that a stride gives one window. */
 struct pair_slot {
     struct tile tile;
     struct key_walk walk;
@@ -282,8 +285,8 @@ struct pair_scratch {
 };
 
 /* Scores s of keys [begin, end) of the block get the bias, and -infinity in lanes that do not see the key. */
-static void scores_finish(const struct pair_slot *x, const struct nbhd_params *p, const struct key_block *b, int begin, int end,
-                          float *s)
+static void scores_finish(const struct pair_slot *x, const struct nbhd_params *p, const struct key_block *b, int begin,
+                          int end, float *s)
 {
     if (p->bias)
         strip_bias(b, begin, end, &x->tile, fabsf(p->scale) * LOG2E, s, FWD_LANES, 0, x->tile.vectors);
@@ -294,14 +297,16 @@ static void scores_finish(const struct pair_slot *x, const struct nbhd_params *p
 static float score_factor(const struct nbhd_params *p) { return p->bias ? 1.0f : fabsf(p->scale) * LOG2E; }
 
 /* Of the keys [begin, end) of the block, given its pairs of probabilities. */
-static void add_odd_pairs(struct pair_slot *x, const struct pair_scratch *c, int columns, const uint32_t *pairs, int begin, int end)
+static void add_odd_pairs(struct pair_slot *x, const struct pair_scratch *c, int columns, const uint32_t *pairs,
+                          int begin, int end)
 {
     for (int i = 0; i < c->odds; i++)
         if (c->odd[i] >= begin && c->odd[i] < end)
             add_odd_pair(x->ot, pairs, c->odd[i], c->odd_row[i], columns, c->b->bits[c->odd[i]]);
 }
 
-static void slot_block(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p, struct pair_scratch *c)
+static void slot_block(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p,
+                       struct pair_scratch *c)
 {
     struct key_block *b = c->b;
     const int dv = p->head_dim_v;
@@ -316,7 +321,8 @@ static void slot_block(struct pair_slot *x, const struct pair_slot *follow, cons
 }
 
 /* The keys of the block that slots[0] has are those of the next block of this slot too, seen by its lanes. */
-static struct key_block *slot_keys(struct pair_slot *x, const struct nbhd_params *p, struct key_block *first, struct key_block *own)
+static struct key_block *slot_keys(struct pair_slot *x, const struct nbhd_params *p, struct key_block *first,
+                                   struct key_block *own)
 {
     if (!x->whole) {
         walk_block(p, &x->tile, &x->walk, own);
@@ -336,8 +342,8 @@ static bool same_keys(const struct tile *a, const struct tile *b)
     return same;
 }
 
-/* How often a tile's products of a block of so many keys ask ahead: for every VP keys, a strip of two vectors of lanes, and VP
- * dimensions. */
+/* How often a tile's products of a block of so many keys ask ahead: for every VP keys, a strip of two vectors of lanes,
+ * and VP dimensions. */
 static int block_beats(int keys, int vectors, const struct nbhd_params *p)
 {
     return (keys + VP - 1) / VP * ((vectors + 1) / 2) * ((p->head_dim + VP - 1) / VP + (p->head_dim_v + VP - 1) / VP);
@@ -382,7 +388,8 @@ static void pair_task(void *context, long long task, int thread)
     const struct nbhd_fwd *f = call->fwd;
     char *scratch = call->workspace + (size_t)thread * f->scratch;
     const long long end = (task + 1) * f->run < f->tiles ? (task + 1) * f->run : f->tiles;
-    struct pair_scratch c = {.s = (float *)(void *)(scratch + f->at_s), .zeros = (float *)(void *)(scratch + f->at_zeros),
+    struct pair_scratch c = {.s = (float *)(void *)(scratch + f->at_s),
+                             .zeros = (float *)(void *)(scratch + f->at_zeros),
                              .keys = (uint16_t *)(void *)(scratch + f->at_keys),
                              .values = (uint16_t *)(void *)(scratch + f->at_values),
                              .blocks = (struct key_block *)(void *)(scratch + f->at_block)};
@@ -414,7 +421,8 @@ static void pair_task(void *context, long long task, int thread)
     v_flush_end(state);
 }
 
-static nbhd_status pair_run(const struct nbhd_plan *plan, const struct nbhd_params *params, void *workspace, void *stream)
+static nbhd_status pair_run(const struct nbhd_plan *plan, const struct nbhd_params *params, void *workspace,
+                            void *stream)
 {
     const struct nbhd_fwd *fwd = plan->state;
     struct pair_call call = {params, fwd, workspace};
