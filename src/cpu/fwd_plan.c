@@ -195,11 +195,11 @@ static int mean_positions(struct nbhd_axis a, int t) { return nbhd_min(a.length,
 
 static int whole_vectors(int n, int vf) { return (n + vf - 1) / vf * vf; }
 
-/* Lines of a multiple of a large power of two fall into few cache sets. */
+/* Lines of a multiple of 128 bytes fall into few cache sets; where a vector is a cache line of its own, of 512. */
 static int line_step(int positions, int vf)
 {
     const int step = whole_vectors(positions, vf);
-    return step % (8 * vf) ? step : step + vf;
+    return step % (vf < 16 ? 32 : 128) ? step : step + vf;
 }
 
 static size_t line_bytes(const nbhd_desc *d, int positions, int vf)
