@@ -64,6 +64,10 @@ int nbhd_sm90_early(const nbhd_desc *d, const struct nbhd_sm90_plan *p)
 
 /* ---- time ---- */
 
+/* What a key's row of K or of V costs of the L2's rate. Rows that are no multiple of 32 bytes lie across its sectors, and
+ * are copied at half the rate, whole chunks of 64 columns of them (measured dense with head_dim 56, 88 and 104). */
+static double row_bytes(int dim) { return dim % 16 ? 240 * ceil_div(dim, 64) : 2 * dim; }
+
 /* By the simulator's model. Masks are counted in steps of columns: a mask by bits is dear, but few boxes of a problem
  * with one axis need it; a block of padding is cheap, but all boxes have it. */
 static double plan_ms(const struct nbhd_problem *problem, const struct nbhd_sm90_plan *p, int multiprocessors)
@@ -83,13 +87,15 @@ static double plan_ms(const struct nbhd_problem *problem, const struct nbhd_sm90
         .flops = 2 * dims,
         .mask = (p->boxes - p->full_boxes) / (p->boxes + extra * p->tiles) * (p->mask_steps ? p->mask_steps : 3) +
                 0.1 * p->pad,
-        .bytes = (double)v->n * dims * 2,
+        .bytes = v->n * (row_bytes(d->head_dim) + row_bytes(d->head_dim_v)),
         .tile = v->ctas == 1 && p->q_stages == 1 ? 1.5 : 1, /* waits for Q */
         .resident = v->ctas,
     };
     /* Measured against the model: two warpgroups whose registers are full overlap less; more columns cost a little. */
     const double full = v->groups == 2 ? nbhd_max(0, v->n * 3 / 4 + d->head_dim_v / 2 - 160) : 0;
-    return (nbhd_model_us(&device, &call) + device.launch) * 1e-3 * (1 + full / 1200) * (1 + 0.004 * p->mask_steps);
+    const double us = nbhd_model_us(&device, &call), copied = call.tiles * call.visited * call.bytes / device.l2 * 1e-6;
+    /* Copies take power, which sets the clock of all that is longer than a burst. */
+    return (us + 0.08 * copied + device.launch) * 1e-3 * (1 + full / 1200) * (1 + 0.004 * p->mask_steps);
 }
 
 const struct nbhd_sm90_kernel nbhd_sm90_forward = {.variants = variants_of,

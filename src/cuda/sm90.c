@@ -66,6 +66,10 @@ nbhd_status nbhd_sm90_token_map(struct nbhd_tensor_map *map, const struct nbhd_p
     box.box[0] = 64;
     box.step[0] = 1;
     set_dimension(&box, 1, tokens->heads, view->head, heads_in_box, 1);
+    if (tokens->flat) {
+        box.size[0] *= (uint64_t)tokens->heads;
+        set_dimension(&box, 1, 1, 0, 1, 1);
+    }
     for (int a = 2; a >= 0; a--) {
         struct nbhd_axis axis = p->axis[a];
         int size = tokens->keys ? axis.keys : axis.length;
@@ -197,16 +201,32 @@ size_t nbhd_sm90_describe(char *text, size_t room, const struct nbhd_sm90_plan *
     return used < room ? used : room - 1;
 }
 
+/* struct nbhd_boxes, flat: of a tensor whose heads lie side by side, in boxes of one head. Q K^T reads columns in steps
+ * of 16. */
+static int flat_columns(const struct nbhd_view *view, int heads, int dim, int in_box, int step)
+{
+    return in_box == 1 && heads > 1 && view->head == 2 * dim && dim % 64 != 0 && dim % step == 0 ? dim : 0;
+}
+
+static void set_flat(struct nbhd_boxes *boxes, const struct nbhd_params *p)
+{
+    boxes->flat[0] = flat_columns(&p->q, p->heads, p->head_dim, boxes->pack, 16);
+    boxes->flat[1] = flat_columns(&p->k, p->kv_heads, p->head_dim, 1, 16);
+    boxes->flat[2] = flat_columns(&p->v, p->kv_heads, p->head_dim_v, 1, 8);
+}
+
 /* The i-th maps of struct maps of the kernels: q[maps], k[maps], v[maps], extra k, extra v; then dout[maps]. slice: as
  * in struct nbhd_sm90_tokens. */
 static nbhd_status make_slice(struct nbhd_tensor_map *maps, const struct nbhd_sm90_launch *launch,
-                              const struct nbhd_params *p, const struct nbhd_view *dout, int slice, int i)
+                              const int flat[3], const struct nbhd_params *p, const struct nbhd_view *dout, int slice,
+                              int i)
 {
     const struct nbhd_sm90_plan *plan = &launch->plan;
     struct nbhd_tensor_map *k = maps + launch->maps, *v = k + launch->maps, *douts = v + launch->maps + 2;
-    const struct nbhd_sm90_tokens q = {0, slice, p->heads, p->head_dim}, o = {0, slice, p->heads, p->head_dim_v};
-    const struct nbhd_sm90_tokens kt = {1, slice, p->kv_heads, p->head_dim};
-    const struct nbhd_sm90_tokens vt = {1, slice, p->kv_heads, p->head_dim_v};
+    const struct nbhd_sm90_tokens q = {0, slice, p->heads, p->head_dim, flat[0] > 0};
+    const struct nbhd_sm90_tokens o = {0, slice, p->heads, p->head_dim_v, 0};
+    const struct nbhd_sm90_tokens kt = {1, slice, p->kv_heads, p->head_dim, flat[1] > 0};
+    const struct nbhd_sm90_tokens vt = {1, slice, p->kv_heads, p->head_dim_v, flat[2] > 0};
     nbhd_status status = nbhd_sm90_token_map(maps + i, p, launch->dtype, &p->q, &q, plan->pack, plan->q_box);
     if (dout && !status)
         status = nbhd_sm90_token_map(douts + i, p, launch->dtype, dout, &o, plan->pack, plan->q_box);
@@ -220,14 +240,14 @@ static nbhd_status make_slice(struct nbhd_tensor_map *maps, const struct nbhd_sm
 }
 
 /* All of slices [first, first + slices) if they have maps of their own, else the one for all. */
-static nbhd_status make_maps(struct nbhd_tensor_map *maps, const struct nbhd_sm90_launch *launch,
+static nbhd_status make_maps(struct nbhd_tensor_map *maps, const struct nbhd_sm90_launch *launch, const int flat[3],
                              const struct nbhd_params *p, const struct nbhd_view *dout, int first, int slices)
 {
     const int sliced = launch->plan.sliced, n = launch->plan.variant.n;
     struct nbhd_tensor_map *extra = maps + 3 * launch->maps;
     nbhd_status status = NBHD_OK;
     for (int i = 0; i < (sliced ? slices : 1) && !status; i++)
-        status = make_slice(maps, launch, p, dout, sliced ? first + i : -1, i);
+        status = make_slice(maps, launch, flat, p, dout, sliced ? first + i : -1, i);
     if (p->extra && !status)
         status = nbhd_sm90_extra_map(extra, p, launch->dtype, &p->extra_k, p->head_dim, n);
     if (p->extra && !status)
@@ -244,6 +264,8 @@ nbhd_status nbhd_sm90_run(const struct nbhd_sm90_launch *launch, const struct nb
     const int tiles = boxes.tiles[0] * boxes.tiles[1] * boxes.tiles[2] * boxes.head_blocks;
     void *arguments[5] = {(void *)params, &boxes, maps};
     nbhd_status status = NBHD_OK;
+    if (launch->resident)
+        set_flat(&boxes, params);
     for (int i = 0; i < count; i++)
         arguments[3 + i] = more[i];
     for (int first = 0; first < launch->slices && !status; first += launch->most_slices) {
@@ -255,7 +277,7 @@ nbhd_status nbhd_sm90_run(const struct nbhd_sm90_launch *launch, const struct nb
         else
             grid.blocks[2] = (unsigned)slices;
         if (launch->plan.sliced || first == 0)
-            status = make_maps(maps, launch, params, dout, first, slices);
+            status = make_maps(maps, launch, boxes.flat, params, dout, first, slices);
         if (!status)
             status = nbhd_cuda_launch(launch->module, launch->function, &grid, stream, arguments);
     }
@@ -294,10 +316,11 @@ nbhd_status nbhd_sm90_run_many(const struct nbhd_sm90_launch *launch, const stru
     struct nbhd_boxes_many boxes = {launch->boxes, *parts};
     struct nbhd_cuda_grid grid = launch->grid;
     double work = 0;
+    set_flat(&boxes.boxes, params);
     for (int i = 0; i < parts->count; i++) {
         struct nbhd_params p = *params;
         select_part(&p, &parts->part[i], parts->padded);
-        const nbhd_status status = make_slice(maps, launch, &p, NULL, -1, i);
+        const nbhd_status status = make_slice(maps, launch, boxes.boxes.flat, &p, NULL, -1, i);
         if (status)
             return status;
         boxes.parts.part[i].block = (int)work;

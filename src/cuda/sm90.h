@@ -16,6 +16,7 @@ nbhd_status nbhd_sm90_check_view(const char *kernel, const char *name, const str
 struct nbhd_sm90_tokens {
     int keys, slice;
     int heads, dim; /* of the tensor; extent of its last dimension */
+    int flat;       /* 1: heads and columns are one dimension, see struct nbhd_boxes */
 };
 
 /* Map of boxes of extent[0] x [1] x [2] tokens x heads_in_box heads x 64 columns; coordinates: struct nbhd_boxes. */

@@ -58,6 +58,8 @@ struct nbhd_boxes {
     int slice_begin;     /* the launch's first slice (bwd_sm90_dq: the grid's z counts from it): batch x dilation
                             groups, the last axis's fastest */
     int sliced;          /* 1: every slice has maps of its own; 0: coordinates select batch and group */
+    int flat[3];         /* fwd_sm90, of q, k, v: 0, or head_dim: heads and columns are one dimension of the map. Else the
+                            copies' zeros past a head's columns take as long again; what is beside them is not read */
     int step[3];         /* coordinates in the maps per element of a group: the dilation, or 1 if sliced */
     int uneven;          /* 1: dilation groups differ in size, so some tiles may be empty */
     int reverse;         /* 1: last tile first (causal: longest first) */

@@ -58,16 +58,20 @@ NBHD_FN void write_bounds(const struct nbhd_boxes *b, struct tile *t, const int2
         t->all[g][a] = make_int2(window[coordinate(b->high[g], a)].x, window[coordinate(b->low[g], a)].y);
 }
 
+/* Whether the last chunk of a head is cut off. */
+#define CAN_BE_FLAT (NBHD_HEAD_DIM % 64 != 0 || NBHD_HEAD_DIM_V % 64 != 0)
+
 NBHD_FN void load_q_box(const struct nbhd_boxes *b, struct tables *tab, const struct place *at,
                         const struct nbhd_tensor_map *maps, unsigned q_tiles, int stage)
 {
     unsigned full = smem_address(&tab->q_full[stage]), tile = q_tiles + stage * Q_BYTES;
-    int x[3];
+    int x[3], flat = CAN_BE_FLAT ? b->flat[0] : 0;
     for (int a = 0; a < 3; a++)
         x[a] = at->origin[a] * b->step[a] + shift_of(b, at, a);
     mbar_arrive_expect(full, QK_CHUNKS * b->rows * 128);
     for (int c = 0; c < QK_CHUNKS; c++)
-        tma_load_5d(tile + c * (Q_ROWS * 128), maps + map_of(b, at), full, 64 * c, at->head, x[2], x[1], x[0]);
+        tma_load_5d(tile + c * (Q_ROWS * 128), maps + map_of(b, at), full, 64 * c + at->head * flat, flat ? 0 : at->head,
+                    x[2], x[1], x[0]);
 }
 
 /* For each tile of the CTA its tables, then its Q, which may have to wait for the tile before. Of the first tile, which
@@ -165,15 +169,15 @@ NBHD_FN void next_stage(struct ring *r)
         r->stage = 0, r->phase ^= 1;
 }
 
-/* By one lane: the box of `keys` at coordinates x0..x3 of the map. */
+/* By one lane: the box of `keys` at coordinates x0..x2 of the map. flat: as in struct nbhd_boxes. */
 NBHD_FN void load_box(const struct ring *r, struct tables *tab, const struct nbhd_tensor_map *map, int keys, int head,
-                      int x0, int x1, int x2)
+                      int flat, int x0, int x1, int x2)
 {
     int chunks = r->v ? PV_CHUNKS : QK_CHUNKS;
     unsigned full = smem_address(&tab->full[r->v][r->stage]), to = r->tiles + r->stage * chunks * (NBHD_N * 128);
     mbar_arrive_expect(full, chunks * keys * 128);
     for (int c = 0; c < chunks; c++)
-        tma_load_5d(to + c * NBHD_N * 128, map, full, 64 * c, head, x0, x1, x2);
+        tma_load_5d(to + c * NBHD_N * 128, map, full, 64 * c + head * flat, flat ? 0 : head, x0, x1, x2);
 }
 
 /* A tile's extra keys. */
@@ -186,7 +190,7 @@ NBHD_FN void load_extra(struct ring *r, const struct tile *t, struct tables *tab
             struct box box = {at, NBHD_N, extra_flags(extra - at)};
             if (!r->v)
                 tab->box[r->stage] = box;
-            load_box(r, tab, map, NBHD_N, t->place.kv_head, at, t->place.batch, 0);
+            load_box(r, tab, map, NBHD_N, t->place.kv_head, 0, at, t->place.batch, 0);
         }
         next_stage(r);
     }
@@ -217,7 +221,7 @@ NBHD_FN void load_grid(struct ring *r, const struct nbhd_boxes *b, const struct 
         if (lane == 0) {
             if (!r->v)
                 tab->box[r->stage] = box;
-            load_box(r, tab, map, k->tokens, kv_head, x2, x1, x0);
+            load_box(r, tab, map, k->tokens, kv_head, CAN_BE_FLAT ? b->flat[1 + r->v] : 0, x2, x1, x0);
         }
         next_stage(r);
     } while (!is_last);
