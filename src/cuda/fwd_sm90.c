@@ -43,6 +43,8 @@ static bool refuses_many(const struct nbhd_problem *problem, char why[NBHD_TEXT]
     const nbhd_desc *d = &problem->desc;
     if (d->extra)
         return nbhd_refuse(why, "extra=%d: sequences with extra keys are computed one by one", d->extra);
+    if (d->head_dim_v > 224)
+        return nbhd_refuse(why, "head_dim_v=%d: its sums leave no registers for more than one sequence", d->head_dim_v);
     for (int a = 3 - d->rank; a < 3; a++) {
         if (problem->axis[a].dilation > 8)
             return nbhd_refuse(why, "a dilation of %d: sequences share maps up to 8", problem->axis[a].dilation);
