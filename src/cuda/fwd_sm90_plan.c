@@ -46,7 +46,8 @@ static int has_registers(const nbhd_desc *d, const struct nbhd_sm90_plan *p)
     const int n = p->variant.n, tight = p->variant.ctas == 3 && n > 64; /* there a mask takes more than its columns */
     if (p->variant.groups == 1 && d->head_dim_v > 192) /* ptxas does not take so wide a product among 128 registers */
         return 0;
-    if (d->head_dim_v > 192 && p->mask_steps && p->mask_bits) /* columns, and bits for extra keys: 16 bytes spilled */
+    /* Columns, and bits for extra keys: 16 bytes spilled. Boxes of 80 keys with 256 columns of V: 68. */
+    if (d->head_dim_v > 192 && p->mask_steps && (p->mask_bits || n > 64))
         return 0;
     return (!tight || n == 80) && n * 3 / 4 + (d->head_dim_v + 1) / 2 + 8 * tight * p->mask_steps <= register_room(p);
 }
