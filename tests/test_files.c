@@ -204,6 +204,7 @@ static void test_safetensors(void)
     expect_safetensors(safetensors("{\"\\ud800\":1}", 16), "q", "unknown escape");
     expect_safetensors(safetensors("[1]", 16), "q", "not the JSON");
     expect_safetensors(safetensors(Q, 16), "q", "breaks off");
+    expect_safetensors(safetensors(Q "} x", 16), "q", "goes on after the JSON object");
     struct bytes b = safetensors(Q "}", 16);
     for (size_t size = 0; size < b.size; size++) {
         struct array_info info;

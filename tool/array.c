@@ -279,11 +279,9 @@ static int open_safetensors(struct outputs *files, const struct spec *specs, str
 
 static int open_one(struct outputs *files, const struct spec *specs, struct output *list, int count, int i)
 {
-    for (int k = 0; k < i; k++) {
-        if (strcmp(specs[k].path, specs[i].path))
-            continue;
-        return specs[i].npy ? tool_fail(TOOL_USAGE, "%s: two outputs have this name", specs[i].path) : TOOL_DONE;
-    }
+    for (int k = 0; k < i && !specs[i].npy; k++)
+        if (!strcmp(specs[k].path, specs[i].path))
+            return TOOL_DONE; /* laid out with the first of them */
     return specs[i].npy ? open_npy(files, specs[i].path, &list[i]) : open_safetensors(files, specs, list, count, i);
 }
 

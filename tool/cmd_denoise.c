@@ -26,9 +26,11 @@ struct options {
     bool json;
 };
 
-/* What was done, for the report. PSNR is NAN where there is nothing to compare with. */
+/* What was done, for the report. PSNR is NAN where there is nothing to compare with. The files are opened before the
+ * work, which may take minutes, so that what cannot be written is told at once. */
 struct outcome {
     struct image image;
+    struct outfile *out, *save_noisy;
     int window[2];
     double sigma, before, after, ms, cpu_ms;
     struct nlm nlm;
@@ -211,7 +213,7 @@ static int denoise(const struct options *o, struct outcome *r, const struct imag
     struct image noisy = {0};
     if (o->noise > 0)
         noise_add(&r->image, o->noise, (unsigned)o->seed);
-    int status = o->save_noisy ? image_write(&r->image, o->save_noisy) : TOOL_DONE;
+    int status = r->save_noisy ? image_save(&r->image, &r->save_noisy) : TOOL_DONE;
     if (status)
         return status;
     r->sigma = noise_estimate(&r->image);
@@ -248,11 +250,17 @@ static int run(int argc, char **argv)
     if (!status)
         status = fit(&r.image, &r);
     if (!status)
+        status = outfile_open(&r.out, o.out);
+    if (!status && o.save_noisy)
+        status = outfile_open(&r.save_noisy, o.save_noisy);
+    if (!status)
         status = denoise(&o, &r, &clean);
     if (!status)
-        status = image_write(&r.image, o.out);
+        status = image_save(&r.image, &r.out);
     if (!status)
         (o.json ? print_json : print)(&o, &r);
+    outfile_abandon(&r.out);
+    outfile_abandon(&r.save_noisy);
     image_free(&r.image);
     image_free(&clean);
     return status;

@@ -41,7 +41,7 @@ static int parse(int argc, char **argv, struct options *o)
     const struct option table[] = {
         opt_text("out", 'o', &o->out[SLOT_O], "FILE", "the output, [batch, axes, heads, head_dim of V]"),
         opt_text("lse", 0, &o->out[SLOT_LSE], "FILE", "the logsumexp, float32 [batch, axes, heads]"),
-        opt_extents("window", 'w', &o->window, "7x7", "keys that a query sees per axis (all)"),
+        opt_extents("window", 'w', &o->window, "7x7", "keys that a query sees per axis, or 7 for all axes (all)"),
         opt_extents("stride", 's', &o->stride, "1x1", "neighbouring queries that share a window (1)"),
         opt_extents("dilation", 'r', &o->dilation, "1x1", "step between keys (1)"),
         opt_text("edge", 'e', &o->edge, "nn", "a letter per axis: n nearest, c causal, t truncated (n)"),
@@ -74,6 +74,7 @@ static int parse(int argc, char **argv, struct options *o)
                  "FILE.safetensors:NAME (bfloat16 too), laid out [batch, axis0(, axis1(, axis2)), heads, head_dim]. K and V\n"
                  "may have fewer heads than Q, and V another head_dim. Outputs have the inputs' type, and may share a\n"
                  ".safetensors file. Inputs are mapped, not loaded; outputs get their names when they are whole.\n"
+                 "One number, or letter, given for an option of the axes is for all of them.\n"
                  "With --lengths the tensors are [tokens, heads, head_dim]: grids of those lengths, packed; *N repeats one.\n"
                  "With --grad-out the gradients named by --dq, --dk, --dv ... are computed, beside or instead of -o.\n\n"
                  "  nbhd run q.npy k.npy v.npy -o o.npy --window 7x7\n"
@@ -148,14 +149,14 @@ static int extent(const struct options *o, int slot, long long n, int *value)
     return TOOL_DONE;
 }
 
-/* "--window 7x7" into the axes of the problem. */
+/* "--window 7x7" into the axes of the problem; one number is for all of them. */
 static int per_axis(const char *name, const struct extents *e, int rank, int values[3])
 {
-    if (e->count && e->count != rank)
+    if (e->count > 1 && e->count != rank)
         return tool_fail(TOOL_USAGE, "--%s: %d numbers were given and the tensors have %d %s", name, e->count, rank,
                          rank == 1 ? "axis" : "axes");
-    for (int i = 0; i < e->count; i++)
-        values[i] = e->at[i];
+    for (int i = 0; e->count && i < rank; i++)
+        values[i] = e->at[e->count > 1 ? i : 0];
     return TOOL_DONE;
 }
 
@@ -163,13 +164,14 @@ static int edges(const char *text, int rank, int values[3])
 {
     static const char letters[] = {
         [NBHD_NEAREST] = 'n', [NBHD_CAUSAL] = 'c', [NBHD_TRUNCATED] = 't', [NBHD_PERIODIC] = 'p', [4] = 0};
-    if ((int)strlen(text) != rank)
-        return tool_fail(TOOL_USAGE, "--edge: '%s' has %zu letters and the tensors have %d %s", text, strlen(text),
-                         rank, rank == 1 ? "axis" : "axes");
+    const size_t count = strlen(text);
+    if (count != 1 && count != (size_t)rank)
+        return tool_fail(TOOL_USAGE, "--edge: '%s' has %zu letters and the tensors have %d %s", text, count, rank,
+                         rank == 1 ? "axis" : "axes");
     for (int i = 0; i < rank; i++) {
-        const char *found = strchr(letters, text[i]);
+        const char letter = text[count > 1 ? i : 0], *found = strchr(letters, letter);
         if (!found)
-            return tool_fail(TOOL_USAGE, "--edge: '%c' is none of n, c, t", text[i]);
+            return tool_fail(TOOL_USAGE, "--edge: '%c' is none of n, c, t", letter);
         values[i] = (int)(found - letters);
     }
     return TOOL_DONE;
@@ -235,8 +237,9 @@ static int describe(struct work *w)
                          v->rank);
     d->dtype = q->dtype;
     d->threads = o->threads;
-    if (o->scale == 0)
-        return tool_fail(TOOL_USAGE, "--scale: 0 would make all keys weigh the same; it must be another number");
+    if ((float)o->scale == 0)
+        return tool_fail(TOOL_USAGE, "--scale: %g would make all keys weigh the same; it must be another number",
+                         o->scale);
     d->scale = isnan(o->scale) ? 0 : (float)o->scale;
     d->tf32 = o->tf32;
     d->bias = o->in[SLOT_BIAS] != NULL;

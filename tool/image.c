@@ -9,7 +9,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "outfile.h"
 #include "tool.h"
 
 #if NBHD_HAVE_PNG
@@ -80,10 +79,11 @@ bool png_decode(const unsigned char *file, size_t size, struct image *image, cha
     return false;
 }
 
-int image_write(const struct image *image, const char *path)
+int image_save(const struct image *image, struct outfile **file)
 {
     (void)image;
-    return tool_fail(TOOL_FAILED, "%s: this nbhd was built without libpng (NBHD_PNG=OFF)", path);
+    outfile_abandon(file);
+    return tool_fail(TOOL_FAILED, "this nbhd was built without libpng (NBHD_PNG=OFF) and writes no pictures");
 }
 
 #else
@@ -270,20 +270,24 @@ static bool encode_guarded(struct encoder *e, const struct image *image)
     return true;
 }
 
-int image_write(const struct image *image, const char *path)
+int image_save(const struct image *image, struct outfile **file)
 {
-    struct encoder e = {0};
-    int status = outfile_open(&e.file, path);
-    if (status)
-        return status;
+    struct encoder e = {.file = *file};
     e.png = png_create_write_struct(PNG_LIBPNG_VER_STRING, NULL, NULL, NULL);
     e.info = e.png ? png_create_info_struct(e.png) : NULL;
     bool good = e.info && encode_guarded(&e, image);
     png_destroy_write_struct(&e.png, &e.info);
     if (good)
-        return outfile_commit(&e.file);
-    outfile_abandon(&e.file);
-    return e.told ? TOOL_FAILED : tool_fail(TOOL_FAILED, "%s: the picture cannot be written", path);
+        return outfile_commit(file);
+    outfile_abandon(file);
+    return e.told ? TOOL_FAILED : tool_fail(TOOL_FAILED, "the picture cannot be written: libpng failed");
 }
 
 #endif
+
+int image_write(const struct image *image, const char *path)
+{
+    struct outfile *file;
+    const int status = outfile_open(&file, path);
+    return status ? status : image_save(image, &file);
+}

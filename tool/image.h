@@ -7,6 +7,7 @@
 #include <stddef.h>
 
 #include "nbhd.h"
+#include "outfile.h"
 
 /* A chunk of the file that says what samples mean (a colour profile, the resolution): carried along unread. */
 struct image_chunk {
@@ -45,5 +46,6 @@ bool png_decode(const unsigned char *file, size_t size, struct image *image, cha
 /* Exit status; the sentence of a failure has been told. */
 int image_read(struct image *image, const char *path);
 int image_write(const struct image *image, const char *path);
+int image_save(const struct image *image, struct outfile **file); /* commits it, or abandons it */
 
 #endif

@@ -4,17 +4,34 @@
 #include <math.h>
 #include <stdio.h>
 
+/* Bytes of the UTF-8 character at text, 0 if it is none (RFC 3629: the shortest form, no surrogates). */
+static int utf8_length(const unsigned char *text)
+{
+    const unsigned char c = *text;
+    const int length = c < 0x80 ? 1 : c >= 0xC2 && c < 0xE0 ? 2 : c >= 0xE0 && c < 0xF0 ? 3 : c >= 0xF0 && c < 0xF5 ? 4 : 0;
+    for (int i = 1; i < length; i++)
+        if ((text[i] & 0xC0) != 0x80)
+            return 0;
+    const bool shorter = (c == 0xE0 && text[1] < 0xA0) || (c == 0xF0 && text[1] < 0x90);
+    const bool beyond = (c == 0xED && text[1] > 0x9F) || (c == 0xF4 && text[1] > 0x8F);
+    return shorter || beyond ? 0 : length;
+}
+
+/* A file's name may be any bytes; what is not UTF-8 would not be JSON, and becomes the replacement character. */
 static void put_text(const char *text)
 {
     putchar('"');
-    for (; *text; text++) {
+    for (int length; *text; text += length ? length : 1) {
         unsigned char c = (unsigned char)*text;
-        if (c == '"' || c == '\\')
+        length = utf8_length((const unsigned char *)text);
+        if (!length)
+            printf("\\ufffd");
+        else if (c == '"' || c == '\\')
             printf("\\%c", c);
         else if (c < 32)
             printf("\\u%04x", c);
         else
-            putchar(c);
+            printf("%.*s", length, text);
     }
     putchar('"');
 }

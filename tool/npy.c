@@ -109,7 +109,8 @@ static bool read_dict(struct cursor *c, struct array_info *info, char why[NBHD_T
         else if (!strcmp(key, "shape") && !shape)
             good = shape = take_shape(c, info);
         if (!good) {
-            snprintf(why, NBHD_TEXT, "its header's entry '%s' cannot be read", key);
+            snprintf(why, NBHD_TEXT, "its header's entry '%s' cannot be read%s", key,
+                     strcmp(key, "shape") ? "" : "; it must be a tuple of at most 8 whole numbers");
             return false;
         }
         if (!take(c, ",") && !take(c, "}"))

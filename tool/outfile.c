@@ -3,7 +3,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <libgen.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +22,7 @@ struct outfile {
 
 enum { OPEN_MAX = 32 };
 static char *volatile unfinished[OPEN_MAX]; /* temporary names, for the signal handler */
+static const char *final[OPEN_MAX];         /* and what they will be called */
 
 static void interrupted(int signal)
 {
@@ -44,7 +47,7 @@ static void release(struct outfile **file)
 {
     struct outfile *f = *file;
     if (f->slot >= 0)
-        unfinished[f->slot] = NULL;
+        unfinished[f->slot] = NULL, final[f->slot] = NULL;
     if (f->fd >= 0)
         close(f->fd);
     free(f->path);
@@ -53,19 +56,49 @@ static void release(struct outfile **file)
     *file = NULL;
 }
 
-/* The path with links followed, so that a link stays a link; or a copy where there is no such file yet. */
+/* The path with links followed, so that a link stays a link, and a file has one name however it is spelled. Where there
+ * is no such file yet, that of its directory. */
 static char *final_path(const char *path)
 {
     char *real = realpath(path, NULL);
-    return real ? real : strdup(path);
+    if (real)
+        return real;
+    char *copy = strdup(path), *other = strdup(path);
+    char *folder = copy ? realpath(dirname(copy), NULL) : NULL;
+    const char *name = other ? basename(other) : NULL;
+    const size_t room = folder && name ? strlen(folder) + strlen(name) + 2 : 0;
+    if (room && (real = malloc(room)))
+        snprintf(real, room, "%s/%s", folder, name);
+    else if (!folder)
+        real = strdup(path); /* opening it tells why */
+    free(copy);
+    free(other);
+    free(folder);
+    return real;
+}
+
+/* A place in the lists above; -1 where another unfinished file will have the same name, or there is no room. */
+static int find_slot(const char *path)
+{
+    int slot = -1;
+    for (int i = OPEN_MAX - 1; i >= 0; i--) {
+        if (final[i] && !strcmp(final[i], path))
+            return -1;
+        if (!final[i])
+            slot = i;
+    }
+    return slot;
 }
 
 int outfile_open(struct outfile **file, const char *path)
 {
     struct stat s;
+    const bool exists = !stat(path, &s);
     *file = NULL;
-    if (!stat(path, &s) && !S_ISREG(s.st_mode))
+    if (exists && !S_ISREG(s.st_mode))
         return tool_fail(TOOL_USAGE, "%s: not a regular file", path);
+    if (exists && access(path, W_OK)) /* renaming onto it would not ask */
+        return tool_fail(TOOL_USAGE, "%s: cannot be written: %s", path, strerror(errno));
     struct outfile *f = calloc(1, sizeof *f);
     if (!f)
         return tool_fail(TOOL_FAILED, "out of memory");
@@ -77,9 +110,11 @@ int outfile_open(struct outfile **file, const char *path)
         release(&f);
         return tool_fail(TOOL_FAILED, "out of memory");
     }
-    for (int i = 0; i < OPEN_MAX && f->slot < 0; i++)
-        if (!unfinished[i])
-            f->slot = i;
+    f->slot = find_slot(f->path);
+    if (f->slot < 0) {
+        release(&f);
+        return tool_fail(TOOL_USAGE, "%s: two outputs have this name", path);
+    }
     snprintf(f->temporary, room, "%s.%ld.%d.part", f->path, (long)getpid(), f->slot);
     f->fd = open(f->temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (f->fd < 0) {
@@ -87,8 +122,10 @@ int outfile_open(struct outfile **file, const char *path)
         release(&f);
         return tool_fail(TOOL_USAGE, "%s: cannot be written: %s", path, strerror(error));
     }
-    if (f->slot >= 0)
-        unfinished[f->slot] = f->temporary;
+    if (exists)
+        (void)!fchmod(f->fd, s.st_mode & 0777);
+    unfinished[f->slot] = f->temporary;
+    final[f->slot] = f->path;
     watch_signals();
     *file = f;
     return TOOL_DONE;

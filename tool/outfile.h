@@ -6,7 +6,7 @@
 
 struct outfile;
 
-/* Exit status; the sentence of a failure has been told. */
+/* Exit status; the sentence of a failure has been told. Refuses a name that another unfinished file will have. */
 int outfile_open(struct outfile **file, const char *path);
 int outfile_write(struct outfile *file, const void *bytes, size_t size);
 /* Reserves size bytes on the disk and maps them; NULL after telling why. The caller unmaps. */

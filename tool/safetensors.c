@@ -254,6 +254,8 @@ static bool members(struct reader *r, const char *name, size_t base, size_t room
         if (!more && !take(r, '}'))
             return fail(r, "its header breaks off after '%s'", key);
     }
+    if (peek(r) || r->at < r->end)
+        return fail(r, "its header goes on after the JSON object");
     if (!*name && tensors > 1)
         return fail(r, "it holds %d tensors; say which as FILE.safetensors:NAME (%s)", tensors, names);
     if (!found)

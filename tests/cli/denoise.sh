@@ -25,8 +25,13 @@ t denoise noisy.png -o out.png --patch 15
 t denoise noisy.png -o out.png --window 3x3x3
 t denoise noisy.png -o out.png --strength 0
 t denoise noisy.png -o nofolder/out.png --window 3 --patch 1
+t denoise noisy.png -o same.png --noise 3 --save-noisy ./same.png
 mkdir folder.png
 t denoise noisy.png -o folder.png --window 3 --patch 1
+name=$(printf 'na\377me\303\251.png')
+cp noisy.png "$name"
+nbhd denoise "$name" -o out.png --window 3 --patch 1 --json | cut -d, -f1
+rm "$name"
 head -c 3000 noisy.png >cut.png
 t denoise cut.png -o out.png
 ls

@@ -20,6 +20,12 @@ t run q.npy k.npy v.npy -o o.npy --edge c
 floats o.npy 128
 t run q.npy k.npy v.npy -o o.npy --window 1
 floats o.npy 128
+# one number for both axes, and an output that keeps its permissions
+npy '1, 2, 2, 1, 1' "$one$two$one$two" >square.npy
+chmod 600 o.npy
+t run square.npy square.npy square.npy -o o.npy --window 1 --edge t --json | sed 's/", "kernel.*//'
+t run square.npy square.npy square.npy -o o.npy --edge tcn
+ls -l o.npy | cut -c1-10
 # an extra key of value 4, as alike as the others: (1 + 2 + 4) / 3 with self attention
 npy '1, 1, 1, 1' "$one" >ek.npy
 npy '1, 1, 1, 1' '\0\0\200\100' >ev.npy
@@ -55,7 +61,12 @@ t run q.npy k.npy v.npy --grad-out flat.npy --dk dk.npy
 t run q.npy k.npy v.npy -o o.txt
 t run q.npy k.npy v.npy -o nofolder/o.npy
 t run q.npy k.npy v.npy -o o.npy --lse o.npy
+t run q.npy k.npy v.npy -o o.npy --lse ./o.npy
+ln -s o.npy link.npy
+t run q.npy k.npy v.npy -o o.npy --lse link.npy
+rm link.npy
 t run q.npy k.npy v.npy -o o.safetensors:a --lse o.safetensors:a
+t run q.npy k.npy v.npy -o o.safetensors:a --lse ./o.safetensors:b
 t run q.npy k.npy nofile.npy -o o.npy
 t run q.npy k.npy all.safetensors:nosuch -o o.npy
 t run q.npy k.npy v.npy -o o.npy --window 3
@@ -63,6 +74,7 @@ t run q.npy k.npy v.npy -o o.npy --window 1x1
 t run q.npy k.npy v.npy -o o.npy --edge cc
 t run q.npy k.npy v.npy -o o.npy --edge x
 t run q.npy k.npy v.npy -o o.npy --scale 0
+t run q.npy k.npy v.npy -o o.npy --scale 1e-46
 t run q.npy k.npy v.npy -o o.npy --extra-k ek.npy --extra-v q.npy
 t run flat.npy k.npy v.npy -o o.npy
 npy '1, 0, 1, 1' '' >empty.npy
