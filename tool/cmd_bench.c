@@ -43,7 +43,7 @@ struct result {
     const char *line, *kernel, *describe;
     int runs, threads;
     struct spread ms;
-    double plan_ms, pairs, gflops, peak;
+    double plan_ms, pairs, gflops, share;
     const char *tiling; /* "" where the kernel's tiles are none of the simulator's */
     char q_tile[48], kv_tile[48];
 };
@@ -154,6 +154,9 @@ static int measure(const struct options *o, struct runner *runner, const struct 
         status = run_once(runner, r, turn++, &ignored);
     while (!status && now_ms() - begun < span / 10);
     struct progress bar = progress_begin(result->line);
+    struct share share;
+    share_begin(&share, r->device, result->kernel, result->threads,
+                problem_flops(r->problem) * (r->desc.dtype == NBHD_F64 ? 2 : 1)); /* the loop is of float32 */
     begun = now_ms();
     while (!status && runs < RUNS_MAX) {
         double gone = now_ms() - begun;
@@ -161,12 +164,15 @@ static int measure(const struct options *o, struct runner *runner, const struct 
             break;
         double by_runs = (double)runs / (o->runs ? o->runs : RUNS_MIN);
         progress_at(&bar, o->runs || by_runs < gone / span ? by_runs : fmin(gone / span, 1));
-        status = run_once(runner, r, turn++, &ms[runs++]);
+        status = run_once(runner, r, turn++, &ms[runs]);
+        share_run(&share, ms[runs++]);
     }
     progress_end(&bar);
     if (!status) {
         result->runs = runs;
         result->ms = spread_of(ms, runs);
+        result->gflops = problem_flops(r->problem) / result->ms.median * 1e-6;
+        result->share = share_end(&share);
     }
     free(ms);
     return status;
@@ -187,8 +193,8 @@ static void print_json(const struct options *o, const struct result *r)
     json_real(&j, "plan_ms", r->plan_ms);
     json_real(&j, "pairs", r->pairs);
     json_real(&j, "gflops", r->gflops);
-    json_real(&j, "peak_gflops", r->peak > 0 ? r->peak : (double)NAN);
-    json_real(&j, "peak_fraction", r->peak > 0 ? r->gflops / r->peak : (double)NAN);
+    json_real(&j, "peak_gflops", r->share > 0 ? r->gflops / r->share : (double)NAN);
+    json_real(&j, "peak_fraction", r->share > 0 ? r->share : (double)NAN);
     json_text(&j, "tiling", *r->tiling ? r->tiling : NULL);
     json_text(&j, "q_tile", *r->tiling ? r->q_tile : NULL);
     json_text(&j, "kv_tile", *r->tiling ? r->kv_tile : NULL);
@@ -199,8 +205,8 @@ static void print_csv(const struct options *o, const struct result *r)
 {
     printf("\"%s\",%s,%s,%d,%d,%.6g,%.6g,%.6g,%.6g,%.0f,%.6g,", r->line, r->kernel, device_choices[o->device],
            r->threads, r->runs, r->ms.min, r->ms.median, r->ms.p90, r->plan_ms, r->pairs, r->gflops);
-    if (r->peak > 0)
-        printf("%.6g,%.4f", r->peak, r->gflops / r->peak);
+    if (r->share > 0)
+        printf("%.6g,%.4f", r->gflops / r->share, r->share);
     else
         printf(",");
     printf(",%s,%s,%s\n", r->tiling, r->q_tile, r->kv_tile); /* for nbhd sim --fit */
@@ -209,8 +215,8 @@ static void print_csv(const struct options *o, const struct result *r)
 static void print_text(const struct result *r)
 {
     char share[16] = "-";
-    if (r->peak > 0)
-        snprintf(share, sizeof share, "%.1f%%", 100 * r->gflops / r->peak);
+    if (r->share > 0)
+        snprintf(share, sizeof share, "%.1f%%", 100 * r->share);
     printf("%-20s %6d %10.4g %10.4g %10.4g %9.3g %10.4g %7s  %s\n", r->kernel, r->runs, r->ms.min, r->ms.median,
            r->ms.p90, r->plan_ms, r->gflops, share, r->line);
 }
@@ -254,8 +260,6 @@ static int bench_kernel(struct options *o, const struct rotation *r, const char 
     find_tiles(runner.plan, &result);
     status = measure(o, &runner, r, &result);
     if (!status) {
-        result.gflops = problem_flops(r->problem) / result.ms.median * 1e-6;
-        result.peak = peak_gflops(r->device, result.kernel, r->desc.dtype, result.threads);
         print_head(o);
         (o->json ? print_json(o, &result) : o->csv ? print_csv(o, &result) : print_text(&result));
         fflush(stdout);
@@ -305,10 +309,13 @@ static int run(int argc, char **argv)
     };
     const struct usage usage = {
         .synopsis = "nbhd bench LINE ... | @FILE [OPTIONS]",
-        .about = "Times problems on random tensors: minimum, median and 90th percentile of the runs after a warm-up, the time\n"
-                 "of planning, and useful GFLOP/s of the median run: work is counted for visible pairs only. \"of peak\" is the\n"
-                 "share of what the same threads reach in a loop on registers, measured beside it: of FMAs, or, for kernels on\n"
-                 "bfloat16 units (avx512bf16, amx), of their products.\n"
+        .about = "Times problems on random tensors: minimum, median and 90th percentile of the runs after a\n"
+                 "warm-up, the time of planning, and useful GFLOP/s of the median run: work is counted for visible\n"
+                 "pairs only. \"of peak\" is the share of what the same threads reach in a loop on registers: of\n"
+                 "FMAs, or, for kernels on bfloat16 units (avx512bf16, amx), of their products. Bursts of that\n"
+                 "loop come between the runs, every 10 ms; the share is the median over pairs of neighbours, on\n"
+                 "one thread by time on the core, so that other programs disturb it little. peak_gflops (--json,\n"
+                 "--csv) is the median run's GFLOP/s over that share.\n"
                  "Tensors rotate through 256 MiB or twice the last cache, so that each run finds them in memory.\n"
                  "LINE is a problem such as \"fwd f32 b2 h8 d64 56x56 w13x13\"; `nbhd --help` tells its fields.",
         .options = table,

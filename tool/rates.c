@@ -1,10 +1,13 @@
-/* What the machine could do at most. */
+/* The loop on registers beside a kernel's runs: see rates.h. */
+#define _POSIX_C_SOURCE 200809L /* clock_gettime */
 #include "rates.h"
 
+#include <math.h>
 #include <string.h>
+#include <time.h>
 
 #include "cpu/isa.h"
-#include "cpu/peak.h"
+#include "timing.h"
 
 /* The instruction set that ends a kernel's name, and those that it contains; all that this machine has if none does. */
 static unsigned isa_of(const char *kernel)
@@ -16,24 +19,52 @@ static unsigned isa_of(const char *kernel)
     return nbhd_isa_available();
 }
 
-double peak_gflops(nbhd_device device, const char *kernel, int dtype, int threads)
+/* One thread alone counts the seconds that it ran, so that waiting for a core counts on neither side. */
+static double seconds(const struct share *s)
 {
-    static struct {
-        unsigned isa;
-        int threads;
-        double gflops;
-    } known[16]; /* in use from the front; threads 0: free */
-    enum { ROOM = sizeof known / sizeof *known };
+    struct timespec t;
+    clock_gettime(s->peak.threads > 1 ? CLOCK_MONOTONIC : CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Operations a second; the runs that follow begin where it ends. */
+static double burst(struct share *s, double length)
+{
+    const double start = seconds(s), work = nbhd_peak_burst(&s->peak, length);
+    s->begun = seconds(s);
+    s->runs = s->ms = 0;
+    return work / (s->begun - start);
+}
+
+void share_begin(struct share *s, nbhd_device device, const char *kernel, int threads, double flops)
+{
+    *s = (struct share){.flops = flops};
     if (device != NBHD_DEVICE_CPU)
-        return 0;
-    unsigned isa = isa_of(kernel);
-    int i = 0;
-    while (i < ROOM - 1 && known[i].threads && (known[i].isa != isa || known[i].threads != threads))
-        i++;
-    if (known[i].isa != isa || known[i].threads != threads) {
-        known[i].isa = isa;
-        known[i].threads = threads;
-        known[i].gflops = nbhd_cpu_peak_gflops(isa, threads);
-    }
-    return dtype == NBHD_F64 ? known[i].gflops / 2 : known[i].gflops;
+        return;
+    s->peak = nbhd_peak_open(isa_of(kernel), threads);
+    if (s->peak.loop)
+        s->before = burst(s, 0.0025);
+}
+
+/* Of the runs since the last burst and a new one. */
+static void add_pair(struct share *s)
+{
+    const double passed = seconds(s) - s->begun, speed = s->flops * s->runs / passed;
+    const double before = s->before, after = s->before = burst(s, fmin(passed / 4, 0.025));
+    s->ratios[s->pairs++] = 2 * speed / (before + after);
+}
+
+void share_run(struct share *s, double ms)
+{
+    s->runs++;
+    s->ms += ms;
+    if (s->peak.loop && s->ms > 10 && s->pairs < SHARE_PAIRS)
+        add_pair(s);
+}
+
+double share_end(struct share *s)
+{
+    if (s->peak.loop && s->runs > 0 && !s->pairs)
+        add_pair(s);
+    return s->pairs ? spread_of(s->ratios, s->pairs).median : 0;
 }

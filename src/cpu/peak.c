@@ -1,5 +1,6 @@
 /* See peak.h. */
 #define _POSIX_C_SOURCE 200809L /* clock_gettime */
+#include <math.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <time.h>
@@ -35,46 +36,54 @@ static double seconds(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-struct peak_call {
+struct nbhd_peak nbhd_peak_open(unsigned isa, int threads)
+{
+    enum { TRIES = 4, ROUNDS = 2000 };
+    struct nbhd_peak peak = {.threads = nbhd_threads_prepare(threads)};
+    isa &= nbhd_isa_available();
+    for (size_t i = 0; !peak.loop && i < sizeof loops / sizeof *loops; i++)
+        if (loops[i].isa & isa)
+            peak.loop = loops[i].loop;
+    for (int n = 0; peak.loop && n < TRIES; n++) {
+        const double start = seconds();
+        peak.work = peak.loop(ROUNDS) / ROUNDS;
+        peak.speed = fmax(peak.speed, ROUNDS / (seconds() - start));
+    }
+    return peak;
+}
+
+struct burst {
     double (*loop)(long rounds);
     long rounds;
 };
 
-static void peak_task(void *context, long long task, int thread)
+static void burst_task(void *context, long long task, int thread)
 {
-    const struct peak_call *call = context;
+    const struct burst *burst = context;
     (void)task;
     (void)thread;
-    call->loop(call->rounds);
+    burst->loop(burst->rounds);
 }
 
-/* The best of some runs, each of many short tasks, so that an interruption of one thread costs little. */
-static double best_rate(double (*loop)(long), int threads)
+/* Many short tasks, so that an interruption of one thread costs little. */
+double nbhd_peak_burst(const struct nbhd_peak *peak, double length)
 {
-    enum { TASKS = 16, RUNS = 8 };
-    struct peak_call call = {loop, 1000};
-    double start = seconds();
-    double work = loop(call.rounds) * 0.0 + loop(10 * call.rounds);
-    call.rounds = (long)(11.0 * (double)call.rounds * 0.0008 / (seconds() - start)) + 1;
-    work *= (double)call.rounds / 10000.0 * TASKS * threads;
-    double best = 0;
-    threads = nbhd_threads_prepare(threads);
-    for (int run = 0; run < RUNS; run++) {
-        start = seconds();
-        nbhd_parallel(threads, (long long)TASKS * threads, peak_task, &call);
-        double rate = work / (seconds() - start) * 1e-9;
-        best = rate > best ? rate : best;
-    }
-    return best;
+    enum { TASKS = 16 };
+    struct burst burst = {peak->loop, 1 + (long)(peak->speed * length / TASKS)};
+    nbhd_parallel(peak->threads, (long long)TASKS * peak->threads, burst_task, &burst);
+    return peak->work * (double)burst.rounds * TASKS * peak->threads;
 }
 
 double nbhd_cpu_peak_gflops(unsigned isa, int threads)
 {
-    isa &= nbhd_isa_available();
-    for (size_t i = 0; i < sizeof loops / sizeof *loops; i++)
-        if (loops[i].isa & isa)
-            return best_rate(loops[i].loop, threads);
-    return 0;
+    enum { BURSTS = 8 };
+    const struct nbhd_peak peak = nbhd_peak_open(isa, threads);
+    double best = 0;
+    for (int i = 0; peak.loop && i < BURSTS; i++) {
+        const double start = seconds(), work = nbhd_peak_burst(&peak, 0.01);
+        best = fmax(best, work / (seconds() - start) * 1e-9);
+    }
+    return best;
 }
 
 #if defined(__x86_64__)
@@ -84,7 +93,7 @@ static double short_rate(double (*loop)(long))
     return work / (seconds() - start);
 }
 
-/* A middle one of the ratios of neighbouring runs: one or two may be disturbed, or cores may change their clock meanwhile. */
+/* A middle one of the ratios of neighbouring runs: one or two may be disturbed, or the clock may change meanwhile. */
 static double dots_speed(void)
 {
     enum { RUNS = 5 };
