@@ -38,6 +38,13 @@ def _backend(q, **others):
     return backend
 
 
+def _rank(name, tensor):
+    """The number of axes of a tensor [batch, axes..., heads, head_dim]."""
+    if not 4 <= tensor.ndim <= 6:
+        raise InvalidError(1, f"{name} has {tensor.ndim} extents; it must have 4 to 6: [batch, 1 to 3 axes, heads, head_dim]")
+    return tensor.ndim - 3
+
+
 def _options(rank, window, stride, dilation, edge, scale, tf32, kernel):
     return dict(window=_lib.per_axis(window, rank, "window"), stride=_lib.per_axis(stride, rank, "stride"),
                 dilation=_lib.per_axis(dilation, rank, "dilation"), edge=_lib.edges_of(edge, rank), scale=_lib.scale_of(scale),
@@ -45,11 +52,11 @@ def _options(rank, window, stride, dilation, edge, scale, tf32, kernel):
 
 
 def _attention(q, k, v, extra_kv, bias, options, sequences=None):
-    extra = extra_kv if extra_kv is not None else (None, None)
+    extra = (None, None) if extra_kv is None else tuple(extra_kv)
+    if len(extra) != 2 or (extra[0] is None) != (extra[1] is None):
+        raise InvalidError(1, f"extra_kv is of {sum(one is not None for one in extra)} tensors; it must be a pair (k, v), or None")
     backend = _backend(q, k=k, v=v, extra_k=extra[0], extra_v=extra[1], bias=bias)
-    rank = sequences.rank if sequences else q.ndim - 3
-    if not 1 <= rank <= 3:
-        raise InvalidError(1, f"q has {q.ndim} extents; it must have 4 to 6: [batch, 1 to 3 axes, heads, head_dim]")
+    rank = sequences.rank if sequences else _rank("q", q)
     return backend.attention(q, k, v, *extra, bias, _options(rank, **options), sequences)
 
 
@@ -98,14 +105,14 @@ def qk(q, k, window, *, stride=1, dilation=1, edge="nearest", scale=None, bias=N
     Entries of a window that holds fewer keys (causal, truncated) are -inf. docs/unfused.md tells their order. Arguments as
     attention(); softmax over the last extent, then av(), gives what attention() gives.
     """
-    options = _options(q.ndim - 3, window, stride, dilation, edge, scale, False, kernel)
-    return _backend(q, k=k, bias=bias).qk(q, k, bias, options)
+    backend = _backend(q, k=k, bias=bias)
+    return backend.qk(q, k, bias, _options(_rank("q", q), window, stride, dilation, edge, scale, False, kernel))
 
 
 def av(weights, v, window, *, stride=1, dilation=1, edge="nearest", kernel=None):
     """o[i] = sum over the window of i of weights[i, j] v_j, [batch, axes..., heads, head_dim of v]. weights: of qk()'s shape."""
-    options = _options(weights.ndim - 3, window, stride, dilation, edge, None, False, kernel)
-    return _backend(weights, v=v).av(weights, v, options)
+    backend = _backend(weights, v=v)
+    return backend.av(weights, v, _options(_rank("weights", weights), window, stride, dilation, edge, None, False, kernel))
 
 
 def merge(outputs, lses):

@@ -147,7 +147,7 @@ def edges_of(edge, rank):
 
 def _triple(value, rank, name):
     """One value per axis, from one for all or a sequence."""
-    values = list(value) if hasattr(value, "__iter__") else [value] * rank
+    values = list(value) if hasattr(value, "__iter__") and getattr(value, "ndim", 1) else [value] * rank
     if len(values) != rank:
         raise InvalidError(1, f"{name} has {len(values)} numbers where the problem has {rank} axes")
     return values
@@ -161,15 +161,17 @@ def per_axis(value, rank, name):
             numbers.append(0 if one is None else index(one))
         except TypeError:
             raise InvalidError(1, f"{name} is {value!r}; it must be a whole number, or one per axis") from None
-        if numbers[-1] < 1 and one is not None:
-            raise InvalidError(1, f"{name} is {value!r}; each number must be at least 1")
+        if one is not None and not 1 <= numbers[-1] < 2 ** 31:  # more would wrap around in C
+            raise InvalidError(1, f"{name} is {value!r}; each number must be 1 to 2147483647")
     return numbers
 
 
 def scale_of(scale):
-    """The factor on q.k as a float; None is the default, 0 in C."""
-    if scale is not None and float(scale) == 0:
-        raise InvalidError(1, "scale is 0, which would make all keys weigh the same; it must be another number, or None")
+    """The factor on q.k as a float; None is the default, 0 in C, where it is a float32."""
+    if getattr(scale, "requires_grad", False):
+        raise InvalidError(1, "scale needs a gradient, which is not taken; multiply q by it, with scale=1")
+    if scale is not None and abs(float(scale)) <= 2.0 ** -150:
+        raise InvalidError(1, f"scale is {scale}, which would make all keys weigh the same; it must be another number, or None")
     return 0.0 if scale is None else float(scale)
 
 

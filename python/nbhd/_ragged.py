@@ -3,18 +3,23 @@
 import ctypes as c
 from dataclasses import dataclass
 from math import prod
+from operator import index
 from typing import Optional, Tuple
 
 from . import _lib
 
 
-def _flat(values, integer):
+def _flat(values, name):
     """(numbers, how many per row) of a list of ints or of tuples, an array or a tensor."""
-    values = values.tolist() if hasattr(values, "tolist") else list(values)
-    rows = [tuple(row) if hasattr(row, "__len__") else (row,) for row in values]
+    values = values.tolist() if hasattr(values, "tolist") else values
+    try:
+        rows = [tuple(row) if hasattr(row, "__len__") else (row,) for row in values]
+        flat = tuple(index(number) for row in rows for number in row)
+    except TypeError:
+        rows = []
     if not rows or any(len(row) != len(rows[0]) for row in rows):
-        raise _lib.InvalidError(1, f"{integer} must be a list of as many numbers for each sequence, of one sequence at least")
-    return tuple(int(number) for row in rows for number in row), len(rows[0])
+        raise _lib.InvalidError(1, f"{name} must be a list of as many whole numbers for each sequence, of one sequence at least")
+    return flat, len(rows[0])
 
 
 def _grids(flat, rank):

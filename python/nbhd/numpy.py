@@ -1,4 +1,4 @@
-"""The functions on NumPy arrays: float16, float32 or float64, on the CPU, forward only. Views with any strides are read in place."""
+"""The functions on NumPy arrays: float16, float32 or float64, on the CPU, forward only. Views are read in place where C can."""
 
 import ctypes as c
 import math
@@ -9,10 +9,6 @@ from . import _lib
 
 
 def _tensor(array):
-    if array.shape[-1] > 1 and array.strides[-1] != array.itemsize:
-        raise _lib.InvalidError(1, f"the last extent has a stride of {array.strides[-1]} bytes; it must be unit stride")
-    if any(stride % array.itemsize for stride in array.strides[:-1]):
-        raise _lib.InvalidError(1, f"the strides {array.strides} are not whole elements of {array.itemsize} bytes")
     return _lib.tensor(array.ctypes.data, [stride // array.itemsize for stride in array.strides[:-1]])
 
 
@@ -21,8 +17,12 @@ def _facts(**arrays):
 
 
 def _plain(array):
-    """The array itself; a copy of one row seen everywhere, whose strides of 0 would mean contiguous to C."""
-    return array if array.size == array.shape[-1] or any(array.strides[:-1]) else np.ascontiguousarray(array)
+    """The array itself, or a copy: where its last extent is no unit stride or its elements are not aligned, and of one row
+    seen everywhere, whose strides of 0 would mean contiguous to C."""
+    unit = array.strides[-1] == array.itemsize or array.shape[-1] == 1
+    whole = array.flags.aligned and not any(stride % array.itemsize for stride in array.strides[:-1])
+    spread = array.size == array.shape[-1] or any(array.strides[:-1])
+    return array if unit and whole and spread else array.copy()
 
 
 def _run(desc, kernel, sequences=None, **arrays):

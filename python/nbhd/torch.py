@@ -35,11 +35,13 @@ class _Call:
     """A problem planned for inputs of certain shapes, strides and types on one device: all of a call but the addresses."""
 
     def __init__(self, describe, facts, options, kernel, flags, sequences):
+        self.device = facts[0][-1]
+        if self.device.type not in ("cpu", "cuda"):
+            raise _lib.UnsupportedError(2, f"{facts[0][0]} is on {self.device}; tensors must be on the CPU or a CUDA device")
         tensors = {name: (shape, _NAMES.get(dtype, str(dtype)), str(device)) for name, shape, _, dtype, device in facts}
         self.desc = describe(tensors, *options, sequences)
         batch = len(sequences) if sequences else next(iter(tensors.values()))[0][0]
         _lib.check_tensors(self.desc, batch, tensors)
-        self.device = facts[0][-1]
         self.args = _lib.Args(size=c.sizeof(_lib.Args))
         for name, _, strides, *_ in facts:
             setattr(self.args, name, _lib.tensor(None, strides))
@@ -117,6 +119,13 @@ def _gradients(q, k, v, extra_k, extra_v, bias, o, lse, dout, dlse, options, seq
     return list(grads.values())
 
 
+def one_device(*tensors):
+    """For fake versions, which PyTorch also calls where one tensor of several is on the meta device."""
+    devices = sorted({str(tensor.device) for tensor in tensors if tensor is not None})
+    if len(devices) > 1:
+        raise _lib.InvalidError(1, f"the tensors are on {' and '.join(devices)}; they must be on one device")
+
+
 @torch.library.custom_op("nbhd::forward", mutates_args=())
 def _forward(q: Tensor, k: Tensor, v: Tensor, extra_k: Optional[Tensor], extra_v: Optional[Tensor], bias: Optional[Tensor],
              window: List[int], stride: List[int], dilation: List[int], edge: List[int], scale: float,
@@ -126,6 +135,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, extra_k: Optional[Tensor], extra_v
 
 @_forward.register_fake
 def _(q, k, v, extra_k, extra_v, bias, window, stride, dilation, edge, scale, tf32, kernel):
+    one_device(q, k, v, extra_k, extra_v, bias)
     return q.new_empty(q.shape[:-1] + v.shape[-1:]), torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
 
 
@@ -156,6 +166,13 @@ def _differentiate(ctx, dout, dlse):
 _forward.register_autograd(_differentiate, setup_context=_setup)
 
 
+def refuse_second(ctx, *_):
+    raise NotImplementedError("nbhd has no second derivative; a gradient cannot be differentiated again")
+
+
+_backward.register_autograd(refuse_second)
+
+
 # ---- ragged batches. The sequences are lists of integers: rank, then what _ragged.Sequences has, empty for None ----
 
 
@@ -173,7 +190,8 @@ def _forward_varlen(q: Tensor, k: Tensor, v: Tensor, extra_k: Optional[Tensor], 
 
 
 @_forward_varlen.register_fake
-def _(q, k, v, *_):
+def _(q, k, v, extra_k, extra_v, bias, *_):
+    one_device(q, k, v, extra_k, extra_v, bias)
     return q.new_empty(q.shape[:-1] + v.shape[-1:]), torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
 
 
@@ -204,6 +222,7 @@ def _differentiate_varlen(ctx, dout, dlse):
 
 
 _forward_varlen.register_autograd(_differentiate_varlen, setup_context=_setup_varlen)
+_backward_varlen.register_autograd(refuse_second)
 
 
 def _refuse_tangents(tensors):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import _lib
-from .torch import call_of, given, prepare, unit
+from .torch import call_of, given, one_device, prepare, refuse_second, unit
 
 
 def _describe_qk(tensors, pass_, window, stride, dilation, edge, scale, _):
@@ -40,6 +40,7 @@ def _qk(q: Tensor, k: Tensor, bias: Optional[Tensor], window: List[int], stride:
 
 @_qk.register_fake
 def _(q, k, bias, window, stride, dilation, edge, scale, kernel):
+    one_device(q, k, bias)
     return q.new_empty(*q.shape[:-1], _entries(q, k, window, dilation))
 
 
@@ -73,6 +74,7 @@ def _differentiate_qk(ctx, dscores):
 
 
 _qk.register_autograd(_differentiate_qk, setup_context=_setup_qk)
+_qk_backward.register_autograd(refuse_second)
 
 
 @torch.library.custom_op("nbhd::av", mutates_args=())
@@ -88,6 +90,7 @@ def _av(weights: Tensor, v: Tensor, window: List[int], stride: List[int], dilati
 
 @_av.register_fake
 def _(weights, v, window, stride, dilation, edge, kernel):
+    one_device(weights, v)
     return v.new_empty(*weights.shape[:-1], v.shape[-1])
 
 
@@ -118,6 +121,7 @@ def _differentiate_av(ctx, dout):
 
 
 _av.register_autograd(_differentiate_av, setup_context=_setup_av)
+_av_backward.register_autograd(refuse_second)
 
 
 def qk(q, k, bias, options):

@@ -46,8 +46,20 @@ def test_views_are_read_in_place():
     assert np.array_equal(nbhd.attention(q, k, v, window=5), nbhd.attention(*copies, window=5))
     flipped = nbhd.attention(q[:, ::-1], k[:, ::-1], v[:, ::-1], window=5)[:, ::-1]  # an odd window is its own mirror image
     np.testing.assert_allclose(flipped, nbhd.attention(*copies, window=5), atol=1e-5)
-    with pytest.raises(nbhd.InvalidError, match="unit stride"):
-        nbhd.attention(q[..., ::2], k[..., ::2], v[..., ::2], window=5)
+
+
+def test_what_c_cannot_read_is_copied():
+    """A last extent that is no unit stride, and elements that are not aligned, as of a file that was mapped."""
+    arrays_ = arrays(axes=(8, 9))
+    want = nbhd.attention(*(np.ascontiguousarray(t[..., ::2]) for t in arrays_), window=5)
+    np.testing.assert_array_equal(nbhd.attention(*(t[..., ::2] for t in arrays_), window=5), want)
+    np.testing.assert_array_equal(nbhd.attention(*(np.asfortranarray(t[..., ::2]) for t in arrays_), window=5), want)
+    shifted = []
+    for array in arrays_:
+        odd = np.frombuffer(b"x" + array.tobytes(), np.float32, array.size, 1).reshape(array.shape)
+        assert not odd.flags.aligned
+        shifted.append(odd[..., ::2])
+    np.testing.assert_array_equal(nbhd.attention(*shifted, window=5), want)
 
 
 @pytest.mark.parametrize("change, says", [

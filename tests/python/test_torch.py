@@ -84,8 +84,8 @@ def test_views_of_a_packed_projection_are_read_in_place():
 
 def test_compile_without_graph_breaks():
     q, k, v, _ = tensors(axes=(8, 9))
-    compiled = torch.compile(lambda q, k, v: nbhd.attention(q, k, v, window=3) * 2, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(q, k, v), nbhd.attention(q, k, v, window=3) * 2)
+    compiled = torch.compile(lambda q, k, v: nbhd.attention(q, k, v, window=3, scale=0.5) * 2, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(q, k, v), nbhd.attention(q, k, v, window=3, scale=0.5) * 2)
 
 
 MISTAKES = [
@@ -95,6 +95,15 @@ MISTAKES = [
     (lambda q, k, v: nbhd.attention(q, k, v, 3, extra_kv=(k[:, 0, :5], v[:, 0, :3])), "extra_v has the shape"),
     (lambda q, k, v: nbhd.attention(q, k, v, 3, extra_kv=(k[:, 0, :5].half(), v[:, 0, :5].half())), "extra_k is float16"),
     (lambda q, k, v: nbhd.attention(q, k, v, 3, scale=0), "scale is 0"),
+    (lambda q, k, v: nbhd.attention(q, k, v, 3, scale=1e-46), "scale is 1e-46"),  # 0 as a float32
+    (lambda q, k, v: nbhd.attention(q, k, v, 3, scale=torch.tensor(0.5, requires_grad=True)), "scale needs a gradient"),
+    (lambda q, k, v: nbhd.attention(q, k, v, 2 ** 32 + 3), "window is 4294967299"),
+    (lambda q, k, v: nbhd.attention(q, k, v, 3, stride=2 ** 32 + 1), "stride is 4294967297"),
+    (lambda q, k, v: nbhd.attention(q, k, v, 3, extra_kv=(k[:, 0, :5], None)), "extra_kv is of 1 tensors"),
+    (lambda q, k, v: nbhd.attention(q, k, v, 3, extra_kv=(k[:, 0, :5],) * 3), "extra_kv is of 3 tensors"),
+    (lambda q, k, v: nbhd.attention(q, k.to("meta"), v, 3), "on cpu and meta"),
+    (lambda q, k, v: nbhd.qk(q[0, 0, 0], k[0, 0, 0], 3), "q has 2 extents"),
+    (lambda q, k, v: nbhd.av(q[0, 0], v[0, 0], 3), "weights has 3 extents"),
     (lambda q, k, v: nbhd.attention(q, k, v, 0), "window is 0"),
     (lambda q, k, v: nbhd.attention(q, k, v, 3.5), "window is 3.5"),
     (lambda q, k, v: nbhd.attention(q[0], k[0], v[0, 0], 3), "which do not fit|extents"),
@@ -129,8 +138,17 @@ def test_kinds_of_arrays_do_not_mix():
     q, k, v, _ = tensors(axes=(8, 9))
     with pytest.raises(TypeError, match="k is a ndarray"):
         nbhd.attention(q, k.detach().numpy(), v, 3)
-    with pytest.raises(TypeError, match="q is a list"):
-        nbhd.attention([1.0], k, v, 3)
+    for call in (lambda: nbhd.attention([1.0], k, v, 3), lambda: nbhd.qk([1.0], k, 3)):
+        with pytest.raises(TypeError, match="q is a list"):
+            call()
+
+
+def test_devices_that_no_kernel_reads():
+    """A tensor of another kind of GPU has an address too, which the CPU must not read."""
+    from nbhd import torch as backend
+    facts = [(name, (1, 8, 9, 2, 16), (), torch.float32, torch.device("xpu")) for name in "qkv"]
+    with pytest.raises(nbhd.UnsupportedError, match="q is on xpu"):
+        backend._Call(backend._describe, facts, (), None, 0, None)
 
 
 def test_one_row_seen_everywhere_and_gradients_of_a_sum():
@@ -172,6 +190,15 @@ def test_forward_mode_is_refused_and_not_zero():
     q, k, v, _ = tensors(axes=(8, 9))
     with pytest.raises(NotImplementedError, match="jvp"):
         torch.func.jvp(lambda t: nbhd.attention(t, k, v, 3), (q,), (q,))
+
+
+def test_second_derivatives_are_refused():
+    q, k, v, _ = tensors(axes=(8, 9))
+    packed = [t[0].flatten(0, 1) for t in (q, k, v)]
+    for o in (nbhd.attention(q, k, v, 3), nbhd.attention_varlen(*packed, [(8, 9)], 3), nbhd.qk(q, k, 3), nbhd.av(nbhd.qk(q, k, 3), v, 3)):
+        first, = torch.autograd.grad(o.square().sum(), q, create_graph=True)
+        with pytest.raises(NotImplementedError, match="no second derivative"):
+            torch.autograd.grad(first.sum(), q)
 
 
 def test_some_inputs_need_no_gradient():
