@@ -1,6 +1,7 @@
 /* Every CUDA row, for every generation of GPU, over a spread of problems, compiled by NVRTC without a GPU: it compiles, without
  * warnings, without spills, within the shared memory of the chip; the expected instructions are in the machine code where
- * a disassembler is at hand. Skipped where NVRTC is absent, unless NBHD_REQUIRE=nvrtc. */
+ * a disassembler is at hand. Skipped where NVRTC is absent, unless NBHD_REQUIRE=nvrtc. NBHD_TEST_KERNEL=text: only rows
+ * whose name contains it. */
 #define _GNU_SOURCE
 #include <sys/wait.h>
 #include <unistd.h>
@@ -198,6 +199,12 @@ static int check_row(const struct nbhd_kernel *kernel, size_t worker, size_t wor
     return taken;
 }
 
+static bool is_tested(const struct nbhd_kernel *k)
+{
+    const char *wanted = getenv("NBHD_TEST_KERNEL");
+    return k->device == NBHD_DEVICE_CUDA && (!wanted || strstr(k->name, wanted));
+}
+
 /* What a process tells of its part. */
 struct part {
     long passed, failed, skipped;
@@ -209,7 +216,7 @@ static struct part check_part(size_t worker, size_t workers)
     struct part part = {.passed = 0};
     int row = 0;
     for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
-        if (k->device == NBHD_DEVICE_CUDA && row < 64)
+        if (is_tested(k) && row < 64)
             part.taken[row++] = check_row(k, worker, workers);
     part.passed = test_passed;
     part.failed = test_failed;
@@ -253,7 +260,7 @@ static void check_rows(void)
     test_skipped += sum.skipped;
     int row = 0;
     for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
-        if (k->device == NBHD_DEVICE_CUDA && row < 64)
+        if (is_tested(k) && row < 64)
             CHECK(sum.taken[row++] > 0 || test_few(), "%s took none of the problems", k->name);
 }
 

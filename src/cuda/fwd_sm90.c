@@ -158,9 +158,9 @@ static nbhd_status build(struct nbhd_plan *plan)
     plan->run_many = launch->plan.many ? run_many : NULL;
     struct nbhd_options options = {.used = 0};
     nbhd_sm90_options(&options, problem, launch);
-    nbhd_option(&options, "-DNBHD_PV=wgmma_rs_bt_n%d -DNBHD_Q_STAGES=%d -DNBHD_EARLY=%d -DNBHD_PAD=%d",
-                problem->desc.head_dim_v, launch->plan.q_stages, nbhd_sm90_early(&problem->desc, &launch->plan),
-                launch->plan.pad);
+    nbhd_option(&options, "-DNBHD_PV=wgmma_rs_bt_n%d -DNBHD_Q_STAGES=%d -DNBHD_TILES=%d -DNBHD_EARLY=%d -DNBHD_PAD=%d",
+                problem->desc.head_dim_v, launch->plan.q_stages, launch->plan.slots,
+                nbhd_sm90_early(&problem->desc, &launch->plan), launch->plan.pad);
     if (launch->plan.many)
         nbhd_option(&options, "-DNBHD_MANY=1");
     status = nbhd_cuda_acquire(&launch->module, "fwd_sm90.cu", &options, problem->flags);

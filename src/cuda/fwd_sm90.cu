@@ -62,6 +62,9 @@
 #ifndef NBHD_Q_STAGES
 #error "NBHD_Q_STAGES: 2 loads a tile's Q while the tile before still needs its own, else 1"
 #endif
+#ifndef NBHD_TILES
+#error "NBHD_TILES: how many tiles have their tables in shared memory, 2 or 4: so many less one are prepared ahead"
+#endif
 #ifndef NBHD_EARLY
 #error "NBHD_EARLY: 16ths of a box's keys whose probabilities have a second set of registers, 0 to N / 16"
 #endif
@@ -173,7 +176,7 @@ struct consumer {
     int group;          /* uniform: else descriptors live in vector registers */
     int number;         /* the warp's first row */
     int stage, phase;   /* of the box whose probabilities are packed */
-    int tile;           /* of the CTA, that of the box whose scores are computed */
+    unsigned tile;      /* of the CTA, that of the box whose scores are computed */
     struct box box;     /* that box */
     int flags, how;     /* its flags, and how it is masked; uniform */
     struct rows rows;
@@ -183,18 +186,22 @@ struct consumer {
 /* Of a thread's row i of 2: as in struct nbhd_boxes. */
 NBHD_FN unsigned row_of(const struct consumer *c, int i)
 {
-    return c->tab->row[c->number + (threadIdx.x >> 2 & 7) + 8 * i];
+    int first = c->number + (threadIdx.x >> 2 & 7);
+    NBHD_PIN_R(&first, 1); /* else the rows' places have registers all along */
+    return c->tab->row[first + 8 * i];
 }
 
 /* Issues the masked scores of the box in K's stage. */
 NBHD_FN void issue_scores(struct consumer *c, float *s, int stage, int is_first)
 {
     struct tables *tab = c->tab;
-    int slot = c->tile & 1, q_stage = c->tile % NBHD_Q_STAGES;
+    int slot = c->tile % NBHD_TILES, q_stage = c->tile % NBHD_Q_STAGES;
+    unsigned q = c->q_tiles + q_stage * Q_BYTES + c->group * 64 * 128;
+    if (NBHD_HEAD_DIM > 192)
+        NBHD_PIN_R(&q, 1); /* else each k-step's descriptor has registers of its own all along */
     if (is_first)
         mbar_wait(smem_address(tab->q_full) + 8 * q_stage, c->tile / NBHD_Q_STAGES & 1);
-    issue_qk(s, wgmma_advance(wgmma_k_major(c->q_tiles + c->group * 64 * 128), q_stage * (Q_BYTES >> 4)),
-             c->k_tiles + stage * K_BYTES);
+    issue_qk(s, wgmma_k_major(q), c->k_tiles + stage * K_BYTES);
     c->box = tab->box[stage];
     c->flags = __shfl_sync(~0u, c->box.flags, 0);
     c->how = how_masked(c->flags, c->group);
@@ -202,7 +209,8 @@ NBHD_FN void issue_scores(struct consumer *c, float *s, int stage, int is_first)
         find_probes(&c->probes, &tab->tile[slot], windows_of(c->b, tab, slot), row_of(c, 0), row_of(c, 1),
                     threadIdx.x & 3);
     if (NBHD_MASK_STEPS && c->how & BY_COLUMNS)
-        issue_mask(s, &c->probes, tab->origin[stage], c->mask_keys + slot * (c->b->shapes > 1 ? MASK_BYTES : 0));
+        issue_mask(s, &c->probes, tab->origin[stage], c->mask_keys + slot * (c->b->shapes > 1 ? MASK_BYTES : 0),
+                   c->how);
 }
 
 /* After the wait for scores: K's stage is free, and after a tile's last Q's. */
@@ -220,7 +228,7 @@ NBHD_FN int finish_scores(struct consumer *c, float *s)
 {
     int q = threadIdx.x & 3;
     if (NBHD_MASK_BITS && c->how & BY_BITS) {
-        const int2 *window = windows_of(c->b, c->tab, c->tile & 1);
+        const int2 *window = windows_of(c->b, c->tab, c->tile % NBHD_TILES);
         apply_bits(s, row_bits(c->b, window, c->box, c->p->extra, row_of(c, 0), q),
                    row_bits(c->b, window, c->box, c->p->extra, row_of(c, 1), q));
     }
@@ -265,11 +273,11 @@ NBHD_FN void consume_box(struct consumer *c, float *s, float *o, unsigned *first
     if ((threadIdx.x & 31) == 0)
         mbar_arrive(smem_address(tab->empty[1]) + 8 * c->stage);
     if (is_first) {
-        finish_output(c, o, ~c->tile & 1);
+        finish_output(c, o, (c->tile - 1) % NBHD_TILES);
         clear(o);
         __syncwarp();
         if ((threadIdx.x & 31) == 0)
-            mbar_arrive(smem_address(tab->tile_empty) + 8 * (~c->tile & 1));
+            mbar_arrive(smem_address(tab->tile_empty) + 8 * ((c->tile - 1) % NBHD_TILES));
     } else if (moved) {
         scale_output(o, &c->rows);
     }
@@ -285,7 +293,7 @@ NBHD_FN void consume_last(struct consumer *c, float *o, const unsigned *first, c
     finish_rows(c->tab, &c->rows, c->p->scale, c->number);
     wgmma_wait_0();
     NBHD_PIN_F(o, NBHD_HEAD_DIM_V / 2);
-    finish_output(c, o, c->tile & 1);
+    finish_output(c, o, c->tile % NBHD_TILES);
 }
 
 /* One consumer warpgroup: all boxes of all tiles. */
@@ -325,38 +333,56 @@ NBHD_FN void clear_padding_rows(const struct nbhd_boxes *b, unsigned q_tiles)
     int pieces = (Q_ROWS - b->rows) * 8; /* of 16 bytes, in each chunk */
     if (pieces == 0)
         return;
+#pragma unroll 1
     for (int c = 0; c < NBHD_Q_STAGES * QK_CHUNKS; c++)
+#pragma unroll 1
         for (int i = threadIdx.x; i < pieces; i += THREADS)
             st_shared_v4(q_tiles + (c * Q_ROWS + b->rows) * 128 + 16 * i, make_uint4(0, 0, 0, 0));
     fence_proxy_async();
 }
 
-/* Barriers, the first tile's Q and place, and what all tiles share. */
-NBHD_FN void begin_cta(const struct nbhd_params *p, const struct nbhd_boxes *b, const struct maps *maps,
-                       struct tables *tab, unsigned q_tiles, unsigned mask_keys, int work)
+NBHD_FN void init_barriers(struct tables *tab)
 {
-    struct place at = place_of(p, b, work);
-    if (threadIdx.x == 64) {
-        for (int i = 0; i < 2; i++) {
-            mbar_init(smem_address(&tab->q_full[i]), 1);
-            mbar_init(smem_address(&tab->q_empty[i]), 4 * NBHD_GROUPS); /* one lane of each consumer warp */
-            mbar_init(smem_address(&tab->tile_full[i]), 1);
-            mbar_init(smem_address(&tab->tile_empty[i]), 4 * NBHD_GROUPS);
-            for (int stage = 0; stage < NBHD_STAGES; stage++) {
-                mbar_init(smem_address(&tab->full[i][stage]), 1);
-                mbar_init(smem_address(&tab->empty[i][stage]), 4 * NBHD_GROUPS);
-                tab->filled[i][stage] = NBHD_N;
-            }
+    for (int i = 0; i < 2; i++) {
+        mbar_init(smem_address(&tab->q_full[i]), 1);
+        mbar_init(smem_address(&tab->q_empty[i]), 4 * NBHD_GROUPS); /* one lane of each consumer warp */
+        for (int stage = 0; stage < NBHD_STAGES; stage++) {
+            mbar_init(smem_address(&tab->full[i][stage]), 1);
+            mbar_init(smem_address(&tab->empty[i][stage]), 4 * NBHD_GROUPS);
+            tab->filled[i][stage] = NBHD_N;
         }
-        mbar_fence_init();
-        load_q_box(b, tab, &at, maps->q, q_tiles, 0);
+    }
+    for (int i = 0; i < NBHD_TILES; i++) {
+        mbar_init(smem_address(&tab->tile_full[i]), 1);
+        mbar_init(smem_address(&tab->tile_empty[i]), 4 * NBHD_GROUPS);
+        tab->tile[i].shape = -1;
+    }
+    mbar_fence_init();
+}
+
+/* Barriers, where the tiles lie, the first one's Q and windows, and what all tiles share. Returns whether there are
+ * tiles. */
+NBHD_FN int begin_cta(const struct nbhd_params *p, const struct nbhd_boxes *b, const struct maps *maps,
+                      struct tables *tab, unsigned q_tiles, unsigned mask_keys)
+{
+    if (threadIdx.x / 32 == 2) {
+        if (threadIdx.x == 64)
+            init_barriers(tab);
+        find_tiles(p, b, tab);
+        if (threadIdx.x == 64 && tab->tiles > 0)
+            load_q_box(b, tab, &tab->place[0], maps->q, q_tiles, 0);
     }
     clear_padding_rows(b, q_tiles);
-    write_place(p, b, tab, 0, &at, threadIdx.x, THREADS);
     for (int i = threadIdx.x; i < Q_ROWS; i += THREADS)
         tab->row[i] = b->row[i];
     if (b->shapes == 1)
         write_mask_keys(&b->shape[0], mask_keys, threadIdx.x, THREADS);
+    __syncthreads();
+    if (tab->tiles == 0)
+        return 0;
+    write_windows(p, b, windows_of(b, tab, 0), &tab->place[0], threadIdx.x, THREADS);
+    __syncthreads();
+    return 1;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
@@ -367,13 +393,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
     extern __shared__ __align__(1024) char shared[];
     unsigned q_tiles = smem_address(shared), k_tiles = q_tiles + NBHD_Q_STAGES * Q_BYTES;
     unsigned v_tiles = k_tiles + NBHD_STAGES * K_BYTES, mask_keys = v_tiles + NBHD_STAGES * V_BYTES;
-    struct tables *tab = (struct tables *)(shared + (mask_keys - q_tiles) + (b->shapes > 1 ? 2 : 1) * MASK_BYTES);
-    struct share share = share_of_cta(b);
-    int work = next_work(&p, b, &share);
-    if (work < 0)
+    const int mask_slots = b->shapes > 1 ? NBHD_TILES : 1;
+    struct tables *tab = (struct tables *)(shared + (mask_keys - q_tiles) + mask_slots * MASK_BYTES);
+    if (!begin_cta(&p, b, &maps, tab, q_tiles, mask_keys))
         return;
-    begin_cta(&p, b, &maps, tab, q_tiles, mask_keys, work);
-    __syncthreads();
 
     if (threadIdx.x < 128) {
         NBHD_SET_REGISTERS_DOWN(NBHD_REGISTERS_LOAD);
@@ -381,7 +404,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
         if (warp < 2)
             load_boxes(&p, b, &maps, tab, warp, warp ? v_tiles : k_tiles);
         else if (warp == 2)
-            prepare_tiles(&p, b, tab, maps.q, q_tiles, mask_keys, share);
+            prepare_tiles(&p, b, tab, maps.q, q_tiles, mask_keys);
     } else {
         NBHD_SET_REGISTERS_UP(NBHD_REGISTERS_MATH);
         struct consumer c = {&p, b, tab, q_tiles, k_tiles, v_tiles, mask_keys};

@@ -25,8 +25,9 @@ int nbhd_sm90_shared(const struct nbhd_problem *problem, const struct nbhd_sm90_
     int qk = ceil_div(problem->desc.head_dim, 64), pv = ceil_div(problem->desc.head_dim_v, 64), rows = 64 * v->groups;
     int windows = plan->q_box[0] + plan->q_box[1] + plan->q_box[2];
     return 128 * (plan->q_stages * qk * rows + v->stages * (qk + pv) * v->n) +
-           NBHD_FWD_SM90_TABLES(v->groups, v->stages, windows, plan->mask_steps) +
-           (plan->many ? NBHD_SM90_TABLES_MANY : 0) + (plan->shapes > 1 ? 2 : 1) * plan->mask_steps * v->n * 32;
+           NBHD_FWD_SM90_TABLES(v->groups, v->stages, plan->slots, windows, plan->mask_steps) +
+           (plan->many ? NBHD_SM90_TABLES_MANY(plan->slots) : 0) +
+           (plan->shapes > 1 ? plan->slots : 1) * plan->mask_steps * v->n * 32;
 }
 
 /* Registers that S, P and O of a consumer thread may take, by its mask's steps: what compiles without spills. */
@@ -46,8 +47,8 @@ static int has_registers(const nbhd_desc *d, const struct nbhd_sm90_plan *p)
     const int n = p->variant.n, tight = p->variant.ctas == 3 && n > 64; /* there a mask takes more than its columns */
     if (p->variant.groups == 1 && d->head_dim_v > 192) /* ptxas does not take so wide a product among 128 registers */
         return 0;
-    /* Columns, and bits for extra keys: 16 bytes spilled. Boxes of 80 keys with 256 columns of V: 68. */
-    if (d->head_dim_v > 192 && p->mask_steps && (p->mask_bits || n > 64))
+    /* What spills: columns, and bits for extra keys; boxes of 80 keys; two steps of columns with 248 columns of V. */
+    if (d->head_dim_v > 192 && p->mask_steps && (p->mask_bits || n > 64 || (p->mask_steps > 1 && d->head_dim_v > 240)))
         return 0;
     return (!tight || n == 80) && n * 3 / 4 + (d->head_dim_v + 1) / 2 + 8 * tight * p->mask_steps <= register_room(p);
 }

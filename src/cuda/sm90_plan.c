@@ -55,6 +55,23 @@ static int needs_mask(struct search *s, int a, int q, int k)
     return s->many ? has_axis(s, a) : nbhd_sm90_is_masked(nbhd_sm90_tiles(&s->memo[a], q), k);
 }
 
+/* Moves the columns of a shape with two steps of them so that each axis's are in one, if they can be: fwd_sm90 masks a
+ * box only in the steps of axes on which it needs a mask. */
+static void keep_in_steps(int at[4], const int extent[3])
+{
+    int used[2] = {0, 0}, moved[3];
+    for (int a = 0; a < 3; a++) {
+        if ((moved[a] = at[a]) < 0)
+            continue;
+        const int step = used[0] + extent[a] > 16;
+        if (used[step] + extent[a] > 16)
+            return;
+        moved[a] = 16 * step + used[step];
+        used[step] += extent[a];
+    }
+    memcpy(at, moved, sizeof moved);
+}
+
 /* Lays out the mask columns of a plan's shapes; 0 if they are too many. A problem of one axis is masked by bits: it has
  * too many coordinates, and few boxes that need a mask. */
 static int lay_out_masks(struct search *s, struct nbhd_sm90_plan *p)
@@ -77,6 +94,8 @@ static int lay_out_masks(struct search *s, struct nbhd_sm90_plan *p)
         }
         if (columns > NBHD_SM90_MASK)
             return 0;
+        if (columns > 16 && !s->kernel->pad_columns)
+            keep_in_steps(p->mask_at[i], k);
         p->mask_steps = nbhd_max(p->mask_steps, ceil_div(columns, 16));
     }
     return 1;
@@ -87,9 +106,11 @@ static int fits(struct search *s, struct nbhd_sm90_plan *p)
 {
     if (!lay_out_masks(s, p) || !s->kernel->has_registers(&s->problem->desc, p))
         return 0;
-    for (p->q_stages = 2; p->q_stages > 0; p->q_stages--) /* the system keeps 1 KB of each CTA's share */
-        if (s->kernel->shared(s->problem, p) <= (s->shared_max + 1024) / p->variant.ctas - 1024)
-            return 1;
+    const int slots = s->problem->desc.head_dim_v > 128 ? 2 : 4; /* more would take registers that are not there */
+    for (p->q_stages = 2; p->q_stages > 0; p->q_stages--)
+        for (p->slots = slots; p->slots > 0; p->slots -= 2) /* the system keeps 1 KB of each CTA's share */
+            if (s->kernel->shared(s->problem, p) <= (s->shared_max + 1024) / p->variant.ctas - 1024)
+                return 1;
     return 0;
 }
 

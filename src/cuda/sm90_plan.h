@@ -19,7 +19,7 @@ struct nbhd_sm90_plan {
     int shapes, k_box[NBHD_SM90_SHAPES][3];
     int mask_at[NBHD_SM90_SHAPES][4]; /* as in struct nbhd_key_box */
     int mask_steps, mask_bits, pad;   /* NBHD_MASK_STEPS, NBHD_MASK_BITS, NBHD_PAD of the kernel */
-    int q_stages;                     /* NBHD_Q_STAGES */
+    int q_stages, slots;              /* NBHD_Q_STAGES, NBHD_TILES */
     int sliced;                     /* as in struct nbhd_boxes */
     int many;                       /* NBHD_MANY: of a ragged batch, one map for each sequence */
     double tiles, boxes, full_boxes; /* of one head block: query tiles; key boxes visited; of these without a mask */

@@ -17,12 +17,14 @@
 /* Bytes that the tables of device/queries_sm90.cuh take, at most. */
 #define NBHD_SM90_TABLES(groups, stages) (256 + 64 * (stages) + 792 * (groups))
 /* And those of fwd_sm90.cu; windows: sum of the query box's extents. */
-#define NBHD_FWD_SM90_TABLES(groups, stages, windows, mask_steps)                                                     \
-    (352 + 64 * (stages) + 816 * (groups) + 16 * (windows) + (256 + 64 * (stages)) * (mask_steps))
+#define NBHD_FWD_SM90_TABLES(groups, stages, tiles, windows, mask_steps)                                               \
+    (2240 + 64 * (stages) + 768 * (groups) + (tiles) * (144 + 24 * (groups) + 8 * (windows)) +                         \
+     (128 * (tiles) + 64 * (stages)) * (mask_steps))
 
-#define NBHD_SM90_TABLES_MANY 192 /* and more, with NBHD_MANY */
+#define NBHD_SM90_TABLES_MANY(tiles) (96 * (tiles)) /* and more, with NBHD_MANY */
 
-/* Flags of one key box: a nibble per consumer warpgroup from bit 0, the axes on which it needs a mask; and: */
+/* Flags of one key box: a nibble per consumer warpgroup from bit 0, the axes on which it needs a mask (fwd_sm90: the
+ * steps of mask columns that it needs); and: */
 #define NBHD_SM90_FINAL (1 << 28)  /* fwd_sm90: the last of the CTA's last tile */
 #define NBHD_SM90_EXTRA (1 << 29)  /* of extra keys */
 #define NBHD_SM90_LAST (1 << 30)   /* of its tile */

@@ -22,34 +22,24 @@ NBHD_FN int best_shape(const struct nbhd_boxes *b, const struct tile *t)
     return key & 31;
 }
 
-/* What follows from where a tile lies, but for what is read off the windows. By `threads` threads. */
-NBHD_FN void write_place(const struct nbhd_params *p, const struct nbhd_boxes *b, struct tables *tab, int slot,
-                         const struct place *at, int thread, int threads)
+/* The windows of the query box's coordinates, by `threads` threads. */
+NBHD_FN void write_windows(const struct nbhd_params *p, const struct nbhd_boxes *b, int2 *window,
+                           const struct place *at, int thread, int threads)
 {
-    struct tile *t = &tab->tile[slot];
-    int2 *window = windows_of(b, tab, slot);
-    for (int a = 0; a < 3; window += b->q_box[a++]) {
-        struct nbhd_axis axis = axis_of(p, b, at->slice, a);
-        for (int i = thread; i < b->q_box[a]; i += threads) {
-            struct nbhd_range keys = nbhd_keys(axis, at->size[a], nbhd_min(at->origin[a] + i, at->size[a] - 1));
-            window[i] = make_int2(keys.begin, keys.end);
-        }
+    int q0 = b->q_box[0], q1 = q0 + b->q_box[1];
+#pragma unroll 1
+    for (int i = thread; i < q1 + b->q_box[2]; i += threads) {
+        int a = (i >= q0) + (i >= q1), x = at->origin[a] + i - (a > 1 ? q1 : a > 0 ? q0 : 0);
+        struct nbhd_range keys = nbhd_keys(axis_of(p, b, at->slice, a), at->size[a], nbhd_min(x, at->size[a] - 1));
+        window[i] = make_int2(keys.begin, keys.end);
     }
-    if (thread != 0)
-        return;
-    t->place = *at;
-    for (int a = 0; a < 3; a++)
-        t->shift[a] = shift_of(b, at, a);
-#if NBHD_MANY
-    t->o = view_of(b, at->slice, &p->o, 3);
-    t->lse = view_of(b, at->slice, &p->lse, 4);
-#endif
 }
 
 /* The tile's union and the warpgroups' intersections, read off the windows by one lane per axis. */
 NBHD_FN void write_bounds(const struct nbhd_boxes *b, struct tile *t, const int2 *window)
 {
     int a = threadIdx.x & 31;
+    NBHD_PIN_R(&a, 1); /* else what follows from it has registers from tile to tile */
     if (a >= 3)
         return;
     window += (a > 0) * b->q_box[0] + (a > 1) * b->q_box[1];
@@ -67,7 +57,7 @@ NBHD_FN void load_q_box(const struct nbhd_boxes *b, struct tables *tab, const st
     unsigned full = smem_address(&tab->q_full[stage]), tile = q_tiles + stage * Q_BYTES;
     int x[3], flat = CAN_BE_FLAT ? b->flat[0] : 0;
     for (int a = 0; a < 3; a++)
-        x[a] = at->origin[a] * b->step[a] + shift_of(b, at, a);
+        x[a] = map_coordinate(b, at, at->origin, a);
     mbar_arrive_expect(full, QK_CHUNKS * b->rows * 128);
     for (int c = 0; c < QK_CHUNKS; c++)
         tma_load_5d(tile + c * (Q_ROWS * 128), maps + map_of(b, at), full, 64 * c + at->head * flat, flat ? 0 : at->head,
@@ -75,43 +65,47 @@ NBHD_FN void load_q_box(const struct nbhd_boxes *b, struct tables *tab, const st
 }
 
 /* For each tile of the CTA its tables, then its Q, which may have to wait for the tile before. Of the first tile, which
- * nothing overlaps, all threads have written the place, and Q is on its way: begin_cta. */
+ * nothing overlaps, all threads have written the windows, and Q is on its way: begin_cta. */
 NBHD_FN void prepare_tiles(const struct nbhd_params *p, const struct nbhd_boxes *b, struct tables *tab,
-                           const struct nbhd_tensor_map *q_maps, unsigned q_tiles, unsigned mask_keys,
-                           struct share share)
+                           const struct nbhd_tensor_map *q_maps, unsigned q_tiles, unsigned mask_keys)
 {
-    int lane = threadIdx.x & 31, last_shape = -1, shape = -1; /* of the two tiles before */
-    for (int n = 0, more = 1; more; n++) {
-        struct tile *t = &tab->tile[n & 1];
-        int next = next_work(p, b, &share);
-        more = next >= 0;
-        if (lane == 0)
-            t->more = more;
-        write_bounds(b, t, windows_of(b, tab, n & 1));
+    int lane = threadIdx.x & 31;
+    for (int n = 0; n < tab->tiles; n++) {
+        int slot = n % NBHD_TILES;
+        struct tile *t = &tab->tile[slot];
+        int2 *window = windows_of(b, tab, slot);
+        if (n > 0) {
+            mbar_wait(smem_address(&tab->tile_empty[slot]), ~(n / NBHD_TILES) & 1);
+            write_windows(p, b, window, &tab->place[n], lane, 32);
+        }
+        if (lane < (int)sizeof(struct place) / 4)
+            ((int *)&t->place)[lane] = ((const int *)&tab->place[n])[lane];
+        if (lane == 0) {
+            t->more = n + 1 < tab->tiles;
+#if NBHD_MANY
+            t->o = view_of(b, tab->place[n].slice, &p->o, 3);
+            t->lse = view_of(b, tab->place[n].slice, &p->lse, 4);
+#endif
+        }
         __syncwarp();
-        int here = last_shape; /* whose mask keys this slot holds */
-        last_shape = shape;
-        shape = b->shapes > 1 ? best_shape(b, t) : 0;
+        write_bounds(b, t, window);
+        __syncwarp();
+        int shape = b->shapes > 1 ? best_shape(b, t) : 0;
+        if (b->shapes > 1 && shape != t->shape) /* else the slot still holds its mask keys */
+            write_mask_keys(&b->shape[shape], mask_keys + slot * MASK_BYTES, lane, 32);
+        __syncwarp();
         if (lane == 0)
             t->shape = shape;
-        if (b->shapes > 1 && shape != here)
-            write_mask_keys(&b->shape[shape], mask_keys + (n & 1) * MASK_BYTES, lane, 32);
         __syncwarp();
-        write_columns(b, t, windows_of(b, tab, n & 1));
+        write_columns(b, t, window);
         __syncwarp();
         if (lane == 0)
-            mbar_arrive(smem_address(&tab->tile_full[n & 1]));
+            mbar_arrive(smem_address(&tab->tile_full[slot]));
         if (n > 0) {
             mbar_wait(smem_address(&tab->q_empty[n % NBHD_Q_STAGES]), ~(n / NBHD_Q_STAGES) & 1);
             if (lane == 0)
-                load_q_box(b, tab, &t->place, q_maps, q_tiles, n % NBHD_Q_STAGES);
+                load_q_box(b, tab, &tab->place[n], q_maps, q_tiles, n % NBHD_Q_STAGES);
         }
-        if (!more)
-            return;
-        struct place at = place_of(p, b, next);
-        mbar_wait(smem_address(&tab->tile_empty[~n & 1]), ~((n + 1) >> 1) & 1);
-        write_place(p, b, tab, ~n & 1, &at, lane, 32);
-        __syncwarp();
     }
 }
 
@@ -207,8 +201,8 @@ NBHD_FN void load_grid(struct ring *r, const struct nbhd_boxes *b, const struct 
     find_column(t, &axis, &from);
     do {
         unsigned column = column_origin(origin, axis, from);
-        int x0 = map_coordinate(b, t, origin, 0), x1 = map_coordinate(b, t, origin, 1),
-            x2 = map_coordinate(b, t, origin, 2);
+        int x0 = map_coordinate(b, &t->place, origin, 0), x1 = map_coordinate(b, &t->place, origin, 1),
+            x2 = map_coordinate(b, &t->place, origin, 2);
         is_last = is_last_box(k, t, origin);
         struct box box = {origin[2], k->tokens, 0};
         if (!r->v)
@@ -234,8 +228,8 @@ NBHD_FN void load_boxes(const struct nbhd_params *p, const struct nbhd_boxes *b,
 {
     struct ring r = {tiles, v, 0, 1};
     for (int n = 0, more = 1; more; n++) {
-        const struct tile *t = &tab->tile[n & 1];
-        mbar_wait(smem_address(&tab->tile_full[n & 1]), n >> 1 & 1);
+        const struct tile *t = &tab->tile[n % NBHD_TILES];
+        mbar_wait(smem_address(&tab->tile_full[n % NBHD_TILES]), n / NBHD_TILES & 1);
         more = t->more;
         if (p->extra)
             load_extra(&r, t, tab, &maps->extra[v], p->extra);

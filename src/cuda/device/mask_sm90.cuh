@@ -13,18 +13,25 @@
 #define MASK_BYTES (NBHD_MASK_STEPS * NBHD_N * 32)
 #define MASKED (-__int_as_float(0x7f800000))
 
-/* How a warpgroup masks a box: not at all, by more columns of the product, or bit by bit. flags: of the box,
- * uniform. */
-#define BY_COLUMNS 1
-#define BY_BITS 2
+/* How a warpgroup masks a box: the steps of more columns of the product that it needs, as bits; or bit by bit. flags:
+ * of the box, uniform. */
+#define BY_COLUMNS 7
+#define BY_BITS 8
 
 NBHD_FN int how_masked(int flags, int group)
 {
-    int how = NBHD_MASK_STEPS && !(flags & NBHD_SM90_EXTRA) ? BY_COLUMNS : NBHD_MASK_BITS ? BY_BITS : 0;
-    return flags >> 4 * group & 7 ? how : 0;
+    int need = flags >> 4 * group & 7;
+    return NBHD_MASK_STEPS && !(flags & NBHD_SM90_EXTRA) ? need : NBHD_MASK_BITS && need ? BY_BITS : 0;
 }
 
-/* Axes, as bits 4g + a, on which warpgroup g needs a mask for the box at origin. */
+/* The steps of mask columns that axis `a` has, as bits; bit 0 if it has none. */
+NBHD_FN int steps_of(const struct nbhd_key_box *k, int a)
+{
+    int first = k->mask_at[a];
+    return NBHD_MASK_STEPS < 2 || first < 0 ? 1 : 1 << first / 16 | 1 << (first + k->extent[a] - 1) / 16;
+}
+
+/* Steps of mask columns, as bits from 4g on, that warpgroup g needs for the box at origin. */
 NBHD_FN int mask_flags(const struct nbhd_key_box *k, const struct tile *t, const int *origin)
 {
     int flags = 0;
@@ -33,7 +40,7 @@ NBHD_FN int mask_flags(const struct nbhd_key_box *k, const struct tile *t, const
 #pragma unroll
         for (int a = 0; a < 3; a++) {
             int2 all = t->all[g][a];
-            flags |= (origin[a] < all.x || origin[a] + k->extent[a] > all.y) << (4 * g + a);
+            flags |= origin[a] < all.x || origin[a] + k->extent[a] > all.y ? steps_of(k, a) << 4 * g : 0;
         }
     return flags;
 }
@@ -156,34 +163,37 @@ NBHD_FN void find_probes(struct probes *p, const struct tile *t, const int2 *win
 #define MASK_FAR (NBHD_DTYPE == 2 ? 0xf180f180u : 0xf800f800u)
 #define MASK_ONE (NBHD_DTYPE == 2 ? 0x3f80u : 0x7800u)
 
-/* The A operands of the mask columns for the box with these origins. */
-NBHD_FN void find_mask(unsigned *a, const struct probes *p, const unsigned *origin, int q)
+/* The A operands of a step's mask columns for the box with these origins. */
+NBHD_FN void find_mask(unsigned *a, const struct probes *p, const unsigned *origin, int step, int q)
 {
 #pragma unroll
-    for (int i = 0; i < 2 * NBHD_MASK_STEPS; i++) { /* a pair of columns, for both rows */
+    for (int i = 2 * step; i < 2 * step + 2; i++) { /* a pair of columns, for both rows */
         uint2 at = *(const uint2 *)&origin[mask_column(2 * i, q)];
         unsigned unseen0 = ~(at.x + p->begin[2 * i]) | (at.x + p->end[2 * i]);
         unsigned unseen1 = ~(at.y + p->begin[2 * i + 1]) | (at.y + p->end[2 * i + 1]);
-        a[2 * i] = prmt_b32(unseen0, unseen1, 0xdd99) & MASK_FAR; /* the sign of each lower half, 16 times */
-        a[2 * i + 1] = prmt_b32(unseen0, unseen1, 0xffbb) & MASK_FAR;
+        *a++ = prmt_b32(unseen0, unseen1, 0xdd99) & MASK_FAR; /* the sign of each lower half, 16 times */
+        *a++ = prmt_b32(unseen0, unseen1, 0xffbb) & MASK_FAR;
     }
 }
 
-/* Issues the mask's part of S. keys: the keys' columns, see write_mask_keys. */
-NBHD_FN void issue_mask(float *s, const struct probes *p, const unsigned *origin, unsigned keys)
+/* Issues the mask's part of S: the steps in `how`. keys: the keys' columns, see write_mask_keys. */
+NBHD_FN void issue_mask(float *s, const struct probes *p, const unsigned *origin, unsigned keys, int how)
 {
-    unsigned a[MASK_PROBES];
-    find_mask(a, p, origin, threadIdx.x & 3);
-    wgmma_fence();
 #pragma unroll
     for (int i = 0; i < NBHD_MASK_STEPS; i++)
-        NBHD_MASK(s, a + 4 * i, wgmma_k_major_32(keys + i * NBHD_N * 32), 1);
-    wgmma_commit();
+        if (how >> i & 1) {
+            unsigned a[4];
+            find_mask(a, p, origin, i, threadIdx.x & 3);
+            wgmma_fence();
+            NBHD_MASK(s, a, wgmma_k_major_32(keys + i * NBHD_N * 32), 1);
+            wgmma_commit();
+        }
 }
 
 /* The keys' mask columns: tiles of 16 columns, a key's 32 bytes a row, 32-byte swizzle (address bit 4 ^= bit 7). */
 NBHD_FN void write_mask_keys(const struct nbhd_key_box *k, unsigned keys, int thread, int threads)
 {
+#pragma unroll 1
     for (int key = thread; NBHD_MASK_STEPS && key < NBHD_N; key += threads) {
         int row = key / k->extent[2], column[3] = {row / k->extent[1], row % k->extent[1], key - row * k->extent[2]};
         for (int a = 0; a < 3; a++) /* that of its 1; none if there is none */

@@ -27,15 +27,17 @@ NBHD_FN void store_rows(const struct nbhd_params *p, const struct nbhd_boxes *b,
                         const struct tile *t, const float *o, int number)
 {
     int lane = threadIdx.x & 31;
+    int first = number + (lane >> 2);
 #if NBHD_MANY
     const struct nbhd_view *view = &t->o, *lse = &t->lse;
 #else
     const struct nbhd_view *view = &p->o, *lse = &p->lse;
 #endif
+    NBHD_PIN_R(&first, 1); /* else the second row's number has a register all along */
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         long long x[3];
-        int at = number + (lane >> 2) + 8 * i;
+        int at = first + 8 * i;
         unsigned row = tab->row[at];
         int inside = row_token(p, b, &t->place, row, at, x);
         char *to = row_address(view, &t->place, row, x) + 16 * (lane & 3);

@@ -3,9 +3,10 @@
 #ifndef NBHD_DEVICE_TILES_SM90_CUH
 #define NBHD_DEVICE_TILES_SM90_CUH
 
-/* Origin in elements of the tile's dilation group, and the group. slice: of this launch, selects the maps. */
+/* Where a tile lies: its origin in elements of its dilation group, the group, and the group's size. slice: of this
+ * launch, selects the maps; shift: what selects dilation group and batch in the maps' coordinates. */
 struct place {
-    int origin[3], group[3], size[3];
+    int origin[3], group[3], size[3], shift[3];
     int batch, head, kv_head, slice;
 };
 
@@ -25,31 +26,33 @@ struct column {
 struct tile {
     int2 any[3], all[NBHD_GROUPS][3]; /* keys that some row of the tile, that all rows of a warpgroup see, per axis */
     struct place place;
-    int shift[3]; /* shift_of its place */
-    int shape;    /* of its key boxes */
-    int more;     /* 0: the CTA's last tile */
+    int shape; /* of its key boxes */
+    int more;  /* 0: the CTA's last tile */
     struct column column[MASK_COLUMNS + !MASK_COLUMNS];
 #if NBHD_MANY
     struct nbhd_view o, lse; /* of its sequence */
 #endif
 };
 
-/* Beside the tiles in shared memory. [2]: of K, of V. Tile n of the CTA has tile[n & 1], its windows, and Q stage
- * n % Q_STAGES. */
+/* Beside the tiles in shared memory. [2]: of K, of V. Tile n of the CTA has place[n], slot n % TILES with its
+ * tables and windows, and Q stage n % Q_STAGES. */
 struct tables {
-    unsigned long long q_full[2], q_empty[2], tile_full[2], tile_empty[2];
+    unsigned long long q_full[2], q_empty[2], tile_full[NBHD_TILES], tile_empty[NBHD_TILES];
     unsigned long long full[2][NBHD_STAGES], empty[2][NBHD_STAGES];
     struct box box[NBHD_STAGES];          /* of each K stage */
     unsigned origin[NBHD_STAGES][MASK_COLUMNS + 2 * !MASK_COLUMNS]; /* of its box, on each column's axis */
     int filled[2][NBHD_STAGES];           /* rows of a stage that may hold something else than zeros */
     unsigned row[Q_ROWS];                 /* as in struct nbhd_boxes */
     float2 finished[Q_ROWS];              /* of the tile before: 1 / sum, logsumexp */
-    struct tile tile[2];
+    struct tile tile[NBHD_TILES];
+    struct place place[NBHD_SM90_MOST];
+    int tiles; /* of this CTA */
     unsigned scratch;
 };
 
-NBHD_STATIC_ASSERT(sizeof(struct tables) <= NBHD_FWD_SM90_TABLES(NBHD_GROUPS, NBHD_STAGES, 0, NBHD_MASK_STEPS) +
-                                                NBHD_MANY * NBHD_SM90_TABLES_MANY,
+NBHD_STATIC_ASSERT(sizeof(struct tables) <=
+                       NBHD_FWD_SM90_TABLES(NBHD_GROUPS, NBHD_STAGES, NBHD_TILES, 0, NBHD_MASK_STEPS) +
+                           NBHD_MANY * NBHD_SM90_TABLES_MANY(NBHD_TILES),
                    "the host counts on it");
 
 /* ---- sequences of a ragged batch ---- */
@@ -118,23 +121,19 @@ NBHD_FN int tiles_of(const struct nbhd_params *p, const struct nbhd_boxes *b, in
 
 /* ---- which ---- */
 
-struct share {
-    int row, place, left; /* the next tile is row + place; tiles left */
-};
-
-NBHD_FN struct share share_of_cta(const struct nbhd_boxes *b)
+/* The i-th tile of this CTA; -1 if it has fewer. */
+NBHD_FN int work_of(const struct nbhd_boxes *b, int i)
 {
-    struct share s;
-    int block = blockIdx.x, kind = 0;
-    s.row = 0;
+    int block = blockIdx.x, kind = 0, first = 0;
     for (; kind < NBHD_SM90_RUNS - 1 && block >= b->rounds[kind] * b->resident; kind++) {
         block -= b->rounds[kind] * b->resident;
-        s.row += b->rounds[kind] * b->resident * (NBHD_SM90_MOST >> kind);
+        first += b->rounds[kind] * b->resident * (NBHD_SM90_MOST >> kind);
     }
-    s.left = kind < NBHD_SM90_RUNS - 1 ? NBHD_SM90_MOST >> kind : 1;
-    s.row += block / b->resident * b->resident * s.left;
-    s.place = block % b->resident;
-    return s;
+    int count = kind < NBHD_SM90_RUNS - 1 ? NBHD_SM90_MOST >> kind : 1;
+    if (i >= count)
+        return -1;
+    first += (block / b->resident * count + i) * b->resident;
+    return first + (block % b->resident + i * NBHD_SM90_STEP) % b->resident;
 }
 
 NBHD_FN struct place place_of(const struct nbhd_params *p, const struct nbhd_boxes *b, int work)
@@ -170,24 +169,30 @@ NBHD_FN struct place place_of(const struct nbhd_params *p, const struct nbhd_box
     t.batch = slice; /* of a ragged batch 0 */
     if (NBHD_MANY)
         t.slice = sequence;
+    for (int a = 0; a < 3; a++) /* group or batch: with three axes and a batch, maps are of slices */
+        t.shift[a] = b->sliced ? 0 : t.group[a] + (a == 0 ? t.batch : 0);
     return t;
 }
 
-/* The next tile of the share that has queries (a dilation group may have fewer elements than the first); -1: none. */
-NBHD_FN int next_work(const struct nbhd_params *p, const struct nbhd_boxes *b, struct share *s)
+/* By one warp: where the CTA's tiles lie, without those that have no queries (a dilation group may have fewer elements
+ * than the first). A lane works out one tile: the divisions take long. */
+NBHD_FN void find_tiles(const struct nbhd_params *p, const struct nbhd_boxes *b, struct tables *tab)
 {
-    while (s->left-- > 0) {
-        int work = s->row + s->place;
-        s->row += b->resident;
-        s->place = (s->place + NBHD_SM90_STEP) % b->resident;
-        if (!b->uneven)
-            return work;
-        struct place t = place_of(p, b, work);
-        if (t.origin[0] < t.size[0] && t.origin[1] < t.size[1] && t.origin[2] < t.size[2])
-            return work;
+    int lane = threadIdx.x & 31, work = work_of(b, lane), has = 0;
+    struct place at;
+    if (work >= 0) {
+        at = place_of(p, b, work);
+        has = at.origin[0] < at.size[0] && at.origin[1] < at.size[1] && at.origin[2] < at.size[2];
     }
-    return -1;
+    unsigned all = __ballot_sync(~0u, has);
+    if (has)
+        tab->place[__popc(all & ((1u << lane) - 1))] = at;
+    if (lane == 0)
+        tab->tiles = __popc(all);
+    __syncwarp();
 }
+
+NBHD_STATIC_ASSERT(NBHD_SM90_MOST <= 32, "a lane for each tile of a CTA");
 
 /* ---- where ---- */
 
@@ -199,16 +204,9 @@ NBHD_FN int2 *windows_of(const struct nbhd_boxes *b, struct tables *tab, int slo
     return (int2 *)(tab + 1) + slot * (b->q_box[0] + b->q_box[1] + b->q_box[2] + 1);
 }
 
-/* What selects the dilation group and the batch in the maps' coordinates. Of the two, one is 0: a batch of problems
- * with three axes is sliced. */
-NBHD_FN int shift_of(const struct nbhd_boxes *b, const struct place *at, int axis)
+NBHD_FN int map_coordinate(const struct nbhd_boxes *b, const struct place *at, const int *origin, int axis)
 {
-    return b->sliced ? 0 : at->group[axis] + (axis == 0 ? at->batch : 0);
-}
-
-NBHD_FN int map_coordinate(const struct nbhd_boxes *b, const struct tile *t, const int *origin, int axis)
-{
-    return origin[axis] * b->step[axis] + t->shift[axis];
+    return origin[axis] * b->step[axis] + at->shift[axis];
 }
 
 /* Which of a tensor's maps a place is in. */
