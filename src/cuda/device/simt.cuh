@@ -285,7 +285,7 @@ NBHD_FN void simt_set_key(struct simt_keys &k, int i, const int at[3], int kind)
     k.kind[i] = kind;
 #pragma unroll
     for (int axis = 0; axis < 3; axis++)
-        k.at[axis][i] = at[axis];
+        k.at[axis][i] = kind == GRID ? at[axis] : -1; /* in no range */
 }
 
 /* The table of the N keys from `first` on of a tile of queries: those of the box any, grid of them, then the extra ones.
@@ -317,9 +317,11 @@ NBHD_FN int simt_visible(const struct simt_shared &s, int query, int key)
 {
     int inside = 1;
 #pragma unroll
-    for (int axis = 0; axis < 3; axis++)
-        inside &= s.k.at[axis][key] >= s.q.begin[axis][query] && s.k.at[axis][key] < s.q.end[axis][query];
-    return s.k.kind[key] == GRID ? inside : s.k.kind[key] == EXTRA && s.q.end[0][query] > s.q.begin[0][query];
+    for (int axis = 0; axis < 3; axis++) {
+        const int begin = s.q.begin[axis][query];
+        inside &= (unsigned)(s.k.at[axis][key] - begin) < (unsigned)(s.q.end[axis][query] - begin);
+    }
+    return inside | (s.k.kind[key] == EXTRA & s.q.end[0][query] > s.q.begin[0][query]);
 }
 
 /* The head's bias at the relative position of a visible key of the grid. */
