@@ -54,18 +54,6 @@ NBHD_FN void dq_deltas(struct simt_shared &s, const struct nbhd_params &p, const
     __syncthreads();
 }
 
-NBHD_FN void scores(real score[ROWS][COLS], struct simt_shared &s, const struct nbhd_params &p, int head, int by_key)
-{
-#pragma unroll
-    for (int i = 0; i < ROWS; i++)
-#pragma unroll
-        for (int j = 0; j < COLS; j++) {
-            int row = TY + 16 * i, column = TX + 16 * j;
-            score[i][j] = by_key ? simt_score(p, s, head, column, row, score[i][j])
-                                 : simt_score(p, s, head, row, column, score[i][j]);
-        }
-}
-
 #if NBHD_DTYPE == NBHD_F64
 /* The given lse is a float: too coarse for f64, so it is computed anew. */
 NBHD_FN void dq_lse(struct simt_shared &s, const struct nbhd_params &p, const struct simt_tile &t,
@@ -82,7 +70,7 @@ NBHD_FN void dq_lse(struct simt_shared &s, const struct nbhd_params &p, const st
         __syncthreads();
         real score[ROWS][COLS];
         simt_nt(score, s, s.q.rows[0], s.k.rows[0], p.head_dim);
-        scores(score, s, p, t.head, 0);
+        simt_scores(score, s, p, t.head, 0);
         __syncthreads();
 #pragma unroll
         for (int i = 0; i < ROWS; i++)
@@ -155,7 +143,7 @@ NBHD_FN void dq_tile(struct simt_shared &s, const struct nbhd_params &p, const s
         __syncthreads();
         real weight[ROWS][COLS], dp[ROWS][COLS];
         simt_nt(weight, s, s.q.rows[0], s.k.rows[0], p.head_dim);
-        scores(weight, s, p, t.head, 0);
+        simt_scores(weight, s, p, t.head, 0);
         simt_nt(dp, s, s.q.rows[1], s.k.rows[1], p.head_dim_v);
 #pragma unroll
         for (int i = 0; i < ROWS; i++) {
@@ -295,7 +283,7 @@ NBHD_FN void dkv_tile(struct simt_shared &s, const struct nbhd_params &p, const 
             __syncthreads();
             real weight[ROWS][COLS], dp[ROWS][COLS];
             simt_nt(weight, s, s.k.rows[0], s.q.rows[0], p.head_dim);
-            scores(weight, s, p, head, 1);
+            simt_scores(weight, s, p, head, 1);
             simt_nt(dp, s, s.k.rows[1], s.q.rows[1], p.head_dim_v);
 #pragma unroll
             for (int j = 0; j < COLS; j++) {

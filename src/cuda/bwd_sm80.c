@@ -102,17 +102,6 @@ struct choices {
     bool split;
 };
 
-static struct nbhd_problem extra_problem(const struct nbhd_problem *problem)
-{
-    struct nbhd_problem p = *problem;
-    for (int i = 0; i < 3; i++) {
-        const int keys = i == 2 ? problem->desc.extra : 1;
-        p.axis[i] = (struct nbhd_axis){problem->axis[i].length, keys, keys, 1, 1, NBHD_EDGE_NEAREST};
-    }
-    p.desc.extra = 0;
-    return p;
-}
-
 static bool choose_bias(const struct nbhd_problem *problem, const struct nbhd_cuda_machine *machine, struct choices *c)
 {
     const nbhd_desc *d = &problem->desc;
@@ -161,7 +150,7 @@ static bool choose(const struct nbhd_problem *problem, const struct nbhd_cuda_ma
     if (d->bias && !choose_bias(problem, machine, c))
         return false;
     if (d->extra) { /* by the same code: only its boxes are chosen */
-        const struct nbhd_problem p = extra_problem(problem);
+        const struct nbhd_problem p = nbhd_cuda_extra_problem(problem);
         keys.variants = c->keys.variant;
         keys.count = 1;
         return nbhd_sm80_choose(&c->extra, 1, &p, &keys, machine) == 1;
@@ -225,7 +214,7 @@ static nbhd_status build_keys(struct state *state, const struct nbhd_problem *p,
 {
     static const char *const parts[] = {" -DNBHD_DK=1 -DNBHD_DV=1", " -DNBHD_DK=0 -DNBHD_DV=1",
                                         " -DNBHD_DK=1 -DNBHD_DV=0"};
-    const struct nbhd_problem extra = extra_problem(p);
+    const struct nbhd_problem extra = nbhd_cuda_extra_problem(p);
     nbhd_status status = NBHD_OK;
     state->parts = c->split ? 2 : 1;
     for (int i = 0; i < state->parts && !status; i++) {

@@ -116,8 +116,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
 #pragma unroll 1
     for (int i = part; i < tiles; i += parts) {
         struct place t = place_at(&p, &b, p.heads, (i / boxes * p.heads + head) * boxes + i % boxes);
-        if (t.origin[0] >= t.size[0] || t.origin[1] >= t.size[1] || t.origin[2] >= t.size[2])
-            continue; /* a dilation group with fewer elements than the first */
+        if (is_past_end(&t))
+            continue;
         __syncthreads(); /* no warp is at the tile before */
         load_queries(&p, &b, &t, &mem, stats);
         enter_grid(&p, &b, mem.tab, 0);

@@ -36,8 +36,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
     extern __shared__ __align__(16) char shared[];
     const struct memory mem = lay_out(shared);
     struct place t = row_place(&p, &b, turn, p.heads);
-    if (t.origin[0] >= t.size[0] || t.origin[1] >= t.size[1] || t.origin[2] >= t.size[2])
-        return; /* a dilation group with fewer elements than the first */
+    if (is_past_end(&t))
+        return;
     load_queries(&p, &b, &t, &mem, stats + 8 * turn.before * p.heads);
 
     struct sums sums;

@@ -127,18 +127,6 @@ static int configs(const struct nbhd_problem *problem, struct nbhd_config *confi
     return count;
 }
 
-/* The extra keys as the keys of a problem: an axis of their own, seen whole by the queries of all axes. */
-static struct nbhd_problem extra_problem(const struct nbhd_problem *problem)
-{
-    struct nbhd_problem p = *problem;
-    for (int i = 0; i < 3; i++) {
-        const int keys = i == 2 ? problem->desc.extra : 1;
-        p.axis[i] = (struct nbhd_axis){problem->axis[i].length, keys, keys, 1, 1, NBHD_EDGE_NEAREST};
-    }
-    p.desc.extra = 0;
-    return p;
-}
-
 /* ---- build ---- */
 
 static nbhd_status build_keys(struct keys *keys, const struct nbhd_problem *problem, const struct nbhd_sm90_bwd_plan *p)
@@ -187,7 +175,7 @@ static nbhd_status build_extra(struct state *state, const struct nbhd_problem *p
 {
     struct nbhd_cuda_machine machine;
     struct nbhd_sm90_bwd_plan plan;
-    const struct nbhd_problem extra = extra_problem(problem);
+    const struct nbhd_problem extra = nbhd_cuda_extra_problem(problem);
     const nbhd_status status = nbhd_cuda_machine(&machine);
     if (status)
         return status;

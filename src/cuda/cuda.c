@@ -146,6 +146,17 @@ void nbhd_options_problem(struct nbhd_options *options, const struct nbhd_proble
     }
 }
 
+struct nbhd_problem nbhd_cuda_extra_problem(const struct nbhd_problem *problem)
+{
+    struct nbhd_problem p = *problem;
+    for (int i = 0; i < 3; i++) {
+        const int keys = i == 2 ? problem->desc.extra : 1;
+        p.axis[i] = (struct nbhd_axis){problem->axis[i].length, keys, keys, 1, 1, NBHD_EDGE_NEAREST};
+    }
+    p.desc.extra = 0;
+    return p;
+}
+
 /* ---- modules ---- */
 static nbhd_status enter(struct CUctx_st *context, bool *pushed)
 {

@@ -37,6 +37,8 @@ void nbhd_option(struct nbhd_options *options, const char *format, ...) __attrib
 /* NBHD_DTYPE, NBHD_HEAD_DIM, NBHD_HEAD_DIM_V, NBHD_BIAS; with axes also the window, stride, dilation and edge of each
  * axis (device/problem.cuh), which then are constants in the kernel. */
 void nbhd_options_problem(struct nbhd_options *options, const struct nbhd_problem *problem, bool axes);
+/* The extra keys as the keys of a problem: an axis of their own, seen whole by the queries of all axes. */
+struct nbhd_problem nbhd_cuda_extra_problem(const struct nbhd_problem *problem);
 
 /* A kernel file compiled with one set of options, loaded in one context; plans share it. */
 struct nbhd_cuda_module {

@@ -85,11 +85,7 @@ NBHD_FN void attend(struct simt_shared &s, const struct nbhd_params &p, const st
         __syncthreads();
         real score[ROWS][COLS];
         simt_nt(score, s, s.q.rows[0], s.k.rows[0], p.head_dim);
-#pragma unroll
-        for (int i = 0; i < ROWS; i++)
-#pragma unroll
-            for (int j = 0; j < COLS; j++)
-                score[i][j] = simt_score(p, s, t.head, TY + 16 * i, TX + 16 * j, score[i][j]);
+        simt_scores(score, s, p, t.head, 0);
         softmax_step(m, score, o, s.stage.p);
         simt_nn(o, s, s.k.rows[1], p.head_dim_v);
     }

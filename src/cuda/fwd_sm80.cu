@@ -229,8 +229,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
     mem.tab = (struct tables *)(mem.v + NBHD_STAGES * V_BYTES);
     mem.biases = (struct biases *)(mem.tab + 1);
     struct place t = row_place(&p, &b, turn, p.heads);
-    if (t.origin[0] >= t.size[0] || t.origin[1] >= t.size[1] || t.origin[2] >= t.size[2])
-        return; /* a dilation group with fewer elements than the first */
+    if (is_past_end(&t))
+        return;
     fill_rows(&b, &t, mem.tab);
     __syncthreads();
     load_rows(&p, &p.q, &t, mem.tab, mem.q, Q_PITCH, NBHD_HEAD_DIM, b.wide);

@@ -349,6 +349,20 @@ NBHD_FN real simt_score(const struct nbhd_params &p, const struct simt_shared &s
     return score;
 }
 
+/* Products become scores. by_key: of the keys' rows with the queries' columns. */
+NBHD_FN void simt_scores(real score[ROWS][COLS], const struct simt_shared &s, const struct nbhd_params &p, int head,
+                         int by_key)
+{
+#pragma unroll
+    for (int i = 0; i < ROWS; i++)
+#pragma unroll
+        for (int j = 0; j < COLS; j++) {
+            int row = TY + 16 * i, column = TX + 16 * j;
+            score[i][j] = by_key ? simt_score(p, s, head, column, row, score[i][j])
+                                 : simt_score(p, s, head, row, column, score[i][j]);
+        }
+}
+
 /* Over the 16 threads that share rows. */
 NBHD_FN real simt_row_max(real x)
 {

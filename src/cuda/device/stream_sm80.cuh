@@ -89,6 +89,12 @@ NBHD_FN struct place place_at(const struct nbhd_params *p, const struct nbhd_box
     return t;
 }
 
+/* Whether it is past the end of its dilation group, which has fewer elements than the first. */
+NBHD_FN int is_past_end(const struct place *t)
+{
+    return t->origin[0] >= t->size[0] || t->origin[1] >= t->size[1] || t->origin[2] >= t->size[2];
+}
+
 NBHD_FN struct place row_place(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, struct nbhd_turn turn,
                                int heads)
 {
