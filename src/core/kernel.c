@@ -47,6 +47,24 @@ bool nbhd_device_missing(nbhd_device device, char why[NBHD_TEXT])
 #endif
 }
 
+nbhd_status nbhd_plan_make(nbhd_plan **plan, nbhd_device device, nbhd_status (*make)(nbhd_plan **, const void *),
+                           const void *order)
+{
+#ifdef NBHD_HAVE_CUDA
+    if (device == NBHD_DEVICE_CUDA) {
+        nbhd_ahead_begin();
+        const nbhd_status begun = make(plan, order);
+        const bool again = nbhd_ahead_end();
+        if (begun || !again)
+            return begun;
+        nbhd_plan_destroy(plan);
+    }
+#else
+    (void)device;
+#endif
+    return make(plan, order);
+}
+
 bool nbhd_kernel_refuses(const struct nbhd_kernel *kernel, const struct nbhd_problem *problem, char why[NBHD_TEXT])
 {
     if (kernel->device != problem->device)

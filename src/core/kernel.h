@@ -44,7 +44,7 @@ struct nbhd_kernel_ops {
 struct nbhd_kernel {
     const char *name; /* "cpu.fwd_avx2" */
     nbhd_device device;
-    unsigned needs; /* CPU: a bit of isa.h. CUDA: the least compute capability, e.g. 80; 900 + 'a' style targets: cuda.h */
+    unsigned needs; /* CPU: a bit of isa.h. CUDA: the least compute capability, e.g. 80 */
     int pass;
     const struct nbhd_kernel_ops *ops;
 };
@@ -56,14 +56,15 @@ struct nbhd_plan {
     size_t workspace; /* bytes */
     void *state;      /* the kernel's own */
     char describe[160];
-    bool picky;                  /* set by build: run may answer NBHD_ERROR_UNSUPPORTED, before it has done anything, for
-                                    tensors whose addresses or strides it cannot read */
+    bool picky; /* set by build: run may answer NBHD_ERROR_UNSUPPORTED, before it has done anything, for tensors whose
+                   addresses or strides it cannot read */
     /* With config.many: run for these sequences; parts->part[].block is for it to set. The workspace has
      * plan->workspace bytes for as many tokens as problem has, and the more for more. */
     nbhd_status (*run_many)(const struct nbhd_plan *plan, const struct nbhd_params *params, struct nbhd_parts *parts,
                             void *workspace, void *stream);
     struct nbhd_plan *reference; /* runs those, where the planner chose a picky kernel; else NULL */
-    struct nbhd_ragged_plan *ragged; /* ragged.c: a plan of many sequences, whose problem is the tensors' shape; else NULL */
+    /* ragged.c: a plan of many sequences, whose problem is the tensors' shape; else NULL */
+    struct nbhd_ragged_plan *ragged;
 };
 
 extern const struct nbhd_kernel nbhd_kernels[]; /* ends with name == NULL */

@@ -69,7 +69,6 @@ nbhd_status nbhd_plan_build(nbhd_plan **out, const struct nbhd_problem *problem,
         nbhd_plan_destroy(&plan);
         return status;
     }
-    nbhd_log(1, "plan: %s %s", kernel->name, plan->describe);
     *out = plan;
     return NBHD_OK;
 }
@@ -113,6 +112,27 @@ static nbhd_status build_best(nbhd_plan **plan, const struct nbhd_problem *probl
     return status ? status : nbhd_plan_build(plan, problem, kernel, NULL);
 }
 
+struct order {
+    const struct nbhd_problem *problem;
+    const char *kernel; /* NULL: the best, and another beside it if it is picky */
+};
+
+static nbhd_status make(nbhd_plan **plan, const void *context)
+{
+    const struct order *order = context;
+    const struct nbhd_problem *problem = order->problem;
+    const struct nbhd_kernel *named = NULL;
+    nbhd_status status;
+    if (order->kernel) {
+        status = choose_named(problem, order->kernel, &named);
+        return status ? status : nbhd_plan_build(plan, problem, named, NULL);
+    }
+    status = build_best(plan, problem);
+    if (!status && (*plan)->picky && !(problem->flags & NBHD_PLAN_ALIGNED))
+        add_reference(*plan);
+    return status;
+}
+
 nbhd_status nbhd_plan_create_with(nbhd_plan **plan, const nbhd_desc *desc, nbhd_device device, unsigned flags,
                                   const char *kernel)
 {
@@ -129,18 +149,10 @@ nbhd_status nbhd_plan_create_with(nbhd_plan **plan, const nbhd_desc *desc, nbhd_
         return nbhd_fail(NBHD_ERROR_INVALID, "flags is %u; it has a bit that this build does not know", flags);
     problem.device = device;
     problem.flags = flags;
-    if (!kernel)
-        kernel = nbhd_kernel_forced(&problem);
-    if (kernel) {
-        const struct nbhd_kernel *named = NULL;
-        status = choose_named(&problem, kernel, &named);
-        if (!status)
-            status = nbhd_plan_build(plan, &problem, named, NULL);
-    } else {
-        status = build_best(plan, &problem);
-    }
-    if (!status && !kernel && (*plan)->picky && !(flags & NBHD_PLAN_ALIGNED))
-        add_reference(*plan);
+    const struct order order = {&problem, kernel ? kernel : nbhd_kernel_forced(&problem)};
+    status = nbhd_plan_make(plan, device, make, &order);
+    if (!status)
+        nbhd_log(1, "plan: %s %s", (*plan)->kernel->name, (*plan)->describe);
     return status;
 }
 

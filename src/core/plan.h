@@ -31,6 +31,10 @@ size_t nbhd_args_place(const struct nbhd_problem *problem, char *memory, nbhd_ar
 /* plan.c: a plan of the kernel; config NULL: its first. */
 nbhd_status nbhd_plan_build(nbhd_plan **plan, const struct nbhd_problem *problem, const struct nbhd_kernel *kernel,
                             const struct nbhd_config *config);
+/* kernel.c: make(plan, order), which leaves *plan NULL where it fails. Where CUDA kernels have to be compiled it is
+ * called twice: to begin with all of them, whose plan is dropped, and when they are there. */
+nbhd_status nbhd_plan_make(nbhd_plan **plan, nbhd_device device, nbhd_status (*make)(nbhd_plan **, const void *),
+                           const void *order);
 /* plan.c: the row that NBHD_KERNEL names, if it is one for this device and pass: a user's override, for experiments. */
 const char *nbhd_kernel_forced(const struct nbhd_problem *problem);
 /* plan.c: computes, by the reference where the kernel cannot read the tensors. */

@@ -217,6 +217,22 @@ static void add_reference(nbhd_plan *joint)
         joint->workspace = joint->reference->workspace;
 }
 
+struct joint_order {
+    const struct nbhd_problem *problem;
+    const struct nbhd_kernel *kernel;
+    const struct nbhd_config *config;
+    bool alone; /* no other row beside it */
+};
+
+static nbhd_status make_joint(nbhd_plan **joint, const void *context)
+{
+    const struct joint_order *order = context;
+    const nbhd_status status = nbhd_plan_build(joint, order->problem, order->kernel, order->config);
+    if (!status && !order->alone)
+        add_reference(*joint);
+    return status;
+}
+
 /* Sets g->joint if there is to be one. */
 static nbhd_status plan_jointly(const struct nbhd_request *r, struct nbhd_ragged_plan *g, nbhd_plan *plan)
 {
@@ -230,11 +246,11 @@ static nbhd_status plan_jointly(const struct nbhd_request *r, struct nbhd_ragged
     const struct nbhd_kernel *kernel = find_joint(r, g, &problem, &config);
     if (!kernel || refused(r, g, kernel))
         return NBHD_OK;
-    const nbhd_status status = nbhd_plan_build(&g->joint, &problem, kernel, &config);
+    const struct joint_order order = {&problem, kernel, &config,
+                                      r->kernel || nbhd_kernel_forced(&problem) || r->flags & NBHD_PLAN_ALIGNED};
+    const nbhd_status status = nbhd_plan_make(&g->joint, r->device, make_joint, &order);
     if (status)
         return status;
-    if (!r->kernel && !nbhd_kernel_forced(&problem) && !(r->flags & NBHD_PLAN_ALIGNED))
-        add_reference(g->joint);
     const double planned =
         (double)problem.desc.batch * problem.axis[0].length * problem.axis[1].length * problem.axis[2].length;
     plan->workspace = (size_t)((double)g->joint->workspace / planned * tokens) + 64;

@@ -30,7 +30,7 @@ bool nbhd_cache_directory(char *path, size_t capacity)
     int length = -1;
     if (own)
         length = snprintf(path, capacity, "%s", own);
-    else if (xdg)
+    else if (xdg && *xdg == '/') /* by its standard others do not count */
         length = snprintf(path, capacity, "%s/nbhd", xdg);
     else if (home)
         length = snprintf(path, capacity, "%s/.cache/nbhd", home);
@@ -63,19 +63,21 @@ static bool ends_with(const char *text, const char *end)
     return a > b && !strcmp(text + a - b, end);
 }
 
-/* The whole file and a 0 after it; NULL if it cannot be read. */
+/* The whole file and a 0 after it; NULL if it cannot be read, or is none. */
 static char *read_file(const char *path, size_t *bytes)
 {
-    FILE *file = fopen(path, "rb");
-    if (!file)
+    struct stat info;
+    const int file = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC); /* does not wait for a pipe's other end */
+    if (file < 0)
         return NULL;
-    char *data = NULL;
-    long size = fseek(file, 0, SEEK_END) ? -1 : ftell(file);
-    if (size >= 0 && size < LONG_MAX && fseek(file, 0, SEEK_SET) == 0 && (data = malloc((size_t)size + 1))) {
-        *bytes = fread(data, 1, (size_t)size, file);
+    const bool regular = fstat(file, &info) == 0 && S_ISREG(info.st_mode);
+    char *data = regular ? malloc((size_t)info.st_size + 1) : NULL;
+    ssize_t part = 1;
+    for (*bytes = 0; data && part > 0 && *bytes < (size_t)info.st_size; *bytes += part > 0 ? (size_t)part : 0)
+        part = read(file, data + *bytes, (size_t)info.st_size - *bytes);
+    close(file);
+    if (data)
         data[*bytes] = 0;
-    }
-    fclose(file);
     return data;
 }
 

@@ -177,6 +177,16 @@ static void leave(bool pushed)
         nbhd_cu.cuCtxPopCurrent_v2(&context);
 }
 
+/* Of code that is being compiled: of no use but to be released. */
+static nbhd_status empty_module(struct nbhd_cuda_module **module, const struct nbhd_cuda_machine *machine)
+{
+    *module = calloc(1, sizeof **module);
+    if (!*module)
+        return nbhd_fail(NBHD_ERROR_MEMORY, "a module's record could not be allocated");
+    **module = (struct nbhd_cuda_module){.machine = *machine, .users = 1};
+    return NBHD_OK;
+}
+
 /* Under lock. */
 static nbhd_status load(struct nbhd_cuda_module **out, const struct nbhd_jit *code,
                         const struct nbhd_cuda_machine *machine)
@@ -222,6 +232,8 @@ nbhd_status nbhd_cuda_acquire(struct nbhd_cuda_module **module, const char *sour
     if (!status && options->used + 1 >= sizeof options->text)
         status =
             nbhd_fail(NBHD_ERROR_COMPILE, "the options of %s are longer than %zu bytes", source, sizeof options->text);
+    if (!status && nbhd_ahead(source, options->text, machine.arch, flags))
+        return empty_module(module, &machine);
     if (!status)
         status = nbhd_jit_compile(&code, source, options->text, machine.arch, flags);
     if (status)

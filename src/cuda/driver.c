@@ -27,7 +27,7 @@ static void open_driver(void)
 {
     void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
     if (!library) {
-        nbhd_refuse(driver_why, "there is no CUDA driver on this machine (libcuda.so.1 could not be opened)");
+        nbhd_refuse(driver_why, "there is no CUDA driver on this machine (%s)", dlerror());
         return;
     }
     const char *missing = NULL;
@@ -69,8 +69,8 @@ nbhd_status nbhd_driver_check(unsigned result, const char *what)
     if (result == NBHD_CU_ERROR_UNSUPPORTED_PTX_VERSION || result == NBHD_CU_ERROR_NO_BINARY_FOR_GPU ||
         result == NBHD_CU_ERROR_INVALID_IMAGE)
         return nbhd_fail(NBHD_ERROR_DEVICE,
-                         "%s: %s; the CUDA driver (%d.%d) does not take what this NVRTC compiles: update the driver, or "
-                         "set NBHD_NVRTC to an NVRTC of the driver's version",
+                         "%s: %s; the CUDA driver (%d.%d) does not take what this NVRTC compiles: update the driver, "
+                         "or set NBHD_NVRTC to an NVRTC of the driver's version",
                          what, name ? name : "unknown error", nbhd_cu.version / 1000, nbhd_cu.version % 1000 / 10);
     return nbhd_fail(NBHD_ERROR_DEVICE, "%s: %s, %s (error %u)", what, name ? name : "unknown error",
                      text ? text : "no description", result);
@@ -79,6 +79,7 @@ nbhd_status nbhd_driver_check(unsigned result, const char *what)
 /* ---- NVRTC ---- */
 static struct nbhd_nvrtc nvrtc;
 static char nvrtc_why[NBHD_TEXT];
+static char last_why[NBHD_TEXT]; /* why the library that was tried last does not serve */
 static pthread_once_t nvrtc_once = PTHREAD_ONCE_INIT;
 
 /* libnvrtc opens its builtins by bare name, which fails where the linker does not search its directory (as in a Python
@@ -97,24 +98,36 @@ static void load_builtins(const char *file)
     globfree(&found);
 }
 
-/* True if file is an NVRTC that has every entry point. */
+/* Of an open library: true if it is an NVRTC that serves. */
+static bool take_nvrtc(void *library, const char *file)
+{
+    const char *missing = NULL;
+    int major = 0, minor = 0;
+#define RESOLVE_NVRTC(name, arguments)          \
+    if (!resolve(library, #name, &nvrtc.name)) \
+        missing = #name;
+    NBHD_NVRTC_LIST(RESOLVE_NVRTC)
+    if (missing)
+        return !nbhd_refuse(last_why, "%s lacks %s", file, missing);
+    if (nvrtc.nvrtcVersion(&major, &minor) || major < 12)
+        return !nbhd_refuse(last_why, "%s is NVRTC %d.%d; 12.0 or later is needed", file, major, minor);
+    if (nvrtc.nvrtcGetNumSupportedArchs(&nvrtc.arch_count) || nvrtc.arch_count < 1 ||
+        nvrtc.arch_count > (int)(sizeof nvrtc.archs / sizeof *nvrtc.archs) || nvrtc.nvrtcGetSupportedArchs(nvrtc.archs))
+        return !nbhd_refuse(last_why, "%s does not tell what it compiles for", file);
+    nvrtc.version = major * 100 + minor;
+    return true;
+}
+
 static bool open_nvrtc_file(const char *file)
 {
     load_builtins(file);
     void *library = dlopen(file, RTLD_NOW | RTLD_LOCAL);
     if (!library)
-        return false;
-    bool complete = true;
-#define RESOLVE_NVRTC(name, arguments) complete = resolve(library, #name, &nvrtc.name) && complete;
-    NBHD_NVRTC_LIST(RESOLVE_NVRTC)
-    int major = 0, minor = 0;
-    if (!complete || nvrtc.nvrtcVersion(&major, &minor) || nvrtc.nvrtcGetNumSupportedArchs(&nvrtc.arch_count) ||
-        nvrtc.arch_count > (int)(sizeof nvrtc.archs / sizeof *nvrtc.archs) ||
-        nvrtc.nvrtcGetSupportedArchs(nvrtc.archs)) {
+        return !nbhd_refuse(last_why, "%s", dlerror());
+    if (!take_nvrtc(library, file)) {
         dlclose(library);
         return false;
     }
-    nvrtc.version = major * 100 + minor;
     Dl_info where;
     void *symbol = dlsym(library, "nvrtcVersion");
     snprintf(nvrtc.path, sizeof nvrtc.path, "%s",
@@ -189,8 +202,9 @@ static void open_nvrtc(void)
         struct stat info;
         bool folder = stat(chosen, &info) == 0 && S_ISDIR(info.st_mode);
         snprintf(pattern, sizeof pattern, folder ? "%s/libnvrtc.so.[0-9]*" : "%s", chosen);
+        nbhd_refuse(last_why, "no libnvrtc.so.* is in it");
         if (!(folder ? open_nvrtc_pattern(pattern) : open_nvrtc_file(chosen)))
-            nbhd_refuse(nvrtc_why, "NBHD_NVRTC is '%s'; no NVRTC library could be opened there", chosen);
+            nbhd_refuse(nvrtc_why, "NBHD_NVRTC is '%s', where no NVRTC could be opened: %s", chosen, last_why);
         return;
     }
     /* A driver loads what a compiler of its own major version or an older one made. */

@@ -237,8 +237,8 @@ static nbhd_status make(struct nbhd_jit *code, const struct wish *wish, unsigned
         return NBHD_OK;
     if (forbidden)
         return nbhd_fail(NBHD_ERROR_COMPILE,
-                         "%s for %s is not in the kernel cache, and NBHD_PLAN_NO_JIT forbids compiling it; 'nbhd jit' fills "
-                         "the cache ahead of time",
+                         "%s for %s is not in the kernel cache, and NBHD_PLAN_NO_JIT forbids compiling it; 'nbhd jit' "
+                         "fills the cache ahead of time",
                          wish->source, wish->arch);
     if (!n)
         return nbhd_fail(NBHD_ERROR_COMPILE, "%s", why);
@@ -265,33 +265,57 @@ static const struct nbhd_jit *publish(struct nbhd_jit *code)
     return other ? other : code;
 }
 
+/* ---- entry points ---- */
+/* close_wish it afterwards, also where this fails. */
+static nbhd_status open_wish(struct wish *wish, const char *source, const char *options, const char *arch)
+{
+    *wish = (struct wish){.source = source, .options = options, .arch = arch, .sources = nbhd_sources_acquire()};
+    return wish->sources && identify(wish)
+               ? NBHD_OK
+               : nbhd_fail(NBHD_ERROR_MEMORY, "the kernel files could not be read into memory");
+}
+
+static void close_wish(struct wish *wish)
+{
+    free(wish->identity);
+    nbhd_sources_release(wish->sources);
+}
+
 nbhd_status nbhd_jit_compile(const struct nbhd_jit **code, const char *source, const char *options, const char *arch,
                              unsigned flags)
 {
-    struct wish wish = {source, options, arch, nbhd_sources_acquire(), NULL, ""};
-    struct nbhd_jit *fresh = NULL;
-    nbhd_status status = NBHD_OK;
+    struct wish wish;
     *code = NULL;
-    if (!wish.sources || !identify(&wish)) {
-        status = nbhd_fail(NBHD_ERROR_MEMORY, "the kernel files could not be read into memory");
-        goto done;
-    }
-    *code = find(wish.identity);
-    if (*code)
-        goto done;
-    fresh = calloc(1, sizeof *fresh);
-    status =
-        fresh ? make(fresh, &wish, flags) : nbhd_fail(NBHD_ERROR_MEMORY, "a kernel's record could not be allocated");
+    nbhd_status status = open_wish(&wish, source, options, arch);
     if (!status)
-        *code = publish(fresh);
-    else if (fresh)
-        drop(fresh);
-done:
+        *code = find(wish.identity);
+    if (!status && !*code) {
+        struct nbhd_jit *fresh = calloc(1, sizeof *fresh);
+        status = fresh ? make(fresh, &wish, flags)
+                       : nbhd_fail(NBHD_ERROR_MEMORY, "a kernel's record could not be allocated");
+        if (!status)
+            *code = publish(fresh);
+        else if (fresh)
+            drop(fresh);
+    }
     if (!status && observer)
         observer(*code, observer_context);
-    free(wish.identity);
-    nbhd_sources_release(wish.sources);
+    close_wish(&wish);
     return status;
+}
+
+bool nbhd_jit_is_there(const char *source, const char *options, const char *arch)
+{
+    char why[NBHD_TEXT];
+    struct wish wish;
+    bool there = !open_wish(&wish, source, options, arch) && find(wish.identity);
+    struct nbhd_jit *fresh = wish.identity && !there ? calloc(1, sizeof *fresh) : NULL;
+    if (fresh && load(fresh, nbhd_nvrtc(why), &wish, false))
+        there = publish(fresh);
+    else if (fresh)
+        drop(fresh);
+    close_wish(&wish);
+    return there;
 }
 
 nbhd_status nbhd_jit_ptx(char **ptx, const char *source, const char *options, const char *arch)
@@ -301,11 +325,11 @@ nbhd_status nbhd_jit_ptx(char **ptx, const char *source, const char *options, co
     *ptx = NULL;
     if (!n)
         return nbhd_fail(NBHD_ERROR_COMPILE, "%s", why);
-    struct wish wish = {source, options, arch, nbhd_sources_acquire(), NULL, ""};
-    if (!wish.sources)
-        return nbhd_fail(NBHD_ERROR_MEMORY, "the kernel files could not be read into memory");
+    struct wish wish;
     struct _nvrtcProgram *program;
-    nbhd_status status = compile_program(&program, &log, n, &wish);
+    nbhd_status status = open_wish(&wish, source, options, arch);
+    if (!status)
+        status = compile_program(&program, &log, n, &wish);
     if (!status) {
         size_t bytes = 0;
         if (n->nvrtcGetPTXSize(program, &bytes) || !(*ptx = malloc(bytes)) || n->nvrtcGetPTX(program, *ptx))
@@ -313,7 +337,7 @@ nbhd_status nbhd_jit_ptx(char **ptx, const char *source, const char *options, co
         n->nvrtcDestroyProgram(&program);
     }
     free(log);
-    nbhd_sources_release(wish.sources);
+    close_wish(&wish);
     return status;
 }
 
