@@ -45,7 +45,8 @@ struct state {
 /* Columns computed at once: NBHD_PART. */
 static int part(const struct nbhd_sm80_variant *v) { return nbhd_min(v->n, 32); }
 
-/* Of sums so wide, S and dP; biases are read ahead, more of them where a warp has 32 rows, and wide rows have more addresses. */
+/* Of sums so wide, S and dP; biases are read ahead, more of them where a warp has 32 rows, and wide rows have more
+ * addresses. */
 static int accumulators(const struct nbhd_sm80_variant *v, const nbhd_desc *d, int width)
 {
     const int rows = v->rows / v->warps;
@@ -119,7 +120,8 @@ static bool choose(const struct nbhd_problem *problem, const struct nbhd_cuda_ma
 {
     const nbhd_desc *d = &problem->desc;
     const int k = nbhd_sm80_padded(d->head_dim), v = nbhd_sm80_padded(d->head_dim_v);
-    const int most = d->bias ? 160 : d->dtype == NBHD_F32 ? 176 : 192; /* ptxas 12.9 to 13.5 spills none, for any generation */
+    /* ptxas 12.9 to 13.5 spills none, for any generation */
+    const int most = d->bias ? 160 : d->dtype == NBHD_F32 ? 176 : 192;
     struct nbhd_sm80_kernel keys = {.variants = key_variants,
                                     .count = sizeof key_variants / sizeof *key_variants,
                                     .inverse = true,
@@ -173,7 +175,8 @@ static int configs(const struct nbhd_problem *problem, struct nbhd_config *confi
                                    .threads = 32 * c.keys.variant->warps,
                                    .predicted_ms = c.keys.ms + c.queries.ms + (problem->desc.extra ? c.extra.ms : 0) +
                                                    (problem->desc.bias ? c.bias.ms : 0),
-                                   .many = problem->flags & NBHD_PROBLEM_MANY && !problem->desc.extra && !problem->desc.bias};
+                                   .many = problem->flags & NBHD_PROBLEM_MANY && !problem->desc.extra &&
+                                           !problem->desc.bias};
     for (int i = 0; i < 3; i++) {
         config->q_tile[i] = c.queries.boxes.row_box[i];
         config->k_tile[i] = c.keys.boxes.row_box[i];
@@ -376,15 +379,17 @@ static nbhd_status run(const struct nbhd_plan *plan, const struct nbhd_params *p
 
 /* ---- running many sequences ---- */
 
-static nbhd_status start_many(const struct nbhd_plan *plan, const struct nbhd_cuda_module *module, const struct launch *launch,
-                              bool inverse, const struct nbhd_params *params, struct nbhd_parts *parts, void *stats, void *stream)
+static nbhd_status start_many(const struct nbhd_plan *plan, const struct nbhd_cuda_module *module,
+                              const struct launch *launch, bool inverse, const struct nbhd_params *params,
+                              struct nbhd_parts *parts, void *stats, void *stream)
 {
     struct nbhd_boxes_sm80 boxes = launch->boxes;
     struct nbhd_cuda_grid grid = launch->grid;
-    const double blocks = nbhd_sm80_many(&plan->problem, &boxes, inverse, inverse ? params->kv_heads : params->heads, parts);
+    const int heads = inverse ? params->kv_heads : params->heads;
+    const double blocks = nbhd_sm80_many(&plan->problem, &boxes, inverse, heads, parts);
     if (blocks > INT_MAX)
-        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "the sequences have %.0f tiles; cuda.bwd_sm80 launches %d at most", blocks,
-                         INT_MAX);
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "the sequences have %.0f tiles; cuda.bwd_sm80 launches %d at most",
+                         blocks, INT_MAX);
     boxes.wide = all_wide(&plan->problem.desc, params);
     grid.blocks[0] = (unsigned)blocks;
     return nbhd_cuda_launch(module, launch->function, &grid, stream, (void *[]){(void *)params, parts, &boxes, &stats});
@@ -404,8 +409,9 @@ static nbhd_status delta_many(const struct nbhd_plan *plan, const struct nbhd_pa
         blocks += (rows + state->delta_rows - 1) / state->delta_rows;
     }
     if (blocks > INT_MAX)
-        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "the sequences have %lld blocks of queries; cuda.bwd_sm80 launches %d at most",
-                         blocks, INT_MAX);
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED,
+                         "the sequences have %lld blocks of queries; cuda.bwd_sm80 launches %d at most", blocks,
+                         INT_MAX);
     grid.blocks[0] = (unsigned)blocks;
     return nbhd_cuda_launch(state->key_module[0], state->delta, &grid, stream,
                             (void *[]){(void *)params, parts, &wide, &stats});
