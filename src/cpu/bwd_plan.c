@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include "cpu/bwd_plan.h"
 #include "cpu/cpu.h"
+#include "cpu/place.h"
 
 /* Work is cut for so many threads, whatever there are: the order of sums depends on it. */
 enum { DESIGN_THREADS = 16 };
@@ -108,18 +109,6 @@ static void cut_into_rounds(const struct nbhd_problem *problem, struct nbhd_bwd 
 
 /* ---- the workspace ---- */
 
-static int whole(int n, int part) { return (n + part - 1) / part * part; }
-
-static size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
-
-/* Places the next part at *end; where it begins. */
-static size_t place(size_t *end, size_t bytes)
-{
-    const size_t at = *end;
-    *end += rounded(bytes);
-    return at;
-}
-
 static void place_shared(const struct nbhd_problem *problem, struct nbhd_bwd *b, size_t *end)
 {
     const nbhd_desc *d = &problem->desc;
@@ -131,12 +120,12 @@ static void place_shared(const struct nbhd_problem *problem, struct nbhd_bwd *b,
         keys *= (size_t)problem->axis[i].keys;
     }
     const bool half = d->dtype != NBHD_F32;
-    b->at_dq = place(end, half && b->sum_dq ? queries * width * sizeof(float) : 0);
-    b->at_delta = place(end, b->sum_dq ? queries * sizeof(float) : 0);
-    b->at_dk = place(end, half ? keys * width * sizeof(float) : 0);
-    b->at_dv = place(end, half ? keys * width_v * sizeof(float) : 0);
-    b->at_extra = place(end, extra * (width + width_v) * sizeof(float));
-    b->at_bias = place(end, (size_t)d->batch * slots * (size_t)d->heads * (size_t)b->table * sizeof(float));
+    b->at_dq = nbhd_place(end, half && b->sum_dq ? queries * width * sizeof(float) : 0);
+    b->at_delta = nbhd_place(end, b->sum_dq ? queries * sizeof(float) : 0);
+    b->at_dk = nbhd_place(end, half ? keys * width * sizeof(float) : 0);
+    b->at_dv = nbhd_place(end, half ? keys * width_v * sizeof(float) : 0);
+    b->at_extra = nbhd_place(end, extra * (width + width_v) * sizeof(float));
+    b->at_bias = nbhd_place(end, (size_t)d->batch * slots * (size_t)d->heads * (size_t)b->table * sizeof(float));
 }
 
 static void place_broadcast(const struct nbhd_problem *problem, struct nbhd_bwd *b)
@@ -144,17 +133,17 @@ static void place_broadcast(const struct nbhd_problem *problem, struct nbhd_bwd 
     const nbhd_desc *d = &problem->desc;
     const size_t row = FWD_LANES * sizeof(float), both = (size_t)(b->width + b->width_v) * sizeof(float);
     size_t *end = &b->scratch;
-    b->at_qt = place(end, (size_t)d->head_dim * row);
-    b->at_dt = place(end, (size_t)d->head_dim_v * row);
-    b->at_dqt = place(end, (size_t)d->head_dim * row);
-    b->at_q = place(end, (size_t)whole(b->width, b->strip) * row);
-    b->at_d = place(end, (size_t)whole(b->width_v, b->strip) * row);
-    b->at_s = place(end, FWD_BLOCK * row);
-    b->at_ds = place(end, FWD_BLOCK * row);
-    b->at_lanes = place(end, 3 * row);
-    b->at_block = place(end, sizeof(struct key_block));
-    b->at_zeros = place(end, (size_t)d->head_dim * sizeof(float));
-    b->at_keys = place(end, d->dtype != NBHD_F32 ? FWD_BLOCK * both : 0);
+    b->at_qt = nbhd_place(end, (size_t)d->head_dim * row);
+    b->at_dt = nbhd_place(end, (size_t)d->head_dim_v * row);
+    b->at_dqt = nbhd_place(end, (size_t)d->head_dim * row);
+    b->at_q = nbhd_place(end, (size_t)nbhd_whole(b->width, b->strip) * row);
+    b->at_d = nbhd_place(end, (size_t)nbhd_whole(b->width_v, b->strip) * row);
+    b->at_s = nbhd_place(end, FWD_BLOCK * row);
+    b->at_ds = nbhd_place(end, FWD_BLOCK * row);
+    b->at_lanes = nbhd_place(end, 3 * row);
+    b->at_block = nbhd_place(end, sizeof(struct key_block));
+    b->at_zeros = nbhd_place(end, (size_t)d->head_dim * sizeof(float));
+    b->at_keys = nbhd_place(end, d->dtype != NBHD_F32 ? FWD_BLOCK * both : 0);
 }
 
 /* ---- permute ---- */
@@ -162,19 +151,11 @@ static void place_broadcast(const struct nbhd_problem *problem, struct nbhd_bwd 
 /* Of lines, that stay in a second-level cache beside what streams through: of a kv head, and of a group. */
 enum { RING_BYTES = 384 << 10, GROUP_BYTES = 640 << 10 };
 
-static int most_keys(struct nbhd_axis a, int t) { return nbhd_min(nbhd_group_size(a, 0), t + a.window + a.stride - 2); }
-
-/* Lines of a multiple of a large power of two fall into few cache sets. */
-static int padded_step(int positions, int vf)
-{
-    const int step = whole(positions, vf);
-    return step % (8 * vf) ? step : step + vf;
-}
-
 static size_t line_bytes(const nbhd_desc *d, const struct nbhd_bwd *b)
 {
     return ((size_t)(d->head_dim + d->head_dim_v) * (size_t)b->line_step +
-            (b->unpack ? (size_t)b->positions * (size_t)b->width : 0)) * sizeof(float);
+            (b->unpack ? (size_t)b->positions * (size_t)b->width : 0)) *
+           sizeof(float);
 }
 
 /* Boxes go along axis 0 with as many rows of axis 1 as the ring allows; where there is no axis 0, along axis 1. Those
@@ -185,15 +166,15 @@ static void choose_box(const struct nbhd_problem *problem, struct nbhd_bwd *b, c
     const int rows = nbhd_group_size(a[1], 0);
     b->tile[0] = nbhd_group_size(a[0], 0);
     b->tile[2] = a[2].dilation > 1 ? a[2].length : nbhd_min(a[2].length, b->tile[0] > 1 ? 2 * m->fwd.vf : 256);
-    b->positions = nbhd_min(a[2].length, b->tile[2] + 2 * (a[2].window + a[2].stride));
-    b->line_step = padded_step(b->positions, m->fwd.vf);
-    b->ring[0] = most_keys(a[0], 1);
+    b->positions = nbhd_most_positions(a[2], b->tile[2]);
+    b->line_step = nbhd_line_step(b->positions, m->fwd.vf, 8 * m->fwd.vf);
+    b->ring[0] = nbhd_most_keys(a[0], 1);
     const double fit = RING_BYTES / ((double)line_bytes(&problem->desc, b) * b->ring[0]);
     int chunk = FWD_ROWS;
-    while (chunk < rows && most_keys(a[1], chunk + FWD_ROWS) <= fit)
+    while (chunk < rows && nbhd_most_keys(a[1], chunk + FWD_ROWS) <= fit)
         chunk += FWD_ROWS;
     b->tile[1] = b->tile[0] == 1 ? rows : chunk;
-    b->ring[1] = most_keys(a[1], b->tile[0] == 1 ? FWD_ROWS : chunk);
+    b->ring[1] = nbhd_most_keys(a[1], b->tile[0] == 1 ? FWD_ROWS : chunk);
 }
 
 static void place_permute(const struct nbhd_problem *problem, struct nbhd_bwd *b, const struct nbhd_bwd_machine *m)
@@ -204,27 +185,27 @@ static void place_permute(const struct nbhd_problem *problem, struct nbhd_bwd *b
     /* Lanes look past the last line's end: by vectors, and by the columns that windows lack where an edge cuts them. */
     const size_t pad = (size_t)(3 * m->fwd.vf + a[2].window) * sizeof(float);
     const size_t lines = (size_t)b->group * (size_t)b->ring[0] * (size_t)b->ring[1];
-    const size_t runs = (size_t)a[0].window * (size_t)most_keys(a[1], FWD_ROWS) + (size_t)d->extra / FWD_BLOCK + 1;
+    const size_t runs = (size_t)a[0].window * (size_t)nbhd_most_keys(a[1], FWD_ROWS) + (size_t)d->extra / FWD_BLOCK + 1;
     const size_t blocks = (size_t)(b->tile[2] + m->fwd.vf - 1) / (size_t)m->fwd.vf;
     const size_t line = lines * (size_t)b->line_step * sizeof(float);
     size_t *end = &b->scratch;
-    b->at_qt = place(end, (size_t)d->head_dim * row);
-    b->at_dt = place(end, (size_t)d->head_dim_v * row);
-    b->at_q = place(end, (size_t)b->width * row);
-    b->at_d = place(end, (size_t)b->width_v * row);
-    b->at_dqt = place(end, (size_t)b->width * row);
-    b->at_s = place(end, FWD_BLOCK * row);
-    b->at_ds = place(end, FWD_BLOCK * row);
-    b->at_lanes = place(end, 2 * row);
-    b->at_block = place(end, blocks * m->fwd.lane_block);
-    b->at_token = place(end, (size_t)b->positions * sizeof(int));
-    b->at_tags = place(end, lines * sizeof(long long));
-    b->at_runs = place(end, runs * m->run);
-    b->at_ahead = place(end, sizeof(struct look_ahead));
-    b->at_keys = place(end, b->unpack ? lines * (size_t)b->positions * (size_t)b->width * sizeof(float) : 0);
-    b->at_extra_keys = place(end, (size_t)(b->group * d->extra) * (size_t)(b->width + b->width_v) * sizeof(float));
-    b->at_k_lines = place(end, (size_t)d->head_dim * line + pad);
-    b->at_v_lines = place(end, (size_t)d->head_dim_v * line + pad);
+    b->at_qt = nbhd_place(end, (size_t)d->head_dim * row);
+    b->at_dt = nbhd_place(end, (size_t)d->head_dim_v * row);
+    b->at_q = nbhd_place(end, (size_t)b->width * row);
+    b->at_d = nbhd_place(end, (size_t)b->width_v * row);
+    b->at_dqt = nbhd_place(end, (size_t)b->width * row);
+    b->at_s = nbhd_place(end, FWD_BLOCK * row);
+    b->at_ds = nbhd_place(end, FWD_BLOCK * row);
+    b->at_lanes = nbhd_place(end, 2 * row);
+    b->at_block = nbhd_place(end, blocks * m->fwd.lane_block);
+    b->at_token = nbhd_place(end, (size_t)b->positions * sizeof(int));
+    b->at_tags = nbhd_place(end, lines * sizeof(long long));
+    b->at_runs = nbhd_place(end, runs * m->run);
+    b->at_ahead = nbhd_place(end, sizeof(struct look_ahead));
+    b->at_keys = nbhd_place(end, b->unpack ? lines * (size_t)b->positions * (size_t)b->width * sizeof(float) : 0);
+    b->at_extra_keys = nbhd_place(end, (size_t)(b->group * d->extra) * (size_t)(b->width + b->width_v) * sizeof(float));
+    b->at_k_lines = nbhd_place(end, (size_t)d->head_dim * line + pad);
+    b->at_v_lines = nbhd_place(end, (size_t)d->head_dim_v * line + pad);
 }
 
 /* Neighbouring kv heads whose tokens fit a quarter of a page and whose lines fit the cache. */
@@ -241,8 +222,7 @@ static int choose_group(const nbhd_desc *d, const struct nbhd_bwd *b)
 static void build_permute(const struct nbhd_problem *problem, struct nbhd_bwd *b, const struct nbhd_bwd_machine *m)
 {
     const struct nbhd_axis a = problem->axis[2];
-    const int spread = m->fwd.vf - 1 + a.stride - 1 + (a.dilation > 1 ? a.window - 1 : 0);
-    b->columns = nbhd_min(m->fwd.columns, 2 * m->fwd.vf - spread);
+    b->columns = nbhd_permute_columns(a, m->fwd.vf, m->fwd.columns);
     b->unpack = problem->desc.dtype != NBHD_F32 || b->width != problem->desc.head_dim;
     b->head_tile = 1;
     choose_box(problem, b, m);
@@ -278,8 +258,8 @@ nbhd_status nbhd_bwd_build(struct nbhd_plan *plan, const struct nbhd_bwd_machine
     b->head_tile = c->stages;
     b->head_tiles = (d->heads / d->kv_heads + b->head_tile - 1) / b->head_tile;
     b->group = 1;
-    b->width = whole(d->head_dim, machine->fwd.vf);
-    b->width_v = whole(d->head_dim_v, machine->fwd.vf);
+    b->width = nbhd_whole(d->head_dim, machine->fwd.vf);
+    b->width_v = nbhd_whole(d->head_dim_v, machine->fwd.vf);
     b->table = d->bias;
     for (int i = 0; i < 3; i++) {
         b->cut[i] = problem->axis[i];

@@ -1,5 +1,5 @@
 /* How the vector forward cuts a problem into tiles and which of its two algorithms runs: decided once, when planning,
- * by fwd_plan.c; obeyed by fwd_broadcast.inc.h and fwd_permute.inc.h. */
+ * by fwd_plan*.c; obeyed by fwd_broadcast.inc.h and fwd_permute.inc.h. */
 #ifndef NBHD_CPU_FWD_PLAN_H
 #define NBHD_CPU_FWD_PLAN_H
 
@@ -35,9 +35,9 @@ struct key_run {
 
 enum { NBHD_FWD_BROADCAST = 0, NBHD_FWD_PERMUTE = 1 };
 
-/* Neighbouring tokens of a much dilated axis belong to different groups, and see neighbouring keys. Where axis 0 is idle such
- * a problem is permuted as one of two axes, [elements of a group][groups], the second with windows of 1: vectors are of
- * neighbours. Groups come in two lengths, so these are two problems. */
+/* Neighbouring tokens of a much dilated axis belong to different groups, and see neighbouring keys. Where axis 0 is
+ * idle such a problem is permuted as one of two axes, [elements of a group][groups], the second with windows of 1:
+ * vectors are of neighbours. Groups come in two lengths, so these are two problems. */
 struct nbhd_fold {
     int dilation; /* 0: not folded */
     int first, groups, members; /* groups [first, first + groups) of so many elements */
@@ -65,12 +65,13 @@ struct nbhd_fwd {
     bool pack_values; /* V's rows are copied: 16-bit, or no multiple of a vector */
     size_t line_size, values_size; /* floats of a row's keys and values */
     /* Offsets into a thread's scratch. */
-    size_t at_q, at_o, at_s, at_lanes, at_block, at_zeros, at_token, at_runs, at_lines, at_values, at_extra, at_tags, at_keys;
-    size_t at_ahead;
+    size_t at_q, at_o, at_s, at_lanes, at_block, at_zeros, at_token, at_runs, at_lines, at_values, at_extra, at_tags;
+    size_t at_keys, at_ahead;
     size_t scratch; /* bytes a thread */
 };
 
-/* Cycles of broadcast tiles: a vector of lanes times a dimension of a key; a vector of scores; a key; a dimension of a key. */
+/* Cycles of broadcast tiles: a vector of lanes times a dimension of a key; a vector of scores; a key; a dimension of a
+ * key. */
 struct nbhd_fwd_price {
     double product, score, key, key_dim;
 };
@@ -89,7 +90,8 @@ bool nbhd_fwd_refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT]);
 int nbhd_fwd_configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room,
                      const struct nbhd_fwd_machine *machine);
 /* fwd_pairs.inc.h takes bfloat16, and leaves to fwd_avx512 what that has faster with permuted keys in float32. */
-bool nbhd_fwd_refuse_pairs(const struct nbhd_problem *problem, const struct nbhd_fwd_machine *machine, char why[NBHD_TEXT]);
+bool nbhd_fwd_refuse_pairs(const struct nbhd_problem *problem, const struct nbhd_fwd_machine *machine,
+                           char why[NBHD_TEXT]);
 nbhd_status nbhd_fwd_build(struct nbhd_plan *plan, const struct nbhd_fwd_machine *machine);
 /* For tests: the variant to prefer wherever it can run, permute with outputs past the caches; -1: by cost. */
 void nbhd_fwd_force(int variant);

@@ -1,0 +1,186 @@
+/* Tiles of queries that see every key broadcast: which extents cost least, and where a thread's parts lie. */
+#include <math.h>
+#include "cpu/fwd_choice.h"
+#include "cpu/place.h"
+
+/* One axis cut into tiles of some extent: the tiles, and the keys that they visit in sum. */
+struct axis_cost {
+    int extent;
+    double tiles, visited;
+    int alike; /* neighbouring tiles that visit the same keys, FWD_PAIR_TILES at most; asked of rows of pairs only */
+};
+
+enum { MAX_EXTENTS = 32, SAMPLES = 6 };
+
+static bool visit_same_keys(struct nbhd_axis a, const struct nbhd_grid *grid, int i, int j)
+{
+    if (nbhd_min(i, j) < 0 || nbhd_max(i, j) >= grid->tiles_long)
+        return false;
+    const struct nbhd_cell x = nbhd_grid_cell(grid, i), y = nbhd_grid_cell(grid, j);
+    const struct nbhd_range keys = nbhd_tile_any(a, x.size, x.q), others = nbhd_tile_any(a, y.size, y.q);
+    return keys.begin == others.begin && keys.end == others.end;
+}
+
+/* Counted around the middle of a long group, away from the borders. */
+static int tiles_alike(struct nbhd_axis a, int extent)
+{
+    const struct nbhd_grid grid = nbhd_grid_make(a, extent);
+    const int middle = grid.tiles_long / 2;
+    int first = middle, end = middle + 1;
+    while (end - first < FWD_PAIR_TILES && visit_same_keys(a, &grid, first - 1, middle))
+        first--;
+    while (end - first < FWD_PAIR_TILES && visit_same_keys(a, &grid, middle, end))
+        end++;
+    return end - first;
+}
+
+/* Of a problem's tiles in their order, the last axis fastest: how many follow each other that visit the same keys. */
+static int tiles_in_a_row(const struct axis_cost *x, const struct axis_cost *y, const struct axis_cost *z)
+{
+    int n = z->alike;
+    if (n >= z->tiles)
+        n *= y->alike;
+    if (n >= y->tiles * z->tiles)
+        n *= x->alike;
+    return nbhd_min(n, FWD_PAIR_TILES);
+}
+
+/* Visited keys from a few tiles of a long group, its first and last among them. */
+static struct axis_cost cost_of_extent(struct nbhd_axis a, int extent, bool pairs)
+{
+    const struct nbhd_grid grid = nbhd_grid_make(a, extent);
+    const int tiles = grid.tiles_long, samples = nbhd_min(tiles, SAMPLES);
+    double visited = 0;
+    for (int i = 0; i < samples; i++) {
+        const struct nbhd_cell cell =
+            nbhd_grid_cell(&grid, samples > 1 ? (int)((long long)i * (tiles - 1) / (samples - 1)) : 0);
+        const struct nbhd_range any = nbhd_tile_any(a, cell.size, cell.q);
+        visited += any.end - any.begin;
+    }
+    return (struct axis_cost){extent, grid.count, visited / samples * grid.count, pairs ? tiles_alike(a, extent) : 1};
+}
+
+/* Extents worth trying on an axis: all small ones, then some, and the whole of a short axis. */
+static int axis_costs(struct nbhd_axis a, struct axis_cost costs[MAX_EXTENTS], bool pairs)
+{
+    static const int extents[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 21, 24, 28, 32, 40, 48, 56, 64};
+    const int size = nbhd_group_size(a, 0);
+    int n = 0;
+    for (size_t i = 0; i < sizeof extents / sizeof *extents && extents[i] < size; i++)
+        costs[n++] = cost_of_extent(a, extents[i], pairs);
+    if (size <= FWD_LANES)
+        costs[n++] = cost_of_extent(a, size, pairs);
+    return n;
+}
+
+static struct nbhd_fwd_price price_of(const struct nbhd_fwd_machine *m)
+{
+    return m->price.product > 0 ? m->price : (struct nbhd_fwd_price){1.08, 14.0, 12.0, 0.25};
+}
+
+/* Cycles of `tiles` tiles of so many lanes that visit `keys` keys in all, `alike` tiles the same ones. */
+static double broadcast_cycles(const nbhd_desc *d, double tiles, double keys, int lanes, int alike,
+                               const struct nbhd_fwd_machine *m)
+{
+    const struct nbhd_fwd_price price = price_of(m);
+    const double vectors = (lanes + m->vf - 1) / m->vf, width = d->head_dim + d->head_dim_v;
+    const double per_vector = width * price.product + price.score + (d->bias ? 2.0 * m->vf : 0);
+    const double per_key = (price.key + width * price.key_dim) / alike;
+    return keys * (vectors * per_vector + per_key) + tiles * (vectors * width * 6.0 + 500.0);
+}
+
+struct nbhd_fwd_choice nbhd_fwd_choose_broadcast(const struct nbhd_problem *problem, const struct nbhd_fwd_machine *m)
+{
+    const nbhd_desc *d = &problem->desc;
+    struct axis_cost costs[3][MAX_EXTENTS];
+    int n[3];
+    for (int a = 0; a < 3; a++)
+        n[a] = axis_costs(problem->axis[a], costs[a], m->price.product > 0);
+    const int share = d->heads / d->kv_heads;
+    struct nbhd_fwd_choice best = {{1, 1, 1}, 1, 0, HUGE_VAL};
+    for (int heads = 1; heads <= share && heads <= FWD_LANES; heads *= 2)
+        for (int i = 0; i < n[0]; i++)
+            for (int j = 0; j < n[1]; j++)
+                for (int k = 0; k < n[2]; k++) {
+                    const struct axis_cost *x = &costs[0][i], *y = &costs[1][j], *z = &costs[2][k];
+                    const int lanes = heads * x->extent * y->extent * z->extent;
+                    if (lanes > FWD_LANES)
+                        break;
+                    const double head_tiles = (share + heads - 1) / heads;
+                    const double tiles = head_tiles * x->tiles * y->tiles * z->tiles;
+                    const double keys = head_tiles * x->visited * y->visited * z->visited + tiles * d->extra;
+                    const double cycles = broadcast_cycles(d, tiles, keys, lanes, tiles_in_a_row(x, y, z), m);
+                    if (cycles < best.cycles)
+                        best = (struct nbhd_fwd_choice){{x->extent, y->extent, z->extent}, heads, 0, cycles};
+                }
+    /* Each key comes from far away once, and a tile's first block of them is not asked for ahead of time. */
+    double tokens = 1;
+    for (int a = 0; a < 3; a++)
+        tokens *= problem->axis[a].keys;
+    best.cycles += (tokens + d->extra) * (d->head_dim + d->head_dim_v) / m->vf * FAR_CYCLES;
+    return best;
+}
+
+/* A task is worth handing out from some ten microseconds on. */
+enum { TASK_CYCLES = 100000 };
+
+/* Where the parts of a thread's scratch lie; vectors of vf lanes, or, in pairs, of twice that many bfloat16. */
+static void place_broadcast(const nbhd_desc *d, struct nbhd_fwd *f, const struct nbhd_fwd_machine *m)
+{
+    const bool pairs = m->price.product > 0;
+    const int vf = m->vf;
+    const size_t block = (size_t)(pairs ? m->block : FWD_BLOCK);
+    const size_t row = FWD_LANES * sizeof(float);
+    const size_t k = (size_t)nbhd_whole(d->head_dim, pairs ? 2 * vf : vf);
+    const size_t v = (size_t)nbhd_whole(d->head_dim_v, pairs ? 2 * vf : vf);
+    const size_t element = pairs                  ? sizeof(uint16_t)
+                           : d->dtype != NBHD_F32 ? sizeof(float)
+                                                  : 0; /* of copied keys, values */
+    const size_t tiles = pairs ? FWD_PAIR_TILES : 1;
+    f->q_size = pairs ? k / 2 * row : (size_t)d->head_dim * row;
+    f->o_size = (pairs ? v : (size_t)d->head_dim_v) * row;
+    f->at_q = nbhd_place(&f->scratch, tiles * f->q_size);
+    f->at_o = nbhd_place(&f->scratch, tiles * f->o_size);
+    f->at_s = nbhd_place(&f->scratch, block * row);
+    f->at_lanes = nbhd_place(&f->scratch, tiles * 3 * row);
+    f->at_block =
+        nbhd_place(&f->scratch, (pairs ? 3 : 2) * sizeof(struct key_block)); /* at hand, next; another tile's */
+    f->at_zeros = nbhd_place(&f->scratch, (size_t)d->head_dim_v * sizeof(float));
+    f->at_keys = nbhd_place(&f->scratch, block * (pairs ? k : k + v) * element);
+    f->at_values = nbhd_place(&f->scratch, pairs ? block * v * element : 0);
+}
+
+/* How many tiles of pairs go through the same keys together: fewer where threads would find too few tasks. */
+static int run_together(const struct nbhd_problem *problem, const struct nbhd_config *config, long long tiles)
+{
+    enum { PAIR_TASKS_PER_THREAD = 4 };
+    struct axis_cost c[3];
+    for (int a = 0; a < 3; a++)
+        c[a] = cost_of_extent(problem->axis[a], config->q_tile[a], true);
+    int together = tiles_in_a_row(&c[0], &c[1], &c[2]);
+    while (together > 1 && config->threads > 1 && tiles < (long long)together * PAIR_TASKS_PER_THREAD * config->threads)
+        together /= 2;
+    return together;
+}
+
+void nbhd_fwd_build_broadcast(const struct nbhd_problem *problem, const struct nbhd_config *config, struct nbhd_fwd *f,
+                              const struct nbhd_fwd_machine *m)
+{
+    const nbhd_desc *d = &problem->desc;
+    const int share = d->heads / d->kv_heads;
+    f->head_tile = config->stages;
+    f->head_tiles = (share + f->head_tile - 1) / f->head_tile;
+    f->tiles = (long long)d->batch * d->kv_heads * f->head_tiles;
+    for (int a = 0; a < 3; a++) {
+        f->grid[a] = nbhd_grid_make(problem->axis[a], config->q_tile[a]);
+        f->tiles *= f->grid[a].count;
+    }
+    const double tile_cycles = config->predicted_ms * NBHD_CYCLES_PER_MS / (double)f->tiles;
+    f->run = nbhd_max(1, (int)(TASK_CYCLES / tile_cycles));
+    if (m->price.product > 0) {
+        const int together = run_together(problem, config, f->tiles);
+        f->run = (f->run + together - 1) / together * together;
+    }
+    f->tasks = (f->tiles + f->run - 1) / f->run;
+    place_broadcast(d, f, m);
+}

@@ -1,0 +1,48 @@
+/* Where the parts of a thread's scratch lie, for the planners of the vector rows. */
+#ifndef NBHD_CPU_PLACE_H
+#define NBHD_CPU_PLACE_H
+
+#include <stddef.h>
+#include "nbhd_geom.h"
+
+/* The least multiple of part that holds n. */
+static inline int nbhd_whole(int n, int part) { return (n + part - 1) / part * part; }
+
+/* Places the next part at *end, on a cache line of its own; returns where it begins. */
+static inline size_t nbhd_place(size_t *end, size_t bytes)
+{
+    const size_t at = *end;
+    *end += (bytes + 63) / 64 * 64;
+    return at;
+}
+
+/* ---- lines of permuted keys ---- */
+
+/* Floats from one dimension of a line to the next: lines that are a multiple of `far` floats apart fall into few cache
+ * sets. */
+static inline int nbhd_line_step(int positions, int vf, int far)
+{
+    const int step = nbhd_whole(positions, vf);
+    return step % far ? step : step + vf;
+}
+
+/* Key elements that t neighbouring queries of one group see at most. */
+static inline int nbhd_most_keys(struct nbhd_axis a, int t)
+{
+    return nbhd_min(nbhd_group_size(a, 0), t + a.window + a.stride - 2);
+}
+
+/* Key positions of axis 2 that t positions of queries need at most. */
+static inline int nbhd_most_positions(struct nbhd_axis a, int t)
+{
+    return nbhd_min(a.length, t + 2 * (a.window + a.stride));
+}
+
+/* Columns that a table of two vectors can serve, `most` at most: the lanes' first keys are up to `spread` apart. */
+static inline int nbhd_permute_columns(struct nbhd_axis a, int vf, int most)
+{
+    const int spread = vf - 1 + a.stride - 1 + (a.dilation > 1 ? a.window - 1 : 0);
+    return nbhd_min(most, 2 * vf - spread);
+}
+
+#endif
