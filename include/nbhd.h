@@ -178,7 +178,8 @@ NBHD_API nbhd_status nbhd_kernel_refusal(int i, const nbhd_desc *desc, nbhd_devi
 
 /* ---- execute ---- */
 /* A tensor of the caller's. stride: in elements, of [batch, axes..., heads], rank + 2 of them in that order; the last
- * extent is unit stride. All zero: contiguous. A tensor of extra keys has [batch, extra, heads]. */
+ * extent is unit stride. All zero: contiguous. Where an extent is 1, its stride is not used. A tensor of extra keys has
+ * [batch, extra, heads]. */
 typedef struct nbhd_tensor {
     void *data;
     long long stride[5];

@@ -22,6 +22,9 @@ const char *const case_lines[] = {
     /* three axes */
     "fwd d16 4x6x10 w3x3x3", "fwd d16 5x7x9 w2x4x6", "fwd d16 5x9x11 w3x5x5 r1x1x2", "fwd d8 6x8x16 w4x4x8 s2x4x8",
     "fwd d8 3x5x17 w3x5x17", "fwd d8 7x6x5 w3x4x5 s3x2x1 ecnt", "fwd d32 4x9x18 w3x5x5 ecnn",
+    /* axes of one token */
+    "fwd d16 299x1 w40x1", "fwd h2 d32 1x70x1 w1x9x1 encn", "fwd h2 d16 12x1x9 w5x1x3 bias", "fwd d8 9x1 kv=9x31",
+    "fwd b2 d40 1x1x1 kv=1x50x1 extra=3", "fwd h4/2 d64 64x1x1 w20x1x1 s4x1x1 r2x1x1",
     /* batch, heads, grouped queries, widths */
     "fwd b3 h2 d32 20 w7", "fwd b2 h6/2 d24 9x9 w5x5", "fwd h4/1 d16 33 w9", "fwd h8/4 d8/40 6x7 w3x3",
     "fwd d5/11 30 w8", "fwd d100/36 19x5 w3x3", "fwd d256 40 w12", "fwd d512/8 20 w5", "fwd d7/300 20 w5", "fwd d48/72 6x13 w5x7",

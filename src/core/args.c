@@ -6,9 +6,10 @@
 
 /* How a tensor of a pass is shaped, beyond its batch: the axes it runs over, heads, and its last extent. */
 struct shape {
-    int axes[3]; /* query or key lengths, leading 1s as in nbhd_params; extra tensors: {1, 1, extra} */
-    int rank;    /* axes that the caller's stride[] names */
-    int heads, width;
+    int axes[3]; /* query or key lengths, as in nbhd_params; extra tensors: {1, 1, extra} */
+    int rank;    /* axes that the caller's stride[] names, and of each the place in axes */
+    int at[3];
+    int batch, heads, width;
     size_t element;
 };
 
@@ -16,9 +17,10 @@ enum kind { OF_QUERY, OF_KEY, OF_EXTRA };
 
 static struct shape shape_of(const struct nbhd_problem *p, enum kind kind, int heads, int width, size_t element)
 {
-    struct shape s = {{1, 1, p->desc.extra}, 1, heads, width, element};
+    struct shape s = {{1, 1, p->desc.extra}, 1, {2}, p->desc.batch, heads, width, element};
     if (kind != OF_EXTRA) {
         s.rank = p->desc.rank;
+        memcpy(s.at, p->at, sizeof s.at);
         for (int i = 0; i < 3; i++)
             s.axes[i] = kind == OF_QUERY ? p->axis[i].length : p->axis[i].keys;
     }
@@ -37,15 +39,14 @@ static void contiguous(const struct shape *s, struct nbhd_view *view)
     view->batch = step;
 }
 
+/* The stride of one element is never used; 0 suits kernels that want multiples of something. */
 static void strided(const struct shape *s, const nbhd_tensor *tensor, struct nbhd_view *view)
 {
-    const long long element = (long long)s->element;
-    view->batch = tensor->stride[0] * element;
-    for (int i = 0; i < 3; i++) {
-        int from = i - (3 - s->rank);
-        view->axis[i] = from < 0 ? 0 : tensor->stride[1 + from] * element;
-    }
-    view->head = tensor->stride[1 + s->rank] * element;
+    const long long element = (long long)s->element, *stride = tensor->stride;
+    view->batch = s->batch > 1 ? stride[0] * element : 0;
+    for (int i = 0; i < s->rank; i++)
+        view->axis[s->at[i]] = s->axes[s->at[i]] > 1 ? stride[1 + i] * element : 0;
+    view->head = s->heads > 1 ? stride[1 + s->rank] * element : 0;
 }
 
 static bool all_zero(const long long stride[5])
@@ -55,9 +56,9 @@ static bool all_zero(const long long stride[5])
 
 enum use { OPTIONAL, READ, WRITE };
 
-static nbhd_status check_output(const struct shape *s, int batch, const struct nbhd_view *view, const char *name)
+static nbhd_status check_output(const struct shape *s, const struct nbhd_view *view, const char *name)
 {
-    bool overlaps = (batch > 1 && view->batch == 0) || (s->heads > 1 && view->head == 0);
+    bool overlaps = (s->batch > 1 && view->batch == 0) || (s->heads > 1 && view->head == 0);
     for (int i = 0; i < 3; i++)
         overlaps |= s->axes[i] > 1 && view->axis[i] == 0;
     return overlaps ? nbhd_fail(NBHD_ERROR_INVALID,
@@ -81,7 +82,7 @@ static nbhd_status bind(const struct nbhd_problem *p, const nbhd_tensor *tensor,
         contiguous(s, view);
     else
         strided(s, tensor, view);
-    return use == WRITE ? check_output(s, p->desc.batch, view, name) : NBHD_OK;
+    return use == WRITE ? check_output(s, view, name) : NBHD_OK;
 }
 
 /* A tensor outside of nbhd_args, of o's or lse's shape. */
@@ -181,7 +182,7 @@ size_t nbhd_args_place(const struct nbhd_problem *p, char *memory, nbhd_args *ar
         const struct shape s = shape_for(p, nbhd_tensor_rows[i].form);
         nbhd_tensor *tensor = (nbhd_tensor *)(void *)((char *)args + nbhd_tensor_rows[i].arg);
         tensor->data = memory ? memory + at : NULL;
-        const size_t row = s.element * (size_t)s.width * (size_t)s.heads * (size_t)p->desc.batch;
+        const size_t row = s.element * (size_t)s.width * (size_t)s.heads * (size_t)s.batch;
         at += (row * (size_t)s.axes[0] * (size_t)s.axes[1] * (size_t)s.axes[2] + 63) / 64 * 64;
     }
     if (!p->desc.bias)

@@ -168,16 +168,29 @@ nbhd_status nbhd_problem_init(struct nbhd_problem *problem, const nbhd_desc *des
             return status;
     if ((status = check_product(d)) || (status = check_pass(d)))
         return status;
-    for (int i = 0; i < 3; i++) {
-        int from = i - (3 - d->rank);
-        struct nbhd_axis unit = {1, 1, 1, 1, 1, NBHD_EDGE_NEAREST};
-        struct nbhd_axis axis = {0};
-        if (from >= 0)
-            axis = (struct nbhd_axis){d->length[from], d->kv_length[from], d->window[from],
-                                      d->stride[from], d->dilation[from],  d->edge[from]};
-        problem->axis[i] = from < 0 ? unit : axis;
+    for (int i = 0; i < 3; i++)
+        problem->axis[i] = (struct nbhd_axis){1, 1, 1, 1, 1, NBHD_EDGE_NEAREST};
+    for (int i = 0; i < d->rank; i++) {
+        problem->at[i] = i + 3 - d->rank;
+        problem->axis[problem->at[i]] = (struct nbhd_axis){d->length[i], d->kv_length[i], d->window[i],
+                                                           d->stride[i], d->dilation[i],  d->edge[i]};
     }
     return NBHD_OK;
+}
+
+void nbhd_problem_order(struct nbhd_problem *problem)
+{
+    const struct nbhd_problem given = *problem;
+    int next = 2;
+    for (int one = 0; one < 2; one++) /* from the last place on */
+        for (int i = 2; i >= 0; i--) {
+            if ((given.axis[i].length == 1 && given.axis[i].keys == 1) != one)
+                continue;
+            problem->axis[next] = given.axis[i];
+            for (int d = 0; d < given.desc.rank; d++)
+                problem->at[d] = given.at[d] == i ? next : problem->at[d];
+            next--;
+        }
 }
 
 nbhd_status nbhd_desc_keys(const nbhd_desc *desc, int axis, int query, int *first, int *count)
@@ -189,7 +202,7 @@ nbhd_status nbhd_desc_keys(const nbhd_desc *desc, int axis, int query, int *firs
         return status;
     if (!first || !count)
         return nbhd_fail(NBHD_ERROR_INVALID, "%s is NULL", first ? "count" : "first");
-    struct nbhd_axis a = problem.axis[axis + 3 - problem.desc.rank];
+    struct nbhd_axis a = problem.axis[problem.at[axis]];
     int group = query % a.dilation;
     struct nbhd_range keys = nbhd_keys(a, nbhd_group_size(a, group), query / a.dilation);
     *first = keys.begin * a.dilation + group;

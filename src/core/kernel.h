@@ -6,12 +6,14 @@
 #include "nbhd.h"
 #include "nbhd_params.h"
 
-/* A validated problem: desc has every default filled in; axis[] is desc's, with leading axes of length 1. */
+/* A validated problem: desc has every default filled in; axis[] is desc's, with leading axes of length 1. at[i]: where
+ * desc's axis i stands in axis[]. */
 struct nbhd_problem {
     nbhd_desc desc;
     nbhd_device device;
     unsigned flags;
     struct nbhd_axis axis[3];
+    int at[3];
 };
 
 /* One way to run a kernel. What variant and the tiles mean is the kernel's business; but where both tiles are set, each
@@ -71,6 +73,9 @@ extern const struct nbhd_kernel nbhd_kernels[]; /* ends with name == NULL */
 
 /* desc.c: checks desc and fills in every default. */
 nbhd_status nbhd_problem_init(struct nbhd_problem *problem, const nbhd_desc *desc);
+/* desc.c: axes of one query and one key first, the others in their order: as plans have them, so that no kernel meets
+ * such an axis where it expects its longest rows. */
+void nbhd_problem_order(struct nbhd_problem *problem);
 /* desc.c: from and to a caller's struct that begins with its size, shorter or longer than this build's `known`
  * bytes. */
 nbhd_status nbhd_copy_sized(void *to, size_t known, const void *from, const char *what);

@@ -143,6 +143,7 @@ nbhd_status nbhd_plan_create_with(nbhd_plan **plan, const nbhd_desc *desc, nbhd_
     nbhd_status status = nbhd_problem_init(&problem, desc);
     if (status)
         return status;
+    nbhd_problem_order(&problem);
     if (device != NBHD_DEVICE_CPU && device != NBHD_DEVICE_CUDA)
         return nbhd_fail(NBHD_ERROR_INVALID, "device is %d; it must be 0 (cpu) or 1 (cuda)", (int)device);
     if (flags & ~(unsigned)(NBHD_PLAN_NO_JIT | NBHD_PLAN_MEASURE | NBHD_PLAN_DETERMINISTIC | NBHD_PLAN_ALIGNED))
@@ -196,6 +197,7 @@ nbhd_status nbhd_kernel_refusal(int i, const nbhd_desc *desc, nbhd_device device
     const char *name = nbhd_kernel_name(i);
     if (!name)
         return nbhd_fail(NBHD_ERROR_INVALID, "i is %d; there is no such kernel", i);
+    nbhd_problem_order(&problem);
     problem.device = device;
     char text[NBHD_TEXT] = "";
     nbhd_kernel_refuses(nbhd_kernel_named(name), &problem, text);

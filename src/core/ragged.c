@@ -312,18 +312,16 @@ static nbhd_status shape_tensors(const struct nbhd_request *r, nbhd_plan *plan)
     p->device = r->device;
     p->flags = r->flags;
     p->desc.batch = plan->ragged->count;
-    for (int i = 0; i < 3; i++) {
-        const int from = i - (3 - p->desc.rank);
-        struct nbhd_axis *a = &p->axis[i];
-        if (plan->ragged->padded && from >= 0) {
-            a->length = r->desc.length[from];
-            a->keys = r->desc.kv_length[from] ? r->desc.kv_length[from] : a->length;
-        }
+    for (int i = 0; plan->ragged->padded && i < p->desc.rank; i++) {
+        struct nbhd_axis *a = &p->axis[p->at[i]];
+        a->length = r->desc.length[i];
+        a->keys = r->desc.kv_length[i] ? r->desc.kv_length[i] : a->length;
     }
     if (plan->ragged->padded)
         return NBHD_OK;
     const int window = p->axis[0].window * p->axis[1].window * p->axis[2].window;
     p->desc.rank = 1;
+    p->at[0] = 2;
     p->axis[0] = p->axis[1] = (struct nbhd_axis){1, 1, 1, 1, 1, NBHD_EDGE_NEAREST};
     p->axis[2] = (struct nbhd_axis){(int)r->tokens, (int)r->kv_tokens, window, 1, 1, NBHD_EDGE_NEAREST};
     return NBHD_OK;
@@ -416,15 +414,22 @@ static void insert_batch(nbhd_args *args)
     }
 }
 
-/* The block of all tensors becomes that of one sequence. */
+/* The block of all tensors becomes that of one sequence, whose plan has its axes in an order of its own. */
 static void select_sequence(struct nbhd_params *params, const struct nbhd_ragged_plan *g, const struct nbhd_sequence *s)
 {
-    struct nbhd_view *views = &params->q; /* the block begins with all of them */
-    for (int i = 0; i < NBHD_TENSOR_ROWS; i++)
-        if (views[i].data)
-            nbhd_part_view(&s->part, g->padded, i, &views[i]);
+    const struct nbhd_problem *problem = &g->plans[s->plan]->problem;
+    for (int i = 0; i < NBHD_TENSOR_ROWS; i++) {
+        const size_t offset = nbhd_tensor_rows[i].view;
+        struct nbhd_view *view = (struct nbhd_view *)(void *)((char *)params + offset), given;
+        if (!view->data)
+            continue;
+        nbhd_part_view(&s->part, g->padded, (int)(offset / sizeof *view), view);
+        given = *view;
+        for (int a = 0; a < problem->desc.rank && !of_extra(&nbhd_tensor_rows[i]); a++)
+            view->axis[problem->at[a]] = given.axis[a + 3 - problem->desc.rank];
+    }
     params->batch = 1;
-    memcpy(params->axis, g->plans[s->plan]->problem.axis, sizeof params->axis);
+    memcpy(params->axis, problem->axis, sizeof params->axis);
 }
 
 static nbhd_status run_sequence(const struct nbhd_ragged_plan *g, const struct nbhd_params *all, int part,

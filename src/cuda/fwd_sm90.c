@@ -138,33 +138,38 @@ static nbhd_status run_many(const struct nbhd_plan *plan, const struct nbhd_para
     return status ? status : nbhd_sm90_run_many(&state->launch, params, parts, stream);
 }
 
-static nbhd_status build(struct nbhd_plan *plan)
+static nbhd_status build_launch(struct nbhd_plan *plan, const struct nbhd_sm90_plan *choice)
 {
     const struct nbhd_problem *problem = &plan->problem;
-    struct nbhd_sm90_plan plans[MOST_PLANS];
-    int count = plans_here(problem, plans, MOST_PLANS);
-    if (plan->config.variant >= count)
-        return nbhd_fail(NBHD_ERROR_INVALID, "configuration %d of fwd_sm90: there are %d", plan->config.variant, count);
     struct state *state = plan->state = calloc(1, sizeof *state);
     if (!state)
         return nbhd_fail(NBHD_ERROR_MEMORY, "a plan's state could not be allocated");
     struct nbhd_sm90_launch *launch = &state->launch;
-    nbhd_sm90_set_launch(launch, &nbhd_sm90_forward, problem, &plans[plan->config.variant]);
+    nbhd_sm90_set_launch(launch, &nbhd_sm90_forward, problem, choice);
     nbhd_status status = share_out(launch, problem);
     if (status)
         return status;
-    nbhd_sm90_describe(plan->describe, sizeof plan->describe, &launch->plan);
+    nbhd_sm90_describe(plan->describe, sizeof plan->describe, choice);
     plan->picky = true;
-    plan->run_many = launch->plan.many ? run_many : NULL;
+    plan->run_many = choice->many ? run_many : NULL;
     struct nbhd_options options = {.used = 0};
     nbhd_sm90_options(&options, problem, launch);
     nbhd_option(&options, "-DNBHD_PV=wgmma_rs_bt_n%d -DNBHD_Q_STAGES=%d -DNBHD_TILES=%d -DNBHD_EARLY=%d -DNBHD_PAD=%d",
-                problem->desc.head_dim_v, launch->plan.q_stages, launch->plan.slots,
-                nbhd_sm90_early(&problem->desc, &launch->plan), launch->plan.pad);
-    if (launch->plan.many)
+                problem->desc.head_dim_v, choice->q_stages, choice->slots, nbhd_sm90_early(&problem->desc, choice),
+                choice->pad);
+    if (choice->many)
         nbhd_option(&options, "-DNBHD_MANY=1");
     status = nbhd_cuda_acquire(&launch->module, "fwd_sm90.cu", &options, problem->flags);
     return status ? status : nbhd_cuda_function(&launch->function, launch->module, "nbhd_fwd_sm90");
+}
+
+static nbhd_status build(struct nbhd_plan *plan)
+{
+    struct nbhd_sm90_plan plans[MOST_PLANS];
+    const int count = plans_here(&plan->problem, plans, MOST_PLANS), choice = plan->config.variant;
+    if (choice >= count)
+        return nbhd_fail(NBHD_ERROR_INVALID, "configuration %d of fwd_sm90: there are %d", choice, count);
+    return build_launch(plan, &plans[choice]);
 }
 
 static void drop(struct nbhd_plan *plan)

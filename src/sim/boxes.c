@@ -187,7 +187,7 @@ nbhd_status nbhd_sim_plan_tiles(const nbhd_plan *plan, nbhd_sim_tiles *tiles)
         return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "%s, %s: no tiling of the simulator's", plan->kernel->name,
                          plan->describe);
     for (int i = 0; i < d->rank; i++) {
-        const int at = i + 3 - d->rank;
+        const int at = plan->problem.at[i];
         result.q_tile[i] = nbhd_min(config->q_tile[at], d->length[i]);
         result.kv_tile[i] = nbhd_min(config->k_tile[at], d->kv_length[i]);
     }
