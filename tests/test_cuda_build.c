@@ -1,7 +1,7 @@
-/* Every CUDA row, for every generation of GPU, over a spread of problems, compiled by NVRTC without a GPU: it compiles, without
- * warnings, without spills, within the shared memory of the chip; the expected instructions are in the machine code where
- * a disassembler is at hand. Skipped where NVRTC is absent, unless NBHD_REQUIRE=nvrtc. NBHD_TEST_KERNEL=text: only rows
- * whose name contains it. */
+/* Every CUDA row, for every generation of GPU, over a spread of problems, compiled by NVRTC without a GPU: it compiles,
+ * without warnings, without spills, within the shared memory of the chip; the expected instructions are in the machine
+ * code where a disassembler is at hand. Skipped where NVRTC is absent, unless NBHD_REQUIRE=nvrtc.
+ * NBHD_TEST_KERNEL=text: only rows whose name contains it. */
 #define _GNU_SOURCE
 #include <sys/wait.h>
 #include <unistd.h>
@@ -13,7 +13,8 @@
 
 static const int chips[] = {80, 89, 90, 100, 120};
 
-/* What stands in the machine code of a row, by the end of its name: products; copies and loads that need no registers. */
+/* What stands in the machine code of a row, by the end of its name: products; copies and loads that need no
+ * registers. */
 static const struct {
     const char *suffix;
     int dtype; /* -1: any but float64 */
@@ -84,8 +85,9 @@ static void judge(const struct nbhd_jit *code, void *context)
     for (int i = 0; i < count && i < 16; i++) {
         CHECK(entries[i].spills == 0 && entries[i].stack == 0, "%s '%s' sm_%d: %s spills %d bytes, stack %d", s->kernel,
               s->line, s->chip, entries[i].name, entries[i].spills, entries[i].stack);
-        CHECK(entries[i].registers > 0 && entries[i].shared <= 48 * 1024, "%s '%s' sm_%d: %s has %d registers, %d bytes",
-              s->kernel, s->line, s->chip, entries[i].name, entries[i].registers, entries[i].shared);
+        CHECK(entries[i].registers > 0 && entries[i].shared <= 48 * 1024,
+              "%s '%s' sm_%d: %s has %d registers, %d bytes", s->kernel, s->line, s->chip, entries[i].name,
+              entries[i].registers, entries[i].shared);
         if (getenv("NBHD_TEST_VERBOSE"))
             printf("%-12s sm_%-4d %-20s %3d registers %6d shared  %5.0f ms  %s\n", s->kernel, s->chip, entries[i].name,
                    entries[i].registers, entries[i].shared, code->compile_ms, s->line);
@@ -111,8 +113,8 @@ static void check_instructions(const struct nbhd_kernel *kernel, const struct se
             told = true;
         }
         for (int j = 0; j < 4 && expected[i].instructions[j] && readable; j++)
-            CHECK(sass_has(&sass, expected[i].instructions[j]), "%s '%s' sm_%d has no %s", kernel->name, seen->line, seen->chip,
-                  expected[i].instructions[j]);
+            CHECK(sass_has(&sass, expected[i].instructions[j]), "%s '%s' sm_%d has no %s", kernel->name, seen->line,
+                  seen->chip, expected[i].instructions[j]);
         sass_free(&sass);
     }
 }
@@ -120,8 +122,8 @@ static void check_instructions(const struct nbhd_kernel *kernel, const struct se
 /* A row that takes many sequences in one launch is compiled for that too. */
 static void check_many(const struct nbhd_kernel *kernel, int chip)
 {
-    static const char *const many[] = {"bf16 h4/2 d64 9x9 w7x7", "f32 d32 9x9 w7x7 r1x1 ect extra=5", "f16 d128/96 5x6x7 w3x3x3",
-                                       "bf16 d256 9x9 w5x5"};
+    static const char *const many[] = {"bf16 h4/2 d64 9x9 w7x7", "f32 d32 9x9 w7x7 r1x1 ect extra=5",
+                                       "f16 d128/96 5x6x7 w3x3x3", "bf16 d256 9x9 w5x5"};
     static const int lengths[] = {9, 9, 12, 30, 7, 8, 12, 9, 10};
     for (size_t i = 0; i < sizeof many / sizeof *many; i++) {
         nbhd_desc desc;
@@ -138,8 +140,8 @@ static void check_many(const struct nbhd_kernel *kernel, int chip)
         nbhd_jit_observe(judge, &seen);
         const nbhd_status status = nbhd_plan_create_ragged(&plan, &desc, &ragged, NBHD_DEVICE_CUDA, 0, kernel->name);
         nbhd_jit_observe(NULL, NULL);
-        CHECK(status == NBHD_ERROR_UNSUPPORTED || (!status && seen.count > 0), "%s '%s' ragged, sm_%d: %s", kernel->name, many[i],
-              chip, status ? nbhd_last_error() : "no code");
+        CHECK(status == NBHD_ERROR_UNSUPPORTED || (!status && seen.count > 0), "%s '%s' ragged, sm_%d: %s",
+              kernel->name, many[i], chip, status ? nbhd_last_error() : "no code");
         nbhd_plan_destroy(&plan);
     }
 }
@@ -159,7 +161,8 @@ static bool check_build(const struct nbhd_kernel *kernel, const char *line, int 
     nbhd_jit_observe(NULL, NULL);
     if (status == NBHD_ERROR_UNSUPPORTED)
         return false;
-    CHECK(!status && seen.count > 0, "%s '%s' sm_%d: %s", kernel->name, line, chip, status ? nbhd_last_error() : "no code");
+    CHECK(!status && seen.count > 0, "%s '%s' sm_%d: %s", kernel->name, line, chip,
+          status ? nbhd_last_error() : "no code");
     if (!status && !(*looked >> desc.dtype & 1))
         check_instructions(kernel, &seen, desc.dtype);
     *looked |= 1u << desc.dtype;
@@ -179,7 +182,8 @@ static int check_row(const struct nbhd_kernel *kernel, size_t worker, size_t wor
         for (int i = 0; i < nvrtc->arch_count; i++)
             known |= nvrtc->archs[i] == chips[c];
         if (!known) {
-            printf("note: NVRTC %d.%d does not compile for sm_%d\n", nvrtc->version / 100, nvrtc->version % 100, chips[c]);
+            printf("note: NVRTC %d.%d does not compile for sm_%d\n", nvrtc->version / 100, nvrtc->version % 100,
+                   chips[c]);
             continue;
         }
         CHECK(!nbhd_cuda_set_target(chips[c]), "%s", nbhd_last_error());

@@ -36,7 +36,8 @@ static void lay_out(struct state *state, const struct nbhd_problem *p, struct nb
     state->dq_box = state->dkv_box = nbhd_simt_box(p, 16 * r.rows);
     state->dq_grid = nbhd_simt_grid(p, &state->dq_box, false);
     state->dkv_grid = nbhd_simt_grid(p, &state->dkv_box, true);
-    const unsigned extra = (unsigned)((p->desc.extra + 16 * r.rows - 1) / (16 * r.rows) * p->desc.kv_heads * p->desc.batch);
+    const unsigned extra =
+        (unsigned)((p->desc.extra + 16 * r.rows - 1) / (16 * r.rows) * p->desc.kv_heads * p->desc.batch);
     if (state->dkv_grid.blocks[0] < 0x40000000)
         state->dkv_grid.blocks[0] += extra < 0x3fffffff ? extra : 0x3fffffff;
     double entries = p->desc.heads;

@@ -1,7 +1,7 @@
 /* Backward on any GPU, in three launches, without atomics, so the same bits every time:
  *   dq     a block holds a box of queries and walks the keys they see: Δ, dQ
- *   dkv    a block holds a box of keys (or of extra keys) and walks the queries that see them, over all query heads of its
- *          key/value head: dK, dV
+ *   dkv    a block holds a box of keys (or of extra keys) and walks the queries that see them, over all query heads of
+ *          its key/value head: dK, dV
  *   dbias  a block sums one entry of the bias table's gradient over all pairs at that distance
  * P = exp(S - lse) is computed anew each time; dS = P (dP - Δ), Δ = o.dout less the gradient of lse.
  *
@@ -312,7 +312,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     NBHD_ENTER
     __shared__ struct simt_shared s;
     stats += turn.before * p.heads;
-    const long long extra_tiles = (long long)((p.extra + M - 1) / M) * p.kv_heads * p.batch; /* the longest ones: first */
+    /* the longest ones first */
+    const long long extra_tiles = (long long)((p.extra + M - 1) / M) * p.kv_heads * p.batch;
     const long long count = extra_tiles + simt_tile_count(p, box, 1) * p.kv_heads * p.batch;
     for (long long i = turn.block; i < count; i += turn.blocks) {
         struct nbhd_range extra = nbhd_range_of(0, 0);
@@ -347,8 +348,8 @@ NBHD_FN real dbias_pair(const struct nbhd_params &p, const struct simt_tile &t, 
 }
 
 /* The key at `distance` from the query that is token x; false if the query does not see it. */
-NBHD_FN int dbias_find(const struct nbhd_params &p, struct simt_tile &t, const int x[3], const int distance[3], int query[3],
-                       int key[3])
+NBHD_FN int dbias_find(const struct nbhd_params &p, struct simt_tile &t, const int x[3], const int distance[3],
+                       int query[3], int key[3])
 {
     int sees = 1;
 #pragma unroll

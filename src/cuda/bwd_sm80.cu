@@ -86,7 +86,8 @@ extern "C" __global__ void __launch_bounds__(256)
     float lse = *(const float *)query_address(&p.lse, (int)rest, x, head);
     if (p.dlse.data)
         sum -= *(const float *)query_address(&p.dlse, (int)rest, x, head);
-    *(float2 *)(stats + 8 * turn.before * p.heads + stats_offset(&p, (int)rest, head, x)) = make_float2(lse * 1.44269504f, sum);
+    *(float2 *)(stats + 8 * turn.before * p.heads + stats_offset(&p, (int)rest, head, x)) =
+        make_float2(lse * 1.44269504f, sum);
 }
 
 /* ---- the grid of queries that see the CTA's keys ---- */
@@ -145,8 +146,8 @@ NBHD_FN void load_box(const struct nbhd_boxes_sm80 *b, const struct memory *mem,
     load_stats(tab, mem->stats + turn * 8 * NBHD_N, at, flags);
 }
 
-NBHD_FN void step(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, const struct memory *mem, struct sums *sums,
-                  int turn, const int *at, int flags)
+NBHD_FN void step(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, const struct memory *mem,
+                  struct sums *sums, int turn, const int *at, int flags)
 {
 #pragma unroll 1
     for (int first = 0; first < NBHD_N && !(flags & BOX_SKIP); first += NBHD_PART) {

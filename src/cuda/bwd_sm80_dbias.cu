@@ -1,10 +1,10 @@
 /* The sm80 backward, the gradient of the table of biases. Host half: bwd_sm80.c. The other kernels: bwd_sm80.cu,
  * bwd_sm80_dq.cu.
  *
- * An entry is the sum of dS over all pairs at one distance. A CTA computes dS of a box of queries and a box of keys as the
- * kernel for dQ does, puts it into shared memory, and then a thread sums up all pairs of the box at one distance and adds
- * them to the CTA's own table. A CTA takes every parts-th tile of a head; in the end the tables of a head are added. So
- * each sum has one order, and nothing is atomic.
+ * An entry is the sum of dS over all pairs at one distance. A CTA computes dS of a box of queries and a box of keys as
+ * the kernel for dQ does, puts it into shared memory, and then a thread sums up all pairs of the box at one distance
+ * and adds them to the CTA's own table. A CTA takes every parts-th tile of a head; in the end the tables of a head are
+ * added. So each sum has one order, and nothing is atomic.
  *
  *     shared memory:  | as in device/grad_sm80.cuh | dS: ROWS x (N + 1) floats |
  *     workspace:      | statistics | tables: [heads][parts][entries] floats | */
@@ -77,8 +77,8 @@ NBHD_FN void add_box(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *
     }
 }
 
-NBHD_FN void step(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, const struct memory *mem, struct sums *sums,
-                  int turn, const int *at, int flags)
+NBHD_FN void step(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, const struct memory *mem,
+                  struct sums *sums, int turn, const int *at, int flags)
 {
     if (__syncthreads_and(flags & BOX_SKIP))
         return;

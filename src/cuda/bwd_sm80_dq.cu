@@ -1,4 +1,5 @@
-/* The sm80 backward, dQ. Host half: bwd_sm80.c. The other kernels, and what goes before: bwd_sm80.cu, bwd_sm80_dbias.cu.
+/* The sm80 backward, dQ. Host half: bwd_sm80.c. The other kernels, and what goes before: bwd_sm80.cu,
+ * bwd_sm80_dbias.cu.
  *
  * As the forward: one CTA holds a box of queries (Q and dO), streams the boxes of K and V that they see, and sums up
  *     S = Q K^T    P = exp(S - logsumexp)    dP = dO V^T    dS = P (dP - delta)    dQ += dS K
@@ -16,8 +17,8 @@ struct sums {
     float dq[TILES * 2 * K_STEPS * 4];
 };
 
-NBHD_FN void step(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, const struct memory *mem, struct sums *sums,
-                  int turn, const int *at, int flags)
+NBHD_FN void step(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, const struct memory *mem,
+                  struct sums *sums, int turn, const int *at, int flags)
 {
 #pragma unroll 1
     for (int first = 0; first < NBHD_N && !(flags & BOX_SKIP); first += NBHD_PART) {

@@ -15,7 +15,7 @@ struct nbhd_cuda_machine {
     int multiprocessors;
     int shared_max;           /* bytes of shared memory that a block may have, opted in */
     int l2_bytes;
-    char arch[16];            /* what to compile for: "sm_80", "sm_90a" (with the features of exactly that chip from 90 on) */
+    char arch[16];            /* what to compile for: "sm_80"; from 90 on with the features of that chip alone: "sm_90a" */
 };
 
 /* The machine that this thread plans for: that of nbhd_cuda_set_target, else of the current context, else device 0 with

@@ -1,8 +1,8 @@
-/* Forward on any GPU: a block holds a box of queries and walks the union of their windows in chunks of 64 keys, then the
- * extra keys, with online softmax in float (double for f64). The reference for the kernels made for one generation.
+/* Forward on any GPU: a block holds a box of queries and walks the union of their windows in chunks of 64 keys, then
+ * the extra keys, with online softmax in float (double for f64). The reference for the kernels made for one generation.
  *
- * 256 threads; products, tables and parameters: device/simt.cuh. Registers: O takes ROWS x ACC a thread (32 at a head_dim
- * of 128), the scores ROWS x 4. About 45 KB of shared memory. */
+ * 256 threads; products, tables and parameters: device/simt.cuh. Registers: O takes ROWS x ACC a thread (32 at a
+ * head_dim of 128), the scores ROWS x 4. About 45 KB of shared memory. */
 #include "device/simt.cuh"
 
 struct softmax {
@@ -46,8 +46,8 @@ NBHD_FN void softmax_step(struct softmax &m, real score[ROWS][COLS], real o[ROWS
     }
 }
 
-NBHD_FN void finish(const struct simt_shared &s, const struct nbhd_params &p, const struct simt_tile &t, struct softmax &m,
-                    const real o[ROWS][ACC])
+NBHD_FN void finish(const struct simt_shared &s, const struct nbhd_params &p, const struct simt_tile &t,
+                    struct softmax &m, const real o[ROWS][ACC])
 {
     real factor[ROWS];
 #pragma unroll

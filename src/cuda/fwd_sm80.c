@@ -102,8 +102,8 @@ static nbhd_status run_many(const struct nbhd_plan *plan, const struct nbhd_para
     (void)workspace;
     const double blocks = nbhd_sm80_many(&plan->problem, &boxes, false, params->heads, parts);
     if (blocks > INT_MAX)
-        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "the sequences have %.0f tiles; cuda.fwd_sm80 launches %d at most", blocks,
-                         INT_MAX);
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "the sequences have %.0f tiles; cuda.fwd_sm80 launches %d at most",
+                         blocks, INT_MAX);
     grid.blocks[0] = (unsigned)blocks;
     boxes.wide = all_wide(&plan->problem.desc, params);
     return nbhd_cuda_launch(state->module, state->function, &grid, stream, (void *[]){(void *)params, parts, &boxes});

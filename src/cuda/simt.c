@@ -74,8 +74,8 @@ struct nbhd_cuda_grid nbhd_simt_grid(const struct nbhd_problem *problem, const s
     return (struct nbhd_cuda_grid){.blocks = {blocks, 1, 1}, .threads = {THREADS, 1, 1}};
 }
 
-struct nbhd_cuda_grid nbhd_simt_many(const struct nbhd_problem *problem, const struct nbhd_simt_box *box, bool of_keys, int rows,
-                                     struct nbhd_parts *parts)
+struct nbhd_cuda_grid nbhd_simt_many(const struct nbhd_problem *problem, const struct nbhd_simt_box *box, bool of_keys,
+                                     int rows, struct nbhd_parts *parts)
 {
     const int heads = of_keys ? problem->desc.kv_heads : problem->desc.heads;
     double blocks = 0;

@@ -22,8 +22,9 @@ struct nbhd_simt_registers nbhd_simt_registers(const struct nbhd_problem *proble
 void nbhd_simt_options(struct nbhd_options *options, const struct nbhd_problem *problem, struct nbhd_simt_registers r);
 /* One block per tile, as far as a grid allows; kernels loop over the rest. */
 struct nbhd_cuda_grid nbhd_simt_grid(const struct nbhd_problem *problem, const struct nbhd_simt_box *box, bool of_keys);
-/* The same for many sequences, whose first blocks it sets; rows: of the tiles of extra keys, 0 where they are no tiles. */
-struct nbhd_cuda_grid nbhd_simt_many(const struct nbhd_problem *problem, const struct nbhd_simt_box *box, bool of_keys, int rows,
-                                     struct nbhd_parts *parts);
+/* The same for many sequences, whose first blocks it sets; rows: of the tiles of extra keys, 0 where they are no
+ * tiles. */
+struct nbhd_cuda_grid nbhd_simt_many(const struct nbhd_problem *problem, const struct nbhd_simt_box *box, bool of_keys,
+                                     int rows, struct nbhd_parts *parts);
 
 #endif

@@ -280,8 +280,8 @@ static int resident(const struct nbhd_sm80_kernel *k, const struct nbhd_sm80_var
 }
 
 /* Microseconds that a multiprocessor takes for a step of a CTA, where `fit` CTAs share it; measured on an H200
- * (docs/notes/sm80.md). Products and, less, the work on every score. 16 rows a warp read shared memory twice as
- * often as 32, which tells where rows are long; short boxes have more barriers; few warps hide little. Tensor cores take
+ * (docs/notes/sm80.md). Products and, less, the work on every score. 16 rows a warp read shared memory twice as often
+ * as 32, which tells where rows are long; short boxes have more barriers; few warps hide little. Tensor cores take
  * twice as long for TF32. */
 static double step_time(const struct nbhd_sm80_kernel *k, const struct nbhd_sm80_variant *v, const nbhd_desc *d,
                         int fit)

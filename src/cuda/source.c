@@ -1,5 +1,5 @@
-/* The embedded kernel files, or those of the directory NBHD_KERNEL_DIR (the repository's src/cuda): there .cu, device/ and
- * the two shared headers beside it are read anew for each kernel, so that one is edited and run without a build. */
+/* The embedded kernel files, or those of the directory NBHD_KERNEL_DIR (the repository's src/cuda): there .cu, device/
+ * and the two shared headers beside it are read anew for each kernel, so that one is edited and run without a build. */
 #define _POSIX_C_SOURCE 200809L
 #include <glob.h>
 #include <limits.h>

@@ -4,19 +4,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include "cuda/simt.h"
+#include "device/unfused.cuh"
 
 enum { THREADS = 256, WARPS = THREADS / 32 };
-
-/* The kernels' argument; the same in unfused_simt.cu. */
-struct nbhd_unfused {
-    struct nbhd_view query, key, scores;
-    const float *bias;
-    float *dbias;
-    struct nbhd_axis axis[3];
-    int batch, heads, kv_heads, width;
-    float scale, fill;
-    int flags;
-};
 
 struct state {
     struct nbhd_cuda_module *module[2]; /* for rows of head_dim, and of head_dim_v */
@@ -39,7 +29,8 @@ static int configs(const struct nbhd_problem *problem, struct nbhd_config *confi
 
 static struct nbhd_cuda_grid grid_of(double blocks)
 {
-    return (struct nbhd_cuda_grid){.blocks = {blocks < INT_MAX ? (unsigned)blocks : INT_MAX, 1, 1}, .threads = {THREADS, 1, 1}};
+    return (struct nbhd_cuda_grid){.blocks = {blocks < INT_MAX ? (unsigned)blocks : INT_MAX, 1, 1},
+                                   .threads = {THREADS, 1, 1}};
 }
 
 static void set_grids(struct state *s, const struct nbhd_problem *p)
@@ -88,8 +79,8 @@ static nbhd_status build(struct nbhd_plan *plan)
     return load(s, p, p->desc.pass == NBHD_AV || p->desc.pass == NBHD_AV_BACKWARD);
 }
 
-static struct nbhd_unfused product(const struct nbhd_params *p, const struct nbhd_view *query, const struct nbhd_view *key,
-                                   const struct nbhd_view *scores, bool of_values)
+static struct nbhd_unfused product(const struct nbhd_params *p, const struct nbhd_view *query,
+                                   const struct nbhd_view *key, const struct nbhd_view *scores, bool of_values)
 {
     return (struct nbhd_unfused){.query = *query,
                                  .key = *key,

@@ -1,12 +1,15 @@
-/* The unfused passes on any GPU, naively: each pair of a query and a key by itself. A pass is one or two of these products
- * (src/cuda/unfused_simt.c), over the pairs that the mask allows:
+/* The unfused passes on any GPU, naively: each pair of a query and a key by itself. A pass is one or two of these
+ * products (src/cuda/unfused_simt.c), over the pairs that the mask allows:
  *     scores    scores[q][k] = scale * query[q] . key[k] + bias; `fill` where a window has no key
  *     queries   query[q]     = scale * sum over k of scores[q][k] key[k]
- *     keys      key[k]       = scale * sum over q of scores[q][k] query[q], over the inverse neighborhood and query heads
+ *     keys      key[k]       = scale * sum over q of scores[q][k] query[q], over the inverse neighborhood and
+ *                              query heads
  *     table     bias[h][d]   = sum of scores[q][q + d] over queries and batch, in double
  * An entry of a row of scores is a key's distance from the query's first key, per axis.
- * A warp has one row of its output; its lanes have the columns, NBHD_COLUMNS each. Parameters: NBHD_DTYPE, NBHD_COLUMNS. */
+ * A warp has one row of its output; its lanes have the columns, NBHD_COLUMNS each. Parameters: NBHD_DTYPE,
+ * NBHD_COLUMNS. */
 #include "device/real.cuh"
+#include "device/unfused.cuh"
 
 #ifndef NBHD_COLUMNS
 #error "NBHD_COLUMNS is missing"
@@ -15,17 +18,6 @@
 #define THREADS 256
 #define WARPS (THREADS / 32)
 #define LANE ((int)threadIdx.x % 32)
-
-/* The same in unfused_simt.c. */
-struct nbhd_unfused {
-    struct nbhd_view query, key, scores;
-    const float *bias;
-    float *dbias;
-    struct nbhd_axis axis[3];
-    int batch, heads, kv_heads, width;
-    float scale, fill;
-    int flags;
-};
 
 /* One token: of a row of queries or keys. */
 struct token {
@@ -52,11 +44,11 @@ NBHD_FN struct token token_of(const struct nbhd_unfused &p, long long row, int h
 }
 
 /* The row of element at of the token's groups. */
-NBHD_FN char *row_of(const struct nbhd_unfused &p, const struct nbhd_view &v, const struct token &t, int at0, int at1, int at2,
-                     int head)
+NBHD_FN char *row_of(const struct nbhd_unfused &p, const struct nbhd_view &v, const struct token &t, int at0, int at1,
+                     int at2, int head)
 {
-    return v.data + nbhd_offset(v, t.batch, at0 * p.axis[0].dilation + t.group[0], at1 * p.axis[1].dilation + t.group[1],
-                                at2 * p.axis[2].dilation + t.group[2], head);
+    return v.data + nbhd_offset(v, t.batch, at0 * p.axis[0].dilation + t.group[0],
+                                at1 * p.axis[1].dilation + t.group[1], at2 * p.axis[2].dilation + t.group[2], head);
 }
 
 NBHD_FN long long rows(const struct nbhd_unfused &p, int heads, int of_keys)
@@ -134,7 +126,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     nbhd_unfused_scores(const __grid_constant__ struct nbhd_unfused p)
 {
     const long long count = rows(p, p.heads, 0);
-    for (long long row = (long long)blockIdx.x * WARPS + threadIdx.x / 32; row < count; row += (long long)gridDim.x * WARPS)
+    for (long long row = (long long)blockIdx.x * WARPS + threadIdx.x / 32; row < count;
+         row += (long long)gridDim.x * WARPS)
         scores_of(p, token_of(p, row, p.heads, 0));
 }
 

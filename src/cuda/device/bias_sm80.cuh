@@ -1,5 +1,5 @@
-/* The table of relative positional biases at the pairs of a box: where an entry lies is a sum of a part of the row, a part
- * of the box and a part of the column.
+/* The table of relative positional biases at the pairs of a box: where an entry lies is a sum of a part of the row, a
+ * part of the box and a part of the column.
  * Parameters: those of product_sm80.cuh, NBHD_BIAS (1: there is a table), NBHD_SCALED (1: scores are scaled before what
  * follows, as they must be if a bias is added). */
 #ifndef NBHD_DEVICE_BIAS_SM80_CUH
@@ -34,16 +34,18 @@ NBHD_FN int bias_entries(const struct nbhd_params *p) { return bias_pitch(p, -1)
 #if NBHD_BIAS
 #define NO_BIAS (-2147483647 - 1) /* out of the table wherever the box lies */
 
-/* head: of the queries, the first of the packed ones. there: 0 for extra keys, which have no bias. After the tables of rows
- * and columns; a barrier must follow. */
-NBHD_FN void fill_biases(const struct nbhd_params *p, const struct tables *tab, struct biases *biases, int head, int there)
+/* head: of the queries, the first of the packed ones. there: 0 for extra keys, which have no bias. After the tables of
+ * rows and columns; a barrier must follow. */
+NBHD_FN void fill_biases(const struct nbhd_params *p, const struct tables *tab, struct biases *biases, int head,
+                         int there)
 {
     const struct place *t = &tab->place;
     const struct nbhd_axis *a = p->axis;
 #pragma unroll 1
     for (int i = (int)fresh_thread(); i < NBHD_ROWS; i += THREADS) {
         unsigned row = tab->row[i];
-        int x = bias_place(p, t->origin[0] + byte_of(row, 0), t->origin[1] + byte_of(row, 1), t->origin[2] + byte_of(row, 2));
+        int x = bias_place(p, t->origin[0] + byte_of(row, 0), t->origin[1] + byte_of(row, 1),
+                           t->origin[2] + byte_of(row, 2));
         x = bias_place(p, a[0].window - 1, a[1].window - 1, a[2].window - 1) - BIAS_SIGN * x +
             (head + byte_of(row, 3)) * bias_entries(p);
         biases->row[i] = there ? x : NO_BIAS;

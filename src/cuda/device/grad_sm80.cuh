@@ -1,13 +1,13 @@
-/* What the kernels of the sm80 backward have in common: a tile of rows in shared memory, the boxes of columns streamed past
- * it, and from their scores to the gradients of the scores.
+/* What the kernels of the sm80 backward have in common: a tile of rows in shared memory, the boxes of columns streamed
+ * past it, and from their scores to the gradients of the scores.
  *
- * Rows and columns each have a long row of head_dim (Q or K) and a wide one of head_dim_v (dO or V). Where rows are queries
- * columns are keys, and the other way round: S and dP are the same two products.
+ * Rows and columns each have a long row of head_dim (Q or K) and a wide one of head_dim_v (dO or V). Where rows are
+ * queries columns are keys, and the other way round: S and dP are the same two products.
  *     S = long rows x long columns^T     P = exp(S - logsumexp)
  *     dP = wide rows x wide columns^T    dS = P (dP - delta)
  * The logsumexp (times log2 e) and delta = rowsum(O dO) - dlse of every query stand in the workspace, as float2
- * [batch][heads][query tokens]; nbhd_bwd_sm80_delta writes them. In shared memory they lie beside the rows, or come with
- * each box of columns.
+ * [batch][heads][query tokens]; nbhd_bwd_sm80_delta writes them. In shared memory they lie beside the rows, or come
+ * with each box of columns.
  *
  *     shared memory:  | rows, later what they become: ROWS x pitch, long, wide | columns: 2 x N x pitch, long, wide |
  *                     | statistics | struct tables | struct biases, with a bias |
@@ -71,7 +71,8 @@ NBHD_FN long long stats_offset(const struct nbhd_params *p, int batch, int head,
     return 8 * row;
 }
 
-/* Logsumexp and delta of the query that element s[m][j][i] of the calling lane belongs to. stats: of the first column. */
+/* Logsumexp and delta of the query that element s[m][j][i] of the calling lane belongs to. stats: of the first
+ * column. */
 NBHD_FN float2 stats_of(const char *stats, int m, int j, int i)
 {
 #if NBHD_INVERSE
@@ -141,11 +142,12 @@ struct sums;
 /* Begins to load the box at `at` into the columns of that turn. */
 NBHD_FN void load_box(const struct nbhd_boxes_sm80 *b, const struct memory *mem, int turn, const int *at, int flags);
 /* Adds what the box at `at` contributes, which lies in the columns of that turn. flags: BOX_SKIP, BOX_MASK. */
-NBHD_FN void step(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, const struct memory *mem, struct sums *sums,
-                  int turn, const int *at, int flags);
+NBHD_FN void step(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, const struct memory *mem,
+                  struct sums *sums, int turn, const int *at, int flags);
 
 /* All boxes of a grid. A round loads one and computes the one before. */
-NBHD_FN void walk(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, const struct memory *mem, struct sums *sums)
+NBHD_FN void walk(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, const struct memory *mem,
+                  struct sums *sums)
 {
     struct tables *tab = mem->tab;
     int at[3] = {tab->begin[0], tab->begin[1], tab->begin[2]}, here[3] = {0, 0, 0};
@@ -171,7 +173,8 @@ NBHD_FN void walk(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, 
     }
 }
 
-/* Puts factor times the warp's sums into its rows in shared memory, which no product needs any more, and writes them. */
+/* Puts factor times the warp's sums into its rows in shared memory, which no product needs any more, and writes
+ * them. */
 NBHD_FN void store_sums(const struct nbhd_params *p, const struct nbhd_view *view, const struct tables *tab,
                         const float *sums, float scale, char *rows, int pitch, int width, int wide)
 {

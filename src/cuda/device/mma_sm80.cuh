@@ -34,8 +34,8 @@ NBHD_FN void mma_m16n8k16_f16(float *d, const unsigned *a, unsigned b0, unsigned
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-/* float32 operands, of which only sign, exponent and the 10 highest bits of the fraction count: A is 16 x 8, a[i + 2 h] is
- * row g + 8 i, column q + 4 h; B is 8 x 8, b_h is row q + 4 h, column g. */
+/* float32 operands, of which only sign, exponent and the 10 highest bits of the fraction count: A is 16 x 8, a[i + 2 h]
+ * is row g + 8 i, column q + 4 h; B is 8 x 8, b_h is row q + 4 h, column g. */
 NBHD_FN void mma_m16n8k8_tf32(float *d, const unsigned *a, unsigned b0, unsigned b1)
 {
     asm volatile(

@@ -49,9 +49,10 @@ NBHD_FN unsigned lane_columns(const char *tile, int pitch)
     return shared_address(tile) + (unsigned)(((lane & 7) + (lane >> 4) * 8) * pitch + (lane >> 3 & 1) * 16);
 }
 
-/* float32 to TF32. Tensor cores cut off all but 11 bits; one multiplication before that adds what is lost on average, where
- * rounding to nearest would take two instructions. Of normal values the error has no bias; its root mean square is 0.45 x
- * 2^-11 of them (to nearest 0.42, cut off 0.85). A value of 11 bits stays as it is, and so do infinity and NaN. */
+/* float32 to TF32. Tensor cores cut off all but 11 bits; one multiplication before that adds what is lost on average,
+ * where rounding to nearest would take two instructions. Of normal values the error has no bias; its root mean square
+ * is 0.45 x 2^-11 of them (to nearest 0.42, cut off 0.85). A value of 11 bits stays as it is, and so do infinity and
+ * NaN. */
 NBHD_FN void round_operands(unsigned *x, int count)
 {
 #if NBHD_DTYPE == NBHD_F32
@@ -96,8 +97,8 @@ NBHD_FN void multiply_nt(scores s, const char *rows, int row_pitch, const char *
 
 #if NBHD_DTYPE == NBHD_F32
 /* sum += S B: the box `columns`, 16 x steps elements wide. sum: [TILES][2 x steps][4].
- * What a lane holds of S are columns 2 q and 2 q + 1, which A wants as its columns q and q + 4: so B's rows are taken in
- * that order too. A lane reads two neighbouring elements of them, for two products: x[2 (2 d) + c] of sum is column
+ * What a lane holds of S are columns 2 q and 2 q + 1, which A wants as its columns q and q + 4: so B's rows are taken
+ * in that order too. A lane reads two neighbouring elements of them, for two products: x[2 (2 d) + c] of sum is column
  * 16 d + 4 q + 2 c, and that of 2 d + 1 is the next (stage_rows). */
 NBHD_FN void multiply_nn(float *sum, scores s, const char *columns, int pitch, int steps)
 {

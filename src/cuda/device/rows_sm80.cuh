@@ -1,7 +1,7 @@
 /* Moving rows of tokens between tensors and shared memory, in pieces of 16 bytes, several lanes a row.
  *
- * Rows in shared memory are padded with zeros to 16 elements and are an odd number of pieces apart, so that ldmatrix, and
- * loads of a column of a fragment, have no bank conflicts.
+ * Rows in shared memory are padded with zeros to 16 elements and are an odd number of pieces apart, so that ldmatrix,
+ * and loads of a column of a fragment, have no bank conflicts.
  * Parameters: those of stream_sm80.cuh, NBHD_DTYPE, NBHD_HEAD_DIM and NBHD_HEAD_DIM_V. */
 #ifndef NBHD_DEVICE_ROWS_SM80_CUH
 #define NBHD_DEVICE_ROWS_SM80_CUH

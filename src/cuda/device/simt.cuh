@@ -6,8 +6,8 @@
  * A thread owns rows ty + 16 i (i < NBHD_ROWS), and columns tx + 16 j of an nt product, vector tx of each nn slice.
  *
  * Shared memory:  stage.a | stage.p (never both alive)   stage.b   tables of the queries and keys at hand
- * Parameters: NBHD_DTYPE, NBHD_BIAS, NBHD_ROWS, NBHD_SLICES (of 16 vectors, of the wider head dimension's accumulators).
- * All else is known at run time only, so that a few dozen compilations serve every problem. */
+ * Parameters: NBHD_DTYPE, NBHD_BIAS, NBHD_ROWS, NBHD_SLICES (of 16 vectors, of the wider head dimension's
+ * accumulators). All else is known at run time only, so that a few dozen compilations serve every problem. */
 #ifndef NBHD_DEVICE_SIMT_CUH
 #define NBHD_DEVICE_SIMT_CUH
 
@@ -75,7 +75,8 @@ NBHD_FN real simt_log(real x) { return logf(x); }
 NBHD_FN real simt_max(real x, real y) { return fmaxf(x, y); }
 #endif
 
-/* ---- staging: columns from..from + columns of rows, 0 where there is no such row or column. A thread keeps to a column. ---- */
+/* ---- staging: columns from..from + columns of rows, 0 where there is no such row or column ---- */
+/* A thread keeps to a column. */
 NBHD_STATIC_ASSERT(THREADS % SLICE == 0 && THREADS % WIDE == 0, "the threads stage whole rows");
 
 NBHD_FN void simt_stage(real *to, int pitch, int columns, int count, char *const *rows, int from, int width)
@@ -204,7 +205,8 @@ struct nbhd_simt_box {
     int extent[3];
 };
 
-/* Tiles of the grid with lengths per axis: every group has as many as the largest one. of_keys: cross attention's keys. */
+/* Tiles of the grid with lengths per axis: every group has as many as the largest one. of_keys: cross attention's
+ * keys. */
 NBHD_FN int simt_tiles(struct nbhd_axis a, int extent, int of_keys)
 {
     int largest = ((of_keys ? a.keys : a.length) + a.dilation - 1) / a.dilation;
@@ -288,8 +290,8 @@ NBHD_FN void simt_set_key(struct simt_keys &k, int i, const int at[3], int kind)
         k.at[axis][i] = kind == GRID ? at[axis] : -1; /* in no range */
 }
 
-/* The table of the N keys from `first` on of a tile of queries: those of the box any, grid of them, then the extra ones.
- * Begins where no thread reads the table any more; the caller synchronizes after it. */
+/* The table of the N keys from `first` on of a tile of queries: those of the box any, grid of them, then the extra
+ * ones. Begins where no thread reads the table any more; the caller synchronizes after it. */
 NBHD_FN void simt_load_keys(struct simt_shared &s, const struct nbhd_params &p, const struct simt_tile &t,
                             const struct nbhd_range any[3], long long grid, long long first, int kv_head)
 {
@@ -337,7 +339,8 @@ NBHD_FN real simt_bias(const struct nbhd_params &p, const struct simt_shared &s,
 }
 
 /* The score that softmax sees, of a product q.k. */
-NBHD_FN real simt_score(const struct nbhd_params &p, const struct simt_shared &s, int head, int query, int key, real dot)
+NBHD_FN real simt_score(const struct nbhd_params &p, const struct simt_shared &s, int head, int query, int key,
+                        real dot)
 {
     if (!simt_visible(s, query, key))
         return MINUS_INFINITY;
