@@ -1,6 +1,7 @@
-/* Stands for NVRTC, and for a driver that is too old, in test_loader. The environment says how it behaves:
+/* Stands for NVRTC and for a driver in test_loader. The environment says how it behaves:
  * STUB_VERSION (13.0), STUB_ARCHS (how many it compiles for, from sm_80 on: 1), STUB_RESULT (of a compilation: 0),
- * STUB_TOGETHER (compilations fail unless so many have begun: 1). */
+ * STUB_TOGETHER (compilations fail unless so many have begun: 1); of the driver STUB_INIT (what cuInit answers: 0) and
+ * STUB_DRIVER (its version: 13000). */
 #define _POSIX_C_SOURCE 200809L
 #include <stdatomic.h>
 #include <stddef.h>
@@ -30,7 +31,9 @@ int nvrtcGetPTXSize(struct _nvrtcProgram *program, size_t *bytes);
 int nvrtcGetPTX(struct _nvrtcProgram *program, char *ptx);
 int nvrtcGetProgramLogSize(struct _nvrtcProgram *program, size_t *bytes);
 int nvrtcGetProgramLog(struct _nvrtcProgram *program, char *log);
-int cuInit(unsigned flags);
+unsigned cuInit(unsigned flags);
+unsigned cuDriverGetVersion(int *version);
+unsigned cuGetErrorString(unsigned error, const char **text);
 
 int nvrtcVersion(int *major, int *minor)
 {
@@ -108,8 +111,22 @@ int nvrtcGetProgramLog(struct _nvrtcProgram *program, char *log)
     return 1;
 }
 
-int cuInit(unsigned flags)
+unsigned cuInit(unsigned flags)
 {
     (void)flags;
+    return (unsigned)number("STUB_INIT", 0);
+}
+
+unsigned cuDriverGetVersion(int *version)
+{
+    *version = number("STUB_DRIVER", 13000);
     return 0;
+}
+
+/* Of no error that it knows. */
+unsigned cuGetErrorString(unsigned error, const char **text)
+{
+    (void)error;
+    *text = NULL;
+    return 1;
 }

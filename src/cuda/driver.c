@@ -213,8 +213,10 @@ static void open_nvrtc(void)
     for (int major = old ? 12 : 13; major >= 12; major--)
         if (open_nvrtc_major(major))
             return;
-    nbhd_refuse(nvrtc_why, "NVRTC, the compiler of CUDA kernels, was not found: install it, e.g. by 'pip install "
-                           "nvidia-cuda-nvrtc', or set NBHD_NVRTC to libnvrtc.so or its directory");
+    nbhd_refuse(nvrtc_why,
+                "NVRTC%s, the compiler of CUDA kernels, was not found: install it, e.g. by 'pip install "
+                "nvidia-cuda-nvrtc%s', or set NBHD_NVRTC to libnvrtc.so or its directory",
+                old ? " 12, which the driver's version wants" : "", old ? "-cu12" : "");
 }
 
 const struct nbhd_nvrtc *nbhd_nvrtc(char why[NBHD_TEXT])
