@@ -73,7 +73,7 @@ typedef struct nbhd_desc {
     size_t size;      /* sizeof(nbhd_desc): lets fields be added without breaking callers */
     int pass;         /* nbhd_pass */
     int dtype;        /* nbhd_dtype of q, k, v, o and their gradients */
-    int rank;         /* number of axes, 1 to 3 */
+    int rank;         /* number of axes, 1 to 3; of the arrays below as many entries are looked at */
     int batch;        /* default 1 */
     int heads;        /* query heads; default 1 */
     int kv_heads;     /* key/value heads, a divisor of heads; default heads */
@@ -203,8 +203,8 @@ typedef struct nbhd_args {
 
 /* Runs the plan. workspace: nbhd_plan_workspace bytes, aligned to 64, one per concurrent call. stream: a CUstream, or
  * NULL; ignored on the CPU, where the call returns when the result is there. Any number of threads may execute one
- * plan. Allocates nothing, and on a GPU does not wait. What is written must not overlap what is read, nor itself;
- * tensors that the pass does not use are not looked at. */
+ * plan. Allocates nothing, and on a GPU does not wait. What is written must not overlap what is read, nor itself (equal
+ * addresses, and strides less than a row, are refused); tensors that the pass does not use are not looked at. */
 NBHD_API nbhd_status nbhd_execute(const nbhd_plan *plan, const nbhd_args *args, void *workspace, void *stream);
 
 /* ---- merge ---- */

@@ -28,15 +28,15 @@ static bool execute(const nbhd_plan *plan, const nbhd_desc *d, struct visits *go
         elements *= d->kv_length[i] > d->length[i] ? d->kv_length[i] : d->length[i];
     const size_t bytes = ((size_t)elements + (size_t)d->extra) * (size_t)(d->batch * d->heads) * 64 * sizeof(double);
     char *in = calloc(1, bytes), *workspace = aligned_alloc(64, (nbhd_plan_workspace(plan) + 127) / 64 * 64);
-    char *out[6];
-    for (int i = 0; i < 6; i++)
+    char *out[7];
+    for (int i = 0; i < 7; i++)
         out[i] = calloc(1, bytes);
     nbhd_args args = NBHD_ARGS_INIT;
     args.q.data = args.k.data = args.v.data = args.extra_k.data = args.extra_v.data = args.dout.data = in;
     args.o.data = out[0], args.lse.data = out[1];
     if (d->pass == NBHD_BACKWARD) {
         args.dq.data = out[2], args.dk.data = out[3], args.dv.data = out[4];
-        args.dextra_k.data = out[5], args.dextra_v.data = out[5];
+        args.dextra_k.data = out[5], args.dextra_v.data = out[6];
     }
     struct nbhd_counters counters = {0, 0};
     nbhd_counters = &counters;
@@ -45,7 +45,7 @@ static bool execute(const nbhd_plan *plan, const nbhd_desc *d, struct visits *go
     *got = (struct visits){(double)atomic_load(&counters.visits), (double)atomic_load(&counters.masked)};
     free(in);
     free(workspace);
-    for (int i = 0; i < 6; i++)
+    for (int i = 0; i < 7; i++)
         free(out[i]);
     return CHECK(!status, "%s", nbhd_last_error());
 }

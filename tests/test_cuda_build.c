@@ -274,11 +274,11 @@ static void check_no_device(void)
     nbhd_desc desc;
     nbhd_plan *plan;
     nbhd_args args = NBHD_ARGS_INIT;
-    _Alignas(64) float data[1024] = {0}; /* also the workspace */
+    _Alignas(64) float data[1024] = {0}, o[128]; /* also the workspace */
     nbhd_desc_parse(&desc, "fwd f32 d8 16 w3");
     nbhd_cuda_set_target(90);
     if (CHECK(!nbhd_plan_create(&plan, &desc, NBHD_DEVICE_CUDA, 0), "%s", nbhd_last_error())) {
-        args.q.data = args.k.data = args.v.data = args.o.data = data;
+        args.q.data = args.k.data = args.v.data = data, args.o.data = o;
         CHECK(nbhd_execute(plan, &args, data, NULL) == NBHD_ERROR_DEVICE && strstr(nbhd_last_error(), "sm_90a"), "%s",
               nbhd_last_error());
         nbhd_plan_destroy(&plan);

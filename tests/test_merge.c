@@ -244,6 +244,8 @@ static void check_arguments(void)
     CHECK(strstr(nbhd_last_error(), "parts is 65"), "%s", nbhd_last_error());
     nbhd_merge(&desc, 1, &t, &t, &none, &t);
     CHECK(!strcmp(nbhd_last_error(), "o is NULL"), "%s", nbhd_last_error());
+    nbhd_merge(&desc, 2, (nbhd_tensor[]){t, none}, (nbhd_tensor[]){t, t}, &t, &t);
+    CHECK(!strcmp(nbhd_last_error(), "o_parts[1] is NULL"), "%s", nbhd_last_error());
 }
 
 int main(void)

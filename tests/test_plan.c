@@ -95,6 +95,16 @@ static void check_arguments(void)
           "an output of stride 0 passed: %s", nbhd_last_error());
     bad.o.stride[1] = 16, bad.o.stride[2] = 0;
     CHECK(nbhd_execute(plan, &bad, workspace, NULL) == NBHD_ERROR_INVALID, "an output whose heads are one passed");
+    bad.o.stride[1] = 16, bad.o.stride[2] = 15;
+    CHECK(nbhd_execute(plan, &bad, workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "stride of 15"),
+          "an output whose heads overlap passed: %s", nbhd_last_error());
+    bad = good, bad.o.data = k;
+    CHECK(nbhd_execute(plan, &bad, workspace, NULL) == NBHD_ERROR_INVALID &&
+              strstr(nbhd_last_error(), "args.o is at the address of args.k"),
+          "an output in place of the keys passed: %s", nbhd_last_error());
+    bad = good, bad.lse.data = o;
+    CHECK(nbhd_execute(plan, &bad, workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "address of"),
+          "two outputs in one place passed: %s", nbhd_last_error());
     CHECK(nbhd_execute(plan, &good, NULL, NULL) == NBHD_ERROR_INVALID, "no workspace passed");
     CHECK(nbhd_execute(plan, &good, workspace + 4, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(),
           "aligned to 64"),

@@ -137,7 +137,7 @@ static void check_refusals(void)
         {.line = "d8 9x9 w3x3 r1x3", .sequences = 2, .lengths = {9, 8, 9, 9},
          .says = "sequence 0, 9x8: window[1] is 3"},
         {.line = "d8 9x9 w3x3", .sequences = 2, .lengths = {9, 9, 9, 0}, .says = "sequence 1: its length[1] is 0"},
-        {.line = "d8 9x9 w3x3", .sequences = 0, .lengths = {9, 9}, .says = "sequences is less than 1"},
+        {.line = "d8 9x9 w3x3", .sequences = 0, .lengths = {9, 9}, .says = "sequences is 0; it must be 1 or more"},
         {.line = "d8 9x9 w3x3", .sequences = 2, .lengths = {9, 9, 9, 9}, .batch = 3,
          .says = "batch is 3 where ragged.sequences is 2"},
         {.line = "d8 9x9 w3x3", .sequences = 2, .lengths = {9, 9, 5, 5}, .kv_lengths = kv,

@@ -56,14 +56,17 @@ static bool all_zero(const long long stride[5])
 
 enum use { OPTIONAL, READ, WRITE };
 
+/* A stride between 0 and the last extent lays one row over another. */
 static nbhd_status check_output(const struct shape *s, const struct nbhd_view *view, const char *name)
 {
-    bool overlaps = (s->batch > 1 && view->batch == 0) || (s->heads > 1 && view->head == 0);
-    for (int i = 0; i < 3; i++)
-        overlaps |= s->axes[i] > 1 && view->axis[i] == 0;
-    return overlaps ? nbhd_fail(NBHD_ERROR_INVALID,
-                                "args.%s has a stride of 0; it is written, so its elements must differ", name)
-                    : NBHD_OK;
+    const int extent[5] = {s->batch, s->axes[0], s->axes[1], s->axes[2], s->heads};
+    const long long step[5] = {view->batch, view->axis[0], view->axis[1], view->axis[2], view->head};
+    const long long element = (long long)s->element, row = element * s->width;
+    for (int i = 0; i < 5; i++)
+        if (extent[i] > 1 && step[i] > -row && step[i] < row)
+            return nbhd_fail(NBHD_ERROR_INVALID, "%s has a stride of %lld, and rows of %d; it is written, so its elements "
+                             "must not overlap", name, step[i] / element, s->width);
+    return NBHD_OK;
 }
 
 static nbhd_status bind(const struct nbhd_problem *p, const nbhd_tensor *tensor, const char *name, enum use use,
@@ -72,10 +75,10 @@ static nbhd_status bind(const struct nbhd_problem *p, const nbhd_tensor *tensor,
     memset(view, 0, sizeof *view);
     if (!tensor->data)
         return use == OPTIONAL ? NBHD_OK
-                               : nbhd_fail(NBHD_ERROR_INVALID, "args.%s is NULL; the pass %s of this problem needs it",
+                               : nbhd_fail(NBHD_ERROR_INVALID, "%s is NULL; the pass %s of this problem needs it",
                                            name, nbhd_pass_name(p->desc.pass));
     if ((uintptr_t)tensor->data % s->element)
-        return nbhd_fail(NBHD_ERROR_INVALID, "args.%s is at %p; it must be aligned to its elements of %zu bytes", name,
+        return nbhd_fail(NBHD_ERROR_INVALID, "%s is at %p; it must be aligned to its elements of %zu bytes", name,
                          tensor->data, s->element);
     view->data = tensor->data;
     if (all_zero(tensor->stride))
@@ -145,7 +148,7 @@ static struct shape shape_for(const struct nbhd_problem *p, enum nbhd_form form)
 
 /* A pass is a column: r read, w written, o optional, blank not used. */
 const struct nbhd_tensor_row nbhd_tensor_rows[NBHD_TENSOR_ROWS] = {
-#define ROW(name, form, use) {offsetof(nbhd_args, name), offsetof(struct nbhd_params, name), #name, form, use}
+#define ROW(name, form, use) {offsetof(nbhd_args, name), offsetof(struct nbhd_params, name), "args." #name, form, use}
     ROW(q, NBHD_FORM_Q, "rrr r "),
     ROW(k, NBHD_FORM_K, "rrr r "),
     ROW(v, NBHD_FORM_V, "rr r r"),
@@ -194,6 +197,27 @@ size_t nbhd_args_place(const struct nbhd_problem *p, char *memory, nbhd_args *ar
     return at + 2 * ((table + 63) / 64 * 64);
 }
 
+static const struct nbhd_view *view_of(const struct nbhd_params *params, int row)
+{
+    return (const struct nbhd_view *)(const void *)((const char *)params + nbhd_tensor_rows[row].view);
+}
+
+/* No tensor is written at the address of another: computing in place is not possible, as keys are read by many queries. */
+static nbhd_status check_apart(const struct nbhd_problem *p, const struct nbhd_params *params)
+{
+    for (int i = 0; i < NBHD_TENSOR_ROWS; i++) {
+        const char use = use_of(p, &nbhd_tensor_rows[i]);
+        const void *data = view_of(params, i)->data;
+        if (!data || (use != 'w' && (use != 'o' || p->desc.pass != NBHD_FORWARD)))
+            continue;
+        for (int k = 0; k < NBHD_TENSOR_ROWS; k++)
+            if (k != i && view_of(params, k)->data == data)
+                return nbhd_fail(NBHD_ERROR_INVALID, "%s is at the address of %s, %p; what is written must not overlap "
+                                 "another tensor", nbhd_tensor_rows[i].name, nbhd_tensor_rows[k].name, data);
+    }
+    return NBHD_OK;
+}
+
 nbhd_status nbhd_params_bind(const struct nbhd_problem *p, const nbhd_args *given, struct nbhd_params *params)
 {
     nbhd_args args;
@@ -213,7 +237,7 @@ nbhd_status nbhd_params_bind(const struct nbhd_problem *p, const nbhd_args *give
         if (status)
             return status;
     }
-    if ((status = bind_tables(p, &args, params)))
+    if ((status = check_apart(p, params)) || (status = bind_tables(p, &args, params)))
         return status;
     memcpy(params->axis, p->axis, sizeof params->axis);
     params->batch = d->batch;

@@ -59,9 +59,10 @@ nbhd_status nbhd_sequences_check(struct nbhd_request *r)
 {
     nbhd_desc *d = &r->desc;
     int set = 0;
-    if (r->ragged.sequences < 1 || !r->ragged.lengths)
-        return nbhd_fail(NBHD_ERROR_INVALID, "ragged.%s; there must be one sequence at least, and their lengths",
-                         r->ragged.lengths ? "sequences is less than 1" : "lengths is NULL");
+    if (!r->ragged.lengths)
+        return nbhd_fail(NBHD_ERROR_INVALID, "ragged.lengths is NULL; it must be [sequences][rank] lengths");
+    if (r->ragged.sequences < 1)
+        return nbhd_fail(NBHD_ERROR_INVALID, "ragged.sequences is %d; it must be 1 or more", r->ragged.sequences);
     if (d->rank < 1 || d->rank > 3)
         return nbhd_fail(NBHD_ERROR_INVALID, "rank is %d; it must be 1 to 3", d->rank);
     if (d->batch && d->batch != r->ragged.sequences)

@@ -1,6 +1,7 @@
 /* Merging partial results over disjoint sets of keys by their logsumexp, and its gradient: nbhd_merge in nbhd.h.
  * Bound by memory, so plain loops in double. A task is a row of tokens along axis 2, all heads. */
 #include <math.h>
+#include <stdio.h>
 #include "core/plan.h"
 #include "cpu/cpu.h"
 #include "cpu/threads.h"
@@ -126,6 +127,18 @@ static void backward_task(void *context, long long task, int thread)
 
 /* ---- the two calls ---- */
 
+/* The i-th of o_parts and lse_parts, or, with prefix "d", of their gradients. */
+static nbhd_status bind_part(const struct nbhd_problem *problem, int i, const char *prefix, bool write,
+                             const nbhd_tensor *o, const nbhd_tensor *lse, struct nbhd_view *o_view,
+                             struct nbhd_view *lse_view)
+{
+    char name[32];
+    snprintf(name, sizeof name, "%so_parts[%d]", prefix, i);
+    const nbhd_status status = nbhd_bind_o(problem, o, name, write, o_view);
+    snprintf(name, sizeof name, "%slse_parts[%d]", prefix, i);
+    return status ? status : nbhd_bind_lse(problem, lse, name, write, lse_view);
+}
+
 static nbhd_status begin(struct merge *m, struct nbhd_problem *problem, const nbhd_desc *desc, int parts,
                          const nbhd_tensor *o_parts, const nbhd_tensor *lse_parts)
 {
@@ -143,11 +156,8 @@ static nbhd_status begin(struct merge *m, struct nbhd_problem *problem, const nb
     m->heads = problem->desc.heads;
     for (int i = 0; i < 3; i++)
         m->length[i] = problem->axis[i].length;
-    for (int i = 0; i < parts && !status; i++) {
-        status = nbhd_bind_o(problem, &o_parts[i], "o_parts", false, &m->o[i]);
-        if (!status)
-            status = nbhd_bind_lse(problem, &lse_parts[i], "lse_parts", false, &m->lse[i]);
-    }
+    for (int i = 0; i < parts && !status; i++)
+        status = bind_part(problem, i, "", false, &o_parts[i], &lse_parts[i], &m->o[i], &m->lse[i]);
     return status;
 }
 
@@ -184,10 +194,7 @@ nbhd_status nbhd_merge_backward(const nbhd_desc *desc, int parts, const nbhd_ten
         status = nbhd_bind_lse(&problem, dlse, "dlse", false, &m.dlse);
     if (!status && (!do_parts || !dlse_parts))
         return nbhd_fail(NBHD_ERROR_INVALID, "%s is NULL", do_parts ? "dlse_parts" : "do_parts");
-    for (int i = 0; i < parts && !status; i++) {
-        status = nbhd_bind_o(&problem, &do_parts[i], "do_parts", true, &m.d_o[i]);
-        if (!status)
-            status = nbhd_bind_lse(&problem, &dlse_parts[i], "dlse_parts", true, &m.d_lse[i]);
-    }
+    for (int i = 0; i < parts && !status; i++)
+        status = bind_part(&problem, i, "d", true, &do_parts[i], &dlse_parts[i], &m.d_o[i], &m.d_lse[i]);
     return status ? status : finish(&m, &problem, backward_task);
 }
