@@ -15,7 +15,7 @@ struct nbhd_cuda_machine {
     int multiprocessors;
     int shared_max;           /* bytes of shared memory that a block may have, opted in */
     int l2_bytes;
-    char arch[16];            /* what to compile for: "sm_80"; from 90 on with the features of that chip alone: "sm_90a" */
+    char arch[16];            /* what to compile for: "sm_80"; from 90 on for that chip alone: "sm_90a" */
 };
 
 /* The machine that this thread plans for: that of nbhd_cuda_set_target, else of the current context, else device 0 with
@@ -44,17 +44,18 @@ struct nbhd_problem nbhd_cuda_extra_problem(const struct nbhd_problem *problem);
 struct nbhd_cuda_module {
     const struct nbhd_jit *code;
     struct nbhd_cuda_machine machine;
-    struct CUmod_st *handle; /* NULL without a device */
+    struct CUmod_st *handle; /* NULL: empty */
     unsigned long long context_id;
     int users;
     struct nbhd_cuda_module *next;
 };
 
-/* flags: the plan's. Release what was acquired in drop(), once. */
+/* flags: the plan's. Release what was acquired in drop(), once. Where a plan is built only to begin compiling (ahead.c)
+ * the module is empty, as it is without a device. */
 nbhd_status nbhd_cuda_acquire(struct nbhd_cuda_module **module, const char *source, const struct nbhd_options *options,
                               unsigned flags);
 void nbhd_cuda_release(struct nbhd_cuda_module *module); /* NULL is allowed */
-/* The kernel called name; it may use as much dynamic shared memory as the device has. NULL without a device. */
+/* The kernel called name; it may use as much dynamic shared memory as the device has. NULL of an empty module. */
 nbhd_status nbhd_cuda_function(struct CUfunc_st **function, const struct nbhd_cuda_module *module, const char *name);
 
 /* ---- for run(): none of these allocates, locks or waits ---- */
