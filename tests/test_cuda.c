@@ -259,7 +259,7 @@ static void check_repeats(void)
             };
             struct case_result result;
             nbhd_desc desc;
-            if (!is_fused(k) || !strstr(k->name, "_sm90") ||
+            if (!is_fused(k) || !is_wanted(k) || !strstr(k->name, "_sm90") ||
                 !CHECK(!nbhd_desc_parse(&desc, repeat_lines[i]), "%s", nbhd_last_error()) || desc.pass != k->pass ||
                 case_run(&desc, &options, &result) == NBHD_ERROR_UNSUPPORTED)
                 continue;

@@ -138,6 +138,12 @@ static nbhd_status run_many(const struct nbhd_plan *plan, const struct nbhd_para
     return status ? status : nbhd_sm90_run_many(&state->launch, params, parts, stream);
 }
 
+static bool is_dilated(const struct nbhd_problem *problem)
+{
+    const struct nbhd_axis *axis = problem->axis;
+    return axis[0].dilation > 1 || axis[1].dilation > 1 || axis[2].dilation > 1;
+}
+
 static nbhd_status build_launch(struct nbhd_plan *plan, const struct nbhd_sm90_plan *choice)
 {
     const struct nbhd_problem *problem = &plan->problem;
@@ -157,6 +163,8 @@ static nbhd_status build_launch(struct nbhd_plan *plan, const struct nbhd_sm90_p
     nbhd_option(&options, "-DNBHD_PV=wgmma_rs_bt_n%d -DNBHD_Q_STAGES=%d -DNBHD_TILES=%d -DNBHD_EARLY=%d -DNBHD_PAD=%d",
                 problem->desc.head_dim_v, choice->q_stages, choice->slots, nbhd_sm90_early(&problem->desc, choice),
                 choice->pad);
+    nbhd_option(&options, "-DNBHD_SHAPES=%d -DNBHD_EXTRA=%d -DNBHD_DILATED=%d", choice->shapes, problem->desc.extra > 0,
+                is_dilated(problem));
     if (choice->many)
         nbhd_option(&options, "-DNBHD_MANY=1");
     status = nbhd_cuda_acquire(&launch->module, "fwd_sm90.cu", &options, problem->flags);

@@ -83,6 +83,12 @@
 #ifndef NBHD_MAPS
 #error "NBHD_MAPS: room for maps in the arguments: slices x shapes of key boxes"
 #endif
+#ifndef NBHD_SHAPES
+#error "NBHD_SHAPES: shapes of key boxes, 1 to NBHD_SM90_SHAPES"
+#endif
+#if !defined(NBHD_EXTRA) || !defined(NBHD_DILATED)
+#error "NBHD_EXTRA, NBHD_DILATED: 1 where there are extra keys; where an axis is dilated"
+#endif
 #ifndef NBHD_MANY
 #define NBHD_MANY 0 /* 1: sequences of a ragged batch, struct nbhd_boxes_many */
 #endif
@@ -209,8 +215,7 @@ NBHD_FN void issue_scores(struct consumer *c, float *s, int stage, int is_first)
         find_probes(&c->probes, &tab->tile[slot], windows_of(c->b, tab, slot), row_of(c, 0), row_of(c, 1),
                     threadIdx.x & 3);
     if (NBHD_MASK_STEPS && c->how & BY_COLUMNS)
-        issue_mask(s, &c->probes, tab->origin[stage], c->mask_keys + slot * (c->b->shapes > 1 ? MASK_BYTES : 0),
-                   c->how);
+        issue_mask(s, &c->probes, tab->origin[stage], c->mask_keys + slot % MASK_SLOTS * MASK_BYTES, c->how);
 }
 
 /* After the wait for scores: K's stage is free, and after a tile's last Q's. */
@@ -237,12 +242,10 @@ NBHD_FN int finish_scores(struct consumer *c, float *s)
     return softmax_step(s, &c->rows, c->p->scale * 1.44269504f);
 }
 
-/* O is complete but for its scale: stores it. slot: of its tile. */
-NBHD_FN void finish_output(struct consumer *c, float *o, int slot)
+/* Stores O of tile `tile` of the CTA, which is normalised. */
+NBHD_FN void store_output(const struct consumer *c, const float *o, unsigned tile)
 {
-    read_scale(&c->rows, c->tab, c->number);
-    scale_output(o, &c->rows);
-    store_rows(c->p, c->b, c->tab, &c->tab->tile[slot], o, c->number);
+    store_rows(c->p, c->b, c->tab, &c->tab->tile[tile % NBHD_TILES], o, c->number);
 }
 
 /* A box's scores beside the products of the probabilities before, which are in first and rest; leaves its own in
@@ -272,14 +275,16 @@ NBHD_FN void consume_box(struct consumer *c, float *s, float *o, unsigned *first
     NBHD_PIN_R(rest, NBHD_N / 4 - EARLY);
     if ((threadIdx.x & 31) == 0)
         mbar_arrive(smem_address(tab->empty[1]) + 8 * c->stage);
+    if (is_first) /* O of the tile before is normalised, and nothing else */
+        read_scale(&c->rows, tab, c->number);
+    if (is_first || moved)
+        scale_output(o, &c->rows);
     if (is_first) {
-        finish_output(c, o, (c->tile - 1) % NBHD_TILES);
+        store_output(c, o, c->tile - 1);
         clear(o);
         __syncwarp();
         if ((threadIdx.x & 31) == 0)
             mbar_arrive(smem_address(tab->tile_empty) + 8 * ((c->tile - 1) % NBHD_TILES));
-    } else if (moved) {
-        scale_output(o, &c->rows);
     }
     pack_rest(rest, s);
     c->stage = next, c->phase = next_phase;
@@ -290,10 +295,8 @@ NBHD_FN void consume_last(struct consumer *c, float *o, const unsigned *first, c
 {
     mbar_wait(smem_address(c->tab->full[1]) + 8 * c->stage, c->phase);
     issue_pv(o, first, rest, c->v_tiles + c->stage * V_BYTES);
-    finish_rows(c->tab, &c->rows, c->p->scale, c->number);
     wgmma_wait_0();
     NBHD_PIN_F(o, NBHD_HEAD_DIM_V / 2);
-    finish_output(c, o, c->tile % NBHD_TILES);
 }
 
 /* One consumer warpgroup: all boxes of all tiles. */
@@ -313,15 +316,23 @@ NBHD_FN void consume(struct consumer *c)
     pack_first(first[0], s);
     pack_rest(rest, s);
     for (;;) { /* written out for both sets: registers have no index */
-        if (c->flags & NBHD_SM90_FINAL)
-            return consume_last(c, o, first[0], rest);
+        if (c->flags & NBHD_SM90_FINAL) {
+            consume_last(c, o, first[0], rest);
+            break;
+        }
         consume_box(c, s, o, first[0], first[1], rest);
         if (EARLY == 0)
             continue;
-        if (c->flags & NBHD_SM90_FINAL)
-            return consume_last(c, o, first[1], rest);
+        if (c->flags & NBHD_SM90_FINAL) {
+            consume_last(c, o, first[1], rest);
+            break;
+        }
         consume_box(c, s, o, first[1], first[0], rest);
     }
+    finish_rows(c->tab, &c->rows, c->p->scale, c->number);
+    read_scale(&c->rows, c->tab, c->number);
+    scale_output(o, &c->rows);
+    store_output(c, o, c->tile);
 }
 
 /* ---- all ---- */
@@ -375,7 +386,7 @@ NBHD_FN int begin_cta(const struct nbhd_params *p, const struct nbhd_boxes *b, c
     clear_padding_rows(b, q_tiles);
     for (int i = threadIdx.x; i < Q_ROWS; i += THREADS)
         tab->row[i] = b->row[i];
-    if (b->shapes == 1)
+    if (NBHD_SHAPES == 1)
         write_mask_keys(&b->shape[0], mask_keys, threadIdx.x, THREADS);
     __syncthreads();
     if (tab->tiles == 0)
@@ -393,8 +404,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
     extern __shared__ __align__(1024) char shared[];
     unsigned q_tiles = smem_address(shared), k_tiles = q_tiles + NBHD_Q_STAGES * Q_BYTES;
     unsigned v_tiles = k_tiles + NBHD_STAGES * K_BYTES, mask_keys = v_tiles + NBHD_STAGES * V_BYTES;
-    const int mask_slots = b->shapes > 1 ? NBHD_TILES : 1;
-    struct tables *tab = (struct tables *)(shared + (mask_keys - q_tiles) + mask_slots * MASK_BYTES);
+    struct tables *tab = (struct tables *)(shared + (mask_keys - q_tiles) + MASK_SLOTS * MASK_BYTES);
     if (!begin_cta(&p, b, &maps, tab, q_tiles, mask_keys))
         return;
 

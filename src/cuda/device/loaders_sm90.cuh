@@ -13,10 +13,10 @@ struct maps {
 NBHD_FN int best_shape(const struct nbhd_boxes *b, const struct tile *t)
 {
     int lane = threadIdx.x & 31, count = 1;
-    const struct nbhd_key_box *k = &b->shape[nbhd_min(lane, b->shapes - 1)];
+    const struct nbhd_key_box *k = &b->shape[nbhd_min(lane, NBHD_SHAPES - 1)];
     for (int a = 0; a < 3; a++)
         count *= (t->any[a].y - t->any[a].x + k->extent[a] - 1) / k->extent[a];
-    int key = lane < b->shapes ? count * 32 + lane : 0x7fffffff;
+    int key = lane < NBHD_SHAPES ? count * 32 + lane : 0x7fffffff;
     for (int step = 16; step > 0; step /= 2)
         key = nbhd_min(key, __shfl_xor_sync(~0u, key, step));
     return key & 31;
@@ -90,8 +90,8 @@ NBHD_FN void prepare_tiles(const struct nbhd_params *p, const struct nbhd_boxes 
         __syncwarp();
         write_bounds(b, t, window);
         __syncwarp();
-        int shape = b->shapes > 1 ? best_shape(b, t) : 0;
-        if (b->shapes > 1 && shape != t->shape) /* else the slot still holds its mask keys */
+        int shape = NBHD_SHAPES > 1 ? best_shape(b, t) : 0;
+        if (NBHD_SHAPES > 1 && shape != t->shape) /* else the slot still holds its mask keys */
             write_mask_keys(&b->shape[shape], mask_keys + slot * MASK_BYTES, lane, 32);
         __syncwarp();
         if (lane == 0)
@@ -231,9 +231,9 @@ NBHD_FN void load_boxes(const struct nbhd_params *p, const struct nbhd_boxes *b,
         const struct tile *t = &tab->tile[n % NBHD_TILES];
         mbar_wait(smem_address(&tab->tile_full[n % NBHD_TILES]), n / NBHD_TILES & 1);
         more = t->more;
-        if (p->extra)
+        if (NBHD_EXTRA)
             load_extra(&r, t, tab, &maps->extra[v], p->extra);
-        load_grid(&r, b, t, tab, &maps->kv[v][map_of(b, &t->place) * b->shapes + t->shape],
+        load_grid(&r, b, t, tab, &maps->kv[v][map_of(b, &t->place) * NBHD_SHAPES + t->shape],
                   NBHD_SM90_LAST | (more ? 0 : NBHD_SM90_FINAL));
     }
 }

@@ -11,6 +11,7 @@
  * this: a window may begin a box's extent before it. */
 #define MASK_BIAS 256
 #define MASK_BYTES (NBHD_MASK_STEPS * NBHD_N * 32)
+#define MASK_SLOTS (NBHD_SHAPES > 1 ? NBHD_TILES : 1) /* of keys' columns: one for each tile, or one for all */
 #define MASKED (-__int_as_float(0x7f800000))
 
 /* How a warpgroup masks a box: the steps of more columns of the product that it needs, as bits; or bit by bit. flags:
@@ -68,7 +69,7 @@ NBHD_FN word bits_below(int x, int q)
 NBHD_FN word row_bits(const struct nbhd_boxes *b, const int2 *window, struct box box, int extra_keys, unsigned row,
                       int q)
 {
-    if (box.flags & NBHD_SM90_EXTRA)
+    if (NBHD_EXTRA && box.flags & NBHD_SM90_EXTRA)
         return bits_below(extra_keys - box.begin, q);
     int2 keys = window[b->q_box[0] + b->q_box[1] + coordinate(row, 2)];
     return bits_below(keys.y - box.begin, q) & ~bits_below(keys.x - box.begin, q);
@@ -149,11 +150,11 @@ NBHD_FN int mask_column(int probe, int q) { return probe / 4 * 16 + 2 * q + prob
 NBHD_FN void find_probes(struct probes *p, const struct tile *t, const int2 *window, unsigned row0, unsigned row1,
                          int q)
 {
+    row0 &= 0xffffff, row1 &= 0xffffff; /* a column that is none has axis 3, coordinate 0 */
 #pragma unroll
     for (int i = 0; i < 4 * NBHD_MASK_STEPS; i++) {
         struct column c = t->column[mask_column(i, q)];
-        int2 w0 = window[c.first + (c.axis < 3 ? coordinate(row0, c.axis) : 0)];
-        int2 w1 = window[c.first + (c.axis < 3 ? coordinate(row1, c.axis) : 0)];
+        int2 w0 = window[c.first + coordinate(row0, c.axis)], w1 = window[c.first + coordinate(row1, c.axis)];
         p->begin[i] = 0x80008000 - (w0.x - c.shift) - ((unsigned)(w1.x - c.shift) << 16);
         p->end[i] = 0x80008000 - (w0.y - c.shift) - ((unsigned)(w1.y - c.shift) << 16);
     }
@@ -195,20 +196,16 @@ NBHD_FN void write_mask_keys(const struct nbhd_key_box *k, unsigned keys, int th
 {
 #pragma unroll 1
     for (int key = thread; NBHD_MASK_STEPS && key < NBHD_N; key += threads) {
-        int row = key / k->extent[2], column[3] = {row / k->extent[1], row % k->extent[1], key - row * k->extent[2]};
-        for (int a = 0; a < 3; a++) /* that of its 1; none if there is none */
-            column[a] = k->mask_at[a] >= 0 && key < k->tokens ? k->mask_at[a] + column[a] : -1;
+        int row = key / k->extent[2], at[3] = {row / k->extent[1], row % k->extent[1], key - row * k->extent[2]};
+        unsigned to = keys + key * 32, swizzle = (key & 4) << 2;
 #pragma unroll
-        for (int piece = 0; piece < 2 * NBHD_MASK_STEPS; piece++) { /* 8 columns */
-            unsigned words[4];
+        for (int piece = 0; piece < 2 * NBHD_MASK_STEPS; piece++)
+            st_shared_v4(to + piece / 2 * (NBHD_N * 32) + piece % 2 * 16, make_uint4(0, 0, 0, 0));
 #pragma unroll
-            for (int w = 0; w < 4; w++) {
-                words[w] = 0;
-                for (int a = 0; a < 3; a++)
-                    words[w] |= column[a] >> 1 == 4 * piece + w ? MASK_ONE << 16 * (column[a] & 1) : 0;
-            }
-            st_shared_v4(keys + piece / 2 * (NBHD_N * 32) + key * 32 + ((piece & 1) << 4 ^ (key & 4) << 2),
-                         make_uint4(words[0], words[1], words[2], words[3]));
+        for (int a = 0; a < 3; a++) {
+            int column = k->mask_at[a] + at[a];
+            if (k->mask_at[a] >= 0 && key < k->tokens)
+                st_shared_b16(to + column / 16 * (NBHD_N * 32) + (column % 16 * 2 ^ swizzle), MASK_ONE);
         }
     }
     fence_proxy_async();

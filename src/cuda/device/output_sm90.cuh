@@ -36,7 +36,7 @@ NBHD_FN void store_rows(const struct nbhd_params *p, const struct nbhd_boxes *b,
     NBHD_PIN_R(&first, 1); /* else the second row's number has a register all along */
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        long long x[3];
+        int x[3];
         int at = first + 8 * i;
         unsigned row = tab->row[at];
         int inside = row_token(p, b, &t->place, row, at, x);

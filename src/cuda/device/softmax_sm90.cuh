@@ -91,7 +91,7 @@ NBHD_FN void finish_rows(struct tables *tab, const struct rows *r, float scale, 
         sum += __shfl_xor_sync(~0u, sum, 2);
         if ((lane & 3) == 0)
             tab->finished[number + (lane >> 2) + 8 * i] =
-                make_float2(1 / sum, r->reference[i] * scale + logf(sum));
+                make_float2(__fdividef(1, sum), r->reference[i] * scale + __logf(sum));
     }
     __syncwarp();
 }

@@ -136,33 +136,38 @@ NBHD_FN int work_of(const struct nbhd_boxes *b, int i)
     return first + (block % b->resident + i * NBHD_SM90_STEP) % b->resident;
 }
 
+/* Takes the lowest digit, which counts to `base`, off x, which is not negative. */
+NBHD_FN int take_digit(int *x, int base)
+{
+    int digit = (unsigned)*x % (unsigned)base;
+    *x = (unsigned)*x / (unsigned)base;
+    return digit;
+}
+
 NBHD_FN struct place place_of(const struct nbhd_params *p, const struct nbhd_boxes *b, int work)
 {
     struct place t;
     int sequence = take_sequence(b, &work), count[3];
     for (int a = 0; a < 3; a++)
         count[a] = tiles_of(p, b, sequence, a);
-    int tiles = count[0] * count[1] * count[2], x = work % tiles;
-    work /= tiles;
+    int tiles = count[0] * count[1] * count[2], x = take_digit(&work, tiles);
     if (b->reverse)
         x = tiles - 1 - x;
-    t.head = work % b->head_blocks * b->pack;
+    t.head = take_digit(&work, b->head_blocks) * b->pack;
     t.kv_head = p->heads == p->kv_heads ? t.head : t.head / (p->heads / p->kv_heads);
-    t.slice = work / b->head_blocks;
+    t.slice = work;
     int slice = b->slice_begin + t.slice;
-    t.origin[0] = x % count[0], x /= count[0];
-    int first = x / (count[2] * b->strip) * b->strip, rows = nbhd_min(b->strip, count[1] - first);
-    x -= first * count[2];
-    t.origin[1] = first + x % rows;
-    t.origin[2] = x / rows;
+    t.origin[0] = take_digit(&x, count[0]);
+    int strip = x, place = take_digit(&strip, count[2] * b->strip), first = strip * b->strip;
+    t.origin[1] = first + take_digit(&place, nbhd_min(b->strip, count[1] - first));
+    t.origin[2] = place;
     for (int a = 2; a >= 0; a--) {
         struct nbhd_axis axis = axis_of(p, b, sequence, a);
         t.origin[a] *= b->q_box[a];
         t.group[a] = 0;
         t.size[a] = axis.length;
-        if (axis.dilation > 1) {
-            t.group[a] = slice % axis.dilation;
-            slice /= axis.dilation;
+        if (NBHD_DILATED && axis.dilation > 1) {
+            t.group[a] = take_digit(&slice, axis.dilation);
             t.size[a] = nbhd_group_size(axis, t.group[a]);
         }
     }
@@ -217,19 +222,19 @@ NBHD_FN int map_of(const struct nbhd_boxes *b, const struct place *at)
 
 /* Token of a row, in the tensor; 0 if the row has none. */
 NBHD_FN int row_token(const struct nbhd_params *p, const struct nbhd_boxes *b, const struct place *t, unsigned row,
-                      int number, long long *x)
+                      int number, int *x)
 {
     int inside = number < b->rows;
 #pragma unroll
     for (int a = 0; a < 3; a++) {
         int at = t->origin[a] + coordinate(row, a);
         inside &= at < t->size[a];
-        x[a] = (long long)at * p->axis[a].dilation + t->group[a];
+        x[a] = NBHD_DILATED ? at * p->axis[a].dilation + t->group[a] : at;
     }
     return inside;
 }
 
-NBHD_FN char *row_address(const struct nbhd_view *view, const struct place *t, unsigned row, const long long *x)
+NBHD_FN char *row_address(const struct nbhd_view *view, const struct place *t, unsigned row, const int *x)
 {
     return view->data + t->batch * view->batch + x[0] * view->axis[0] + x[1] * view->axis[1] + x[2] * view->axis[2] +
            (long long)(t->head + (int)(row >> 24)) * view->head;

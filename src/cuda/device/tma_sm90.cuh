@@ -34,6 +34,11 @@ NBHD_FN void st_shared_b32(unsigned address, unsigned x)
     asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
 }
 
+NBHD_FN void st_shared_b16(unsigned address, unsigned short x)
+{
+    asm volatile("st.shared.b16 [%0], %1;" ::"r"(address), "h"(x) : "memory");
+}
+
 NBHD_FN void st_shared_v4(unsigned address, uint4 x)
 {
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
