@@ -40,7 +40,7 @@ static const struct {
     {"b0 d8 8", "'b0'"},      {"d8 8 8", "twice"},        {"d8 d8 8", "twice"},        {"d8 8 extra=", "extra="},
     {"d8 8 extra=-1", "extra"}, {"d8 8 scale=nan", "scale"}, {"d8 8 scale=0", "scale"},
     {"d8 99999999999", "99999999999"}, {"d8 2000000000", "length[0]"}, {"d8 8x w3", "'8x'"}, {"d8 8 w", "'w'"},
-    {"d8 8 hello", "'hello' is no field"}, {"d8 8 w3 w3", "'w3': w (window) is given twice"}, {"d8 8 bf16 f32",
+    {"d8 8 hello", "'hello' is no field"}, {"d8 8 \033[2J\x7f", "'?[2J?' is no field"}, {"d8 8 w3 w3", "'w3': w (window) is given twice"}, {"d8 8 bf16 f32",
     "the dtype is given twice"},
     {"d0 8", "'d0': d (head_dim) must be"}, {"d8 8 w3x0", "'w3x0': w (window) must be"}, {"d8 8 s-1",
     "'s-1': s (stride) must be"},

@@ -187,7 +187,7 @@ static int list(const struct options *o)
     int count = nbhd_cache_list(show, (void *)o);
     if (!o->json)
         printf("%d kernel files in %s\n", count, path);
-    return tool_finish(TOOL_DONE);
+    return TOOL_DONE;
 }
 
 static int clear(void)
@@ -196,7 +196,7 @@ static int clear(void)
     if (count < 0)
         return tool_fail(TOOL_FAILED, "some files of the cache could not be removed");
     printf("%d kernel files removed\n", count);
-    return tool_finish(TOOL_DONE);
+    return TOOL_DONE;
 }
 
 static int run(int argc, char **argv)
@@ -228,7 +228,10 @@ static int run(int argc, char **argv)
         return status;
     if (o.clear && count)
         return tool_fail(TOOL_USAGE, "--clear takes no problem");
-    return o.clear ? clear() : count ? tool_finish(fill(&o, argv, count)) : list(&o);
+    if (!count && (o.arch || o.kernel || o.dump))
+        return tool_fail(TOOL_USAGE, "--%s is for compiling, and no problem is given",
+                         o.arch ? "arch" : o.kernel ? "kernel" : "dump");
+    return o.clear ? clear() : count ? fill(&o, argv, count) : list(&o);
 }
 
 #else

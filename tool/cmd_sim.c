@@ -71,12 +71,12 @@ static void print_json(const struct options *o, const nbhd_sim_setting *s)
 
 static void print_head(const struct options *o, bool settings)
 {
-    printf("  %-9s%-11s%-11s%9s%8s%8s%8s%7s%8s%8s", "tiling", "q tile", "kv tile", "visited", "worst", "of", "masked",
-           "work", "bound", "mean");
+    printf("  %-8s %-10s %-10s %9s %7s %7s %7s %6s %7s %7s", "tiling", "q tile", "kv tile", "visited", "worst",
+           "of", "masked", "work", "bound", "mean");
     if (o->steps)
-        printf("%8s", "model");
+        printf(" %7s", "model");
     if (o->model_text && !settings)
-        printf("%10s", "ms");
+        printf(" %9s", "ms");
     puts(settings ? "  setting" : "");
 }
 
@@ -86,13 +86,13 @@ static void print_row(const struct options *o, const nbhd_sim_setting *s, bool s
     const nbhd_sim_counts *c = &s->counts;
     sim_format_extents(s->tiles.q_tile, q);
     sim_format_extents(s->tiles.kv_tile, kv);
-    printf("  %-9s%-11s%-11s%9.2f%8.0f%8.0f%7.1f%%%7.3f%8.4g%8.4g", nbhd_sim_tiling_name(s->tiles.tiling), q, kv,
-           c->visited_mean, c->visited_max, c->tiles_total, 100 * c->masked_fraction, c->computed_ratio, c->bound_tile,
+    printf("  %-8s %-10s %-10s %9.2f %7.0f %7.0f %6.1f%% %6.3f %7.4g %7.4g", nbhd_sim_tiling_name(s->tiles.tiling),
+           q, kv, c->visited_mean, c->visited_max, c->tiles_total, 100 * c->masked_fraction, c->computed_ratio, c->bound_tile,
            c->bound_mean);
     if (o->steps)
-        printf("%8.2f", end_to_end(o, c->bound_tile));
+        printf(" %7.2f", end_to_end(o, c->bound_tile));
     if (s->ms > 0)
-        printf("%10.4g", s->ms);
+        printf(" %9.4g", s->ms);
     if (settings) {
         sim_format_extents(s->desc.window, window);
         sim_format_extents(s->desc.stride, stride);

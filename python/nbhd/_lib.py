@@ -94,7 +94,7 @@ def library():
 
 def check(status):
     if status:
-        sentence = library().nbhd_last_error().decode()
+        sentence = library().nbhd_last_error().decode(errors="replace")
         raise {1: InvalidError, 2: UnsupportedError}.get(status, NbhdError)(status, sentence)
 
 

@@ -12,6 +12,9 @@ nbhd_status nbhd_fail(nbhd_status status, const char *format, ...)
     va_start(list, format);
     vsnprintf(text, sizeof text, format, list);
     va_end(list);
+    for (char *at = text; *at; at++)
+        if (((unsigned char)*at < ' ' && *at != '\n' && *at != '\t') || *at == 127)
+            *at = '?'; /* of a value that is quoted; a terminal would obey it */
     snprintf(sentence, sizeof sentence, "%s", text);
     return status;
 }

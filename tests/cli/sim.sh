@@ -44,3 +44,5 @@ t sim --fit points.csv -m h200
 t sim --fit points.csv -m h200 "d64 8 w3"
 t sim "bf16 d128 64x64 w16x16" --plot plot.gif
 t sim "bf16 d128 32x32 w16x16" --plot plot.svg --measured points.csv
+# columns stay apart where numbers are large
+nbhd sim "d8 1073741824 w3" | tail -n 1
