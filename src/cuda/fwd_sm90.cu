@@ -10,7 +10,7 @@
  *
  *     warpgroup 0      warp 0: K boxes, and what each box needs of a mask            NBHD_REGISTERS_LOAD
  *                      warp 1: V boxes
- *                      warp 2: the tables of the next tile, and its Q
+ *                      warp 2: the tables of the next tiles, and their Q
  *     warpgroups 1..   64 rows each: S = Q K^T, softmax, O += P V                    NBHD_REGISTERS_MATH
  *
  *     shared memory, from a multiple of 1024:

@@ -60,16 +60,18 @@ struct nbhd_boxes {
     int slice_begin;     /* the launch's first slice (bwd_sm90_dq: the grid's z counts from it): batch x dilation
                             groups, the last axis's fastest */
     int sliced;          /* 1: every slice has maps of its own; 0: coordinates select batch and group */
-    int flat[3];         /* fwd_sm90, of q, k, v: 0, or head_dim: heads and columns are one dimension of the map. Else the
-                            copies' zeros past a head's columns take as long again; what is beside them is not read */
+    int flat[3];         /* fwd_sm90, of q, k, v: 0, or head_dim: heads and columns are one dimension of the map. Else
+                            the copies' zeros past a head's columns take as long again; what is beside them is not
+                            read */
     int step[3];         /* coordinates in the maps per element of a group: the dilation, or 1 if sliced */
     int uneven;          /* 1: dilation groups differ in size, so some tiles may be empty */
     int reverse;         /* 1: last tile first (causal: longest first) */
-    int strip;           /* fwd_sm90 walks axis 0 fastest, then so many tiles of axis 1, then axis 2, then the rest of axis 1 */
+    int strip;           /* fwd_sm90 walks axis 0 fastest, then so many tiles of axis 1, then axis 2, then the rest of
+                            axis 1 */
 };
 
-/* The same for a ragged batch's sequences in one launch (NBHD_MANY): each is a slice with maps of its own, whose axes and
- * tiles follow from its part; part[].block is its first tile x head block x dilation group. tiles is not used. */
+/* The same for a ragged batch's sequences in one launch (NBHD_MANY): each is a slice with maps of its own, whose axes
+ * and tiles follow from its part; part[].block is its first tile x head block x dilation group. tiles is not used. */
 struct nbhd_boxes_many {
     struct nbhd_boxes boxes;
     struct nbhd_parts parts;

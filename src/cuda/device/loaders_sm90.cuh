@@ -60,8 +60,8 @@ NBHD_FN void load_q_box(const struct nbhd_boxes *b, struct tables *tab, const st
         x[a] = map_coordinate(b, at, at->origin, a);
     mbar_arrive_expect(full, QK_CHUNKS * b->rows * 128);
     for (int c = 0; c < QK_CHUNKS; c++)
-        tma_load_5d(tile + c * (Q_ROWS * 128), maps + map_of(b, at), full, 64 * c + at->head * flat, flat ? 0 : at->head,
-                    x[2], x[1], x[0]);
+        tma_load_5d(tile + c * (Q_ROWS * 128), maps + map_of(b, at), full, 64 * c + at->head * flat,
+                    flat ? 0 : at->head, x[2], x[1], x[0]);
 }
 
 /* For each tile of the CTA its tables, then its Q, which may have to wait for the tile before. Of the first tile, which
