@@ -20,7 +20,10 @@ struct nbhd_model_call {
     int resident;    /* tiles that a worker computes at once, which hide each other's fixed prices */
 };
 
-enum nbhd_price { NBHD_PRICE_MATRIX, NBHD_PRICE_SOFTMAX, NBHD_PRICE_MASK, NBHD_PRICE_STEP, NBHD_PRICE_TILE, NBHD_PRICES };
+enum nbhd_price {
+    NBHD_PRICE_MATRIX, NBHD_PRICE_SOFTMAX, NBHD_PRICE_MASK, NBHD_PRICE_STEP, NBHD_PRICE_TILE,
+    NBHD_PRICES
+};
 
 /* us that a unit of each price costs. */
 void nbhd_model_prices(const nbhd_sim_device *device, double price[NBHD_PRICES]);

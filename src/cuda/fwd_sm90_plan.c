@@ -66,38 +66,73 @@ int nbhd_sm90_early(const nbhd_desc *d, const struct nbhd_sm90_plan *p)
 
 /* ---- time ---- */
 
-/* What a key's row of K or of V costs of the L2's rate. Rows that are no multiple of 32 bytes lie across its sectors, and
- * are copied at half the rate, whole chunks of 64 columns of them (measured dense with head_dim 56, 88 and 104). */
-static double row_bytes(int dim) { return dim % 16 ? 240 * ceil_div(dim, 64) : 2 * dim; }
+/* Prices of the simulator's model (core/model.h), in its units, and five more: of a line of 128 bytes that a
+ * multiprocessor loads, two clocks; of the mask of another shape of key box, by its steps and keys; of a score, by how
+ * few registers are left, and of two warpgroups by how much of their work is softmax, as these overlap less. Fitted
+ * together to bench/results/h200-forward-plans.csv: docs/notes/hopper-forward.md. */
+static const nbhd_sim_device prices = {.size = sizeof prices,
+                                       .processors = 132,
+                                       .matrix = 1995,
+                                       .softmax = 5.95,
+                                       .mask = 9.25,
+                                       .step = 0.347,
+                                       .tile = 1.48,
+                                       .launch = 23.1};
+static const double line_us = 0.000935, shape_us = 0.00901, full_us = 0.00224, softmax_us = 0.0661;
+/* Of the loads' time, however well it is hidden: they take power, which sets the clock of all that is longer than a
+ * burst. */
+static const double power = 0.16;
 
-/* By the simulator's model. Masks are counted in steps of columns: a mask by bits is dear, but few boxes of a problem
- * with one axis need it; a block of padding is cheap, but all boxes have it. */
+/* Lines that the rows of so many elements touch, in the mean: what their bytes fill, and for each chunk of 64 elements
+ * the share of heads that begin inside of a line. Rows that are no multiple of 32 bytes are copied at half the rate,
+ * whole chunks of them (device/boxes_sm90.cuh: flat). */
+static double lines_of(int dim)
+{
+    const int chunks = ceil_div(dim, 64);
+    const double at_begin = nbhd_min(dim & -dim, 64) / 64.0;
+    return dim % 16 ? 1.875 * chunks : dim / 64.0 + chunks * (1 - at_begin);
+}
+
+/* What the mask of a box costs, in steps. Few boxes of two steps need both; bits are dear, but few boxes of a problem
+ * with one axis need them; three warpgroups have no registers to overlap it with. */
+static double mask_of(const struct nbhd_sm90_plan *p)
+{
+    static const double steps[] = {2, 1, 1.25};
+    return steps[p->mask_steps] * (p->variant.groups == 3 ? 2 : 1);
+}
+
 static double plan_ms(const struct nbhd_problem *problem, const struct nbhd_sm90_plan *p, int multiprocessors)
 {
     const nbhd_desc *d = &problem->desc;
     const struct nbhd_sm90_variant *v = &p->variant;
     const double extra = ceil_div(d->extra, v->n), dims = (d->head_dim + 15) / 16 * 16 + d->head_dim_v;
-    nbhd_sim_device device = *nbhd_model_device("h200");
+    nbhd_sim_device device = prices;
     device.processors = multiprocessors;
-    device.l2 *= multiprocessors / 132.0;
     const struct nbhd_model_call call = {
         .tiles = p->tiles * nbhd_sm90_slices(problem, p),
         .visited = p->boxes / p->tiles + extra,
         .longest = p->longest + extra,
-        .masked = 1,
+        .masked = (p->boxes - p->full_boxes) / (p->boxes + extra * p->tiles),
         .pairs = 64.0 * v->groups * v->n,
         .flops = 2 * dims,
-        .mask = (p->boxes - p->full_boxes) / (p->boxes + extra * p->tiles) * (p->mask_steps ? p->mask_steps : 3) +
-                0.1 * p->pad,
-        .bytes = v->n * (row_bytes(d->head_dim) + row_bytes(d->head_dim_v)),
-        .tile = v->ctas == 1 && p->q_stages == 1 ? 1.5 : 1, /* waits for Q */
+        .mask = mask_of(p),
+        .tile = 1,
         .resident = v->ctas,
     };
-    /* Measured against the model: two warpgroups whose registers are full overlap less; more columns cost a little. */
-    const double full = v->groups == 2 ? nbhd_max(0, v->n * 3 / 4 + d->head_dim_v / 2 - 160) : 0;
-    const double us = nbhd_model_us(&device, &call), copied = call.tiles * call.visited * call.bytes / device.l2 * 1e-6;
-    /* Copies take power, which sets the clock of all that is longer than a burst. */
-    return (us + 0.08 * copied + device.launch) * 1e-3 * (1 + full / 1200) * (1 + 0.004 * p->mask_steps);
+    double amount[NBHD_PRICES], price[NBHD_PRICES], us = device.launch;
+    nbhd_model_amounts(&device, &call, amount, &(double){0});
+    nbhd_model_prices(&device, price);
+    for (int i = 0; i < NBHD_PRICES; i++)
+        us += amount[i] * price[i];
+    const int full = v->groups == 2 || v->ctas == 2 ? nbhd_max(0, v->n * 3 / 4 + d->head_dim_v / 2 - 160) : 0;
+    const double softmax = v->groups == 2 ? fmax(0, 1 - dims / 256) : 0;
+    us += amount[NBHD_PRICE_SOFTMAX] * (full * full_us + softmax * softmax_us);
+    if (p->shapes > 1 && p->slots == 2) /* with tables of more tiles it is ready before it is needed */
+        us += amount[NBHD_PRICE_TILE] * p->mask_steps * v->n * shape_us;
+    const double load =
+        amount[NBHD_PRICE_STEP] * v->ctas * v->n * (lines_of(d->head_dim) + lines_of(d->head_dim_v)) * line_us;
+    /* The longer of both, and a little more where they are alike. */
+    return (cbrt(us * us * us + load * load * load) + power * load) * 1e-3;
 }
 
 const struct nbhd_sm90_kernel nbhd_sm90_forward = {.variants = variants_of,

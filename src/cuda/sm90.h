@@ -59,7 +59,8 @@ size_t nbhd_sm90_describe(char *text, size_t room, const struct nbhd_sm90_plan *
 nbhd_status nbhd_sm90_run(const struct nbhd_sm90_launch *launch, const struct nbhd_params *params,
                           const struct nbhd_view *dout, void *const *more, int count, void *stream);
 
-/* The same of a plan for many: these sequences in one launch, each of which must have a view of its own of Q, K, V, O. */
+/* The same of a plan for many: these sequences in one launch, each of which must have a view of its own of Q, K, V,
+ * O. */
 nbhd_status nbhd_sm90_run_many(const struct nbhd_sm90_launch *launch, const struct nbhd_params *params,
                                const struct nbhd_parts *parts, void *stream);
 

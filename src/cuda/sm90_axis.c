@@ -20,7 +20,7 @@ static int add_tiles(struct axis_tiles *t, struct tile_class c)
 /* Classes of every step-th tile, each counted step times; 0 if they are too many. */
 static int classify(struct axis_tiles *t, const struct axis_memo *memo, int step)
 {
-    t->keys = t->tiles = t->classes = t->longest = 0;
+    t->keys = t->inner = t->tiles = t->classes = t->longest = 0;
     t->step = step;
     const int tiles = ceil_div(memo->n, t->extent);
     for (int i = 0; i < tiles; i += step) {
@@ -33,12 +33,13 @@ static int classify(struct axis_tiles *t, const struct axis_memo *memo, int step
             return 0;
         t->longest = nbhd_max(t->longest, length);
         t->keys += (double)count * length;
+        t->inner += (double)count * (all.end - all.begin);
         t->tiles += count;
     }
     return 1;
 }
 
-const struct axis_tiles *nbhd_sm90_tiles(struct axis_memo *memo, int extent)
+struct axis_tiles *nbhd_sm90_tiles(struct axis_memo *memo, int extent)
 {
     if (memo->tiles[extent])
         return memo->tiles[extent];
@@ -51,26 +52,34 @@ const struct axis_tiles *nbhd_sm90_tiles(struct axis_memo *memo, int extent)
     return t;
 }
 
-struct axis_visits nbhd_sm90_visits(const struct axis_tiles *t, int k)
+static struct axis_visits count_visits(const struct axis_tiles *t, int k)
 {
-    struct axis_visits sum = {0, 0, ceil_div(t->longest, k)};
+    struct axis_visits sum = {.longest = ceil_div(t->longest, k), .masked = t->step > 1};
     for (int i = 0; i < t->classes; i++) {
-        sum.boxes += t->class[i].count * visited(&t->class[i], k);
-        sum.full += t->class[i].count * full(&t->class[i], k);
+        const int boxes = visited(&t->class[i], k), unmasked = full(&t->class[i], k);
+        sum.boxes += t->class[i].count * boxes;
+        sum.full += t->class[i].count * unmasked;
+        sum.masked |= boxes != unmasked;
     }
     return sum;
 }
 
-int nbhd_sm90_is_masked(const struct axis_tiles *t, int k)
+struct axis_visits nbhd_sm90_visits(struct axis_tiles *t, int k)
 {
-    for (int i = 0; i < t->classes; i++)
-        if (t->step > 1 || visited(&t->class[i], k) != full(&t->class[i], k))
-            return 1;
-    return 0;
+    if (!t->visits)
+        t->visits = calloc(NBHD_SM90_KEYS + 1, sizeof *t->visits);
+    if (!t->visits)
+        return count_visits(t, k);
+    if (!t->visits[k].longest)
+        t->visits[k] = count_visits(t, k);
+    return t->visits[k];
 }
 
 void nbhd_sm90_drop_tiles(struct axis_memo *memo)
 {
-    for (int e = 0; e <= NBHD_SM90_EXTENT; e++)
+    for (int e = 0; e <= NBHD_SM90_EXTENT; e++) {
+        if (memo->tiles[e])
+            free(memo->tiles[e]->visits);
         free(memo->tiles[e]);
+    }
 }

@@ -6,7 +6,8 @@
 
 enum {
     NBHD_SM90_CLASSES = 64, /* most kinds of query tiles on an axis */
-    NBHD_SM90_EXTENT = 192  /* most of a query box */
+    NBHD_SM90_EXTENT = 192, /* most of a query box */
+    NBHD_SM90_KEYS = 256    /* and of a key box */
 };
 
 /* Query tiles of one extent, by the lengths of their union and of the part that needs no mask. */
@@ -15,11 +16,19 @@ struct tile_class {
     double count;
 };
 
+/* Key boxes of one extent that the tiles of an axis visit. */
+struct axis_visits {
+    double boxes, full; /* full: of these need no mask on this axis */
+    int longest;        /* of the tile that visits most */
+    int masked;         /* 1: some tile's boxes need a mask on this axis */
+};
+
 struct axis_tiles {
     int extent, classes, step; /* step: classes were made of every step-th tile */
     int longest;               /* union */
-    double keys, tiles;        /* sum of unions; query tiles */
+    double keys, inner, tiles; /* sums of unions, and of the parts that need no mask; query tiles */
     struct tile_class class[NBHD_SM90_CLASSES];
+    struct axis_visits *visits; /* by extent of the key box, counted when asked for: longest 0, not yet */
 };
 
 struct axis_memo {
@@ -27,12 +36,6 @@ struct axis_memo {
     int n;    /* elements of the largest dilation group */
     int most; /* extent that a box may have */
     struct axis_tiles *tiles[NBHD_SM90_EXTENT + 1]; /* by extent, made when asked for */
-};
-
-/* Key boxes of one extent that the tiles of an axis visit; full: of these need no mask on this axis. */
-struct axis_visits {
-    double boxes, full;
-    int longest; /* of the tile that visits most */
 };
 
 static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
@@ -46,10 +49,9 @@ static inline int full(const struct tile_class *c, int k)
 }
 
 /* NULL: no memory. */
-const struct axis_tiles *nbhd_sm90_tiles(struct axis_memo *memo, int extent);
-struct axis_visits nbhd_sm90_visits(const struct axis_tiles *tiles, int k);
-/* Whether any query tile's boxes of extent k need a mask on this axis. */
-int nbhd_sm90_is_masked(const struct axis_tiles *tiles, int k);
+struct axis_tiles *nbhd_sm90_tiles(struct axis_memo *memo, int extent);
+/* For key boxes of extent k, 1 to NBHD_SM90_KEYS. */
+struct axis_visits nbhd_sm90_visits(struct axis_tiles *tiles, int k);
 void nbhd_sm90_drop_tiles(struct axis_memo *memo);
 
 #endif

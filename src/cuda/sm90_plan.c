@@ -9,9 +9,9 @@
 #include "cuda/sm90_plan.h"
 
 enum {
-    MOST_KEYS = 256,    /* of a key box */
-    Q_BOXES = 16,       /* query boxes that are looked at closely */
-    FINALISTS = 16,     /* (query box, variant) pairs that get more shapes */
+    GROUPS = NBHD_SM90_ROWS / 64,
+    Q_BOXES = 16,   /* query boxes that are looked at closely */
+    FINALISTS = 16, /* pairs of query box and variant that get more shapes */
     MOST_COMBINATIONS = 1024
 };
 
@@ -21,6 +21,7 @@ struct search {
     struct axis_memo memo[3];
     int multiprocessors, shared_max;
     int sliced, many; /* as in struct nbhd_sm90_plan */
+    int eighths;      /* of N that a key box fills at least */
 };
 
 /* Whether every slice (batch element, dilation group) needs maps of its own: there are no coordinates for it. */
@@ -52,7 +53,7 @@ static int has_axis(const struct search *s, int a)
 /* Whether some tile's boxes of extent k need a mask on the axis. */
 static int needs_mask(struct search *s, int a, int q, int k)
 {
-    return s->many ? has_axis(s, a) : nbhd_sm90_is_masked(nbhd_sm90_tiles(&s->memo[a], q), k);
+    return s->many ? has_axis(s, a) : nbhd_sm90_visits(nbhd_sm90_tiles(&s->memo[a], q), k).masked;
 }
 
 /* Moves the columns of a shape with two steps of them so that each axis's are in one, if they can be: fwd_sm90 masks a
@@ -148,7 +149,7 @@ static int needs_pad(const struct search *s, const struct nbhd_sm90_plan *p, con
 /* Counts and time of a plan whose shapes are set: each combination of tile classes takes the shape of fewest boxes. */
 static void count_boxes(struct search *s, struct nbhd_sm90_plan *p)
 {
-    const struct axis_tiles *t[3];
+    struct axis_tiles *t[3];
     p->boxes = p->full_boxes = p->longest = 0;
     p->tiles = 1;
     for (int a = 0; a < 3; a++) {
@@ -189,7 +190,7 @@ static void count_boxes(struct search *s, struct nbhd_sm90_plan *p)
     p->ms = s->kernel->ms(s->problem, p, s->multiprocessors);
 }
 
-/* Calls visit for every key box of `least` to n tokens whose extents do not exceed the unions' (but for the last axis's
+/* Calls visit for every key box of nearly n tokens whose extents do not exceed the unions' (but for the last axis's
  * need to fill n). */
 typedef void key_box_visitor(struct search *s, void *closure, const int k_box[3]);
 
@@ -197,11 +198,11 @@ static void each_key_box(struct search *s, const int q_box[3], int n, key_box_vi
 {
     int longest[3], total = 1;
     for (int a = 0; a < 3; a++) {
-        const struct axis_tiles *t = nbhd_sm90_tiles(&s->memo[a], q_box[a]);
+        struct axis_tiles *t = nbhd_sm90_tiles(&s->memo[a], q_box[a]);
         longest[a] = nbhd_min(nbhd_max(t->longest, 1), s->memo[a].most);
-        total = nbhd_min(total * nbhd_min(longest[a], MOST_KEYS), MOST_KEYS);
+        total = nbhd_min(total * nbhd_min(longest[a], NBHD_SM90_KEYS), NBHD_SM90_KEYS);
     }
-    int least = nbhd_min(total, n * 7 / 8);
+    int least = nbhd_min(total, n * s->eighths / 8);
     for (int k0 = 1; k0 <= nbhd_min(longest[0], n); k0++)
         for (int k1 = 1; k1 <= nbhd_min(longest[1], n / k0); k1++) {
             int most = nbhd_min(longest[2], n / (k0 * k1));
@@ -218,12 +219,18 @@ struct best_box {
 static void try_first_shape(struct search *s, void *closure, const int k_box[3])
 {
     struct best_box *b = closure;
-    memcpy(b->trial.k_box[0], k_box, sizeof b->trial.k_box[0]);
-    if (!fits(s, &b->trial))
+    struct nbhd_sm90_plan *p = &b->trial;
+    memcpy(p->k_box[0], k_box, sizeof p->k_box[0]);
+    p->mask_steps = 1;
+    p->mask_bits = p->pad = 0;
+    count_boxes(s, p);
+    if (b->found && p->ms >= b->best.ms) /* even with the cheapest masks */
         return;
-    count_boxes(s, &b->trial);
-    if (!b->found || b->trial.ms < b->best.ms)
-        b->best = b->trial;
+    if (!fits(s, p))
+        return;
+    p->ms = s->kernel->ms(s->problem, p, s->multiprocessors);
+    if (!b->found || p->ms < b->best.ms)
+        b->best = *p;
     b->found = 1;
 }
 
@@ -254,7 +261,7 @@ static void try_next_shape(struct search *s, void *closure, const int k_box[3])
 
 static void add_shapes(struct search *s, struct nbhd_sm90_plan *p, struct combinations *c)
 {
-    const struct axis_tiles *t[3];
+    struct axis_tiles *t[3];
     for (int a = 0; a < 3; a++)
         t[a] = nbhd_sm90_tiles(&s->memo[a], p->q_box[a]);
     if (t[0]->classes * t[1]->classes * t[2]->classes > MOST_COMBINATIONS)
@@ -306,7 +313,7 @@ static int query_boxes(struct search *s, int tokens, int boxes[Q_BOXES][3])
                 const int q[3] = {q0, q1, q2};
                 double sum = 1;
                 for (int a = 0; a < 3; a++) {
-                    const struct axis_tiles *t = nbhd_sm90_tiles(&s->memo[a], q[a]);
+                    struct axis_tiles *t = nbhd_sm90_tiles(&s->memo[a], q[a]);
                     if (!t)
                         return 0;
                     sum *= t->keys;
@@ -326,27 +333,68 @@ static int query_boxes(struct search *s, int tokens, int boxes[Q_BOXES][3])
     return count;
 }
 
+/* A variant with one of the query boxes for its rows. */
+struct pair {
+    double ms; /* it takes at least */
+    int variant, box;
+};
+
+static int by_ms(const void *a, const void *b)
+{
+    const struct pair *x = a, *y = b;
+    if (x->ms != y->ms)
+        return x->ms > y->ms ? 1 : -1;
+    return x->variant != y->variant ? x->variant - y->variant : x->box - y->box;
+}
+
+/* What a plan takes if its key boxes fit the unions, and what is inside of their masks. */
+static double least_ms(struct search *s, struct nbhd_sm90_plan *p)
+{
+    double keys = 1, inner = 1;
+    p->tiles = 1;
+    for (int a = 0; a < 3; a++) {
+        const struct axis_tiles *t = nbhd_sm90_tiles(&s->memo[a], p->q_box[a]);
+        p->tiles *= t->tiles;
+        keys *= t->keys;
+        inner *= t->inner;
+    }
+    p->boxes = fmax(p->tiles, keys / p->variant.n);
+    p->full_boxes = inner / keys * p->boxes;
+    p->longest = p->boxes / p->tiles;
+    return s->kernel->has_registers(&s->problem->desc, p) ? s->kernel->ms(s->problem, p, s->multiprocessors) : INFINITY;
+}
+
+static struct nbhd_sm90_plan begin_plan(const struct search *s, const struct nbhd_sm90_variant *variant, int pack,
+                                        const int q_box[3])
+{
+    struct nbhd_sm90_plan p = {.variant = *variant, .pack = pack, .shapes = 1, .sliced = s->sliced, .many = s->many};
+    p.q_stages = 2;
+    memcpy(p.q_box, q_box, sizeof p.q_box);
+    return p;
+}
+
+/* The best key box for each variant and query box, the most promising pairs first, while they can be among the best. */
 static int search_pack(struct search *s, int pack, struct nbhd_sm90_plan *list, int count, int room)
 {
     struct nbhd_sm90_variant variants[NBHD_SM90_VARIANTS];
-    int boxes[Q_BOXES][3], many = s->kernel->variants(&s->problem->desc, variants), found = 0, rows = 0;
-    for (int v = 0; v < many; v++) {
-        if (rows != 64 * variants[v].groups) {
-            rows = 64 * variants[v].groups;
-            found = rows >= pack ? query_boxes(s, rows / pack, boxes) : 0;
+    struct pair pairs[NBHD_SM90_VARIANTS * Q_BOXES];
+    int boxes[GROUPS + 1][Q_BOXES][3], found[GROUPS + 1], many, n = 0;
+    for (int groups = 1; groups <= GROUPS; groups++)
+        found[groups] = 64 * groups >= pack ? query_boxes(s, 64 * groups / pack, boxes[groups]) : 0;
+    many = s->kernel->variants(&s->problem->desc, variants);
+    for (int v = 0; v < many; v++)
+        for (int i = 0; i < found[variants[v].groups]; i++, n++) {
+            struct nbhd_sm90_plan p = begin_plan(s, &variants[v], pack, boxes[variants[v].groups][i]);
+            pairs[n] = (struct pair){least_ms(s, &p), v, i};
         }
-        for (int i = 0; i < found; i++) {
-            struct best_box b = {.found = 0};
-            b.trial.variant = variants[v];
-            b.trial.pack = pack;
-            b.trial.shapes = 1;
-            b.trial.sliced = s->sliced;
-            b.trial.many = s->many;
-            memcpy(b.trial.q_box, boxes[i], sizeof b.trial.q_box);
-            each_key_box(s, boxes[i], variants[v].n, try_first_shape, &b);
-            if (b.found)
-                count = keep(list, count, room, &b.best);
-        }
+    qsort(pairs, (size_t)n, sizeof *pairs, by_ms);
+    for (int i = 0; i < n && pairs[i].ms < (count < room ? INFINITY : list[count - 1].ms); i++) {
+        const struct nbhd_sm90_variant *variant = &variants[pairs[i].variant];
+        const int *q_box = boxes[variant->groups][pairs[i].box];
+        struct best_box b = {.trial = begin_plan(s, variant, pack, q_box)};
+        each_key_box(s, q_box, variant->n, try_first_shape, &b);
+        if (b.found)
+            count = keep(list, count, room, &b.best);
     }
     return count;
 }
@@ -358,7 +406,7 @@ static int search_maps(struct search *s, int sliced, struct nbhd_sm90_plan *plan
     int count = 0;
     s->sliced = sliced;
     for (int a = 0; a < 3; a++) /* a box spans extent x dilation coordinates, unless the map skips them by itself */
-        s->memo[a].most = nbhd_min(NBHD_SM90_EXTENT, MOST_KEYS / (sliced ? 1 : s->problem->axis[a].dilation));
+        s->memo[a].most = nbhd_min(NBHD_SM90_EXTENT, NBHD_SM90_KEYS / (sliced ? 1 : s->problem->axis[a].dilation));
     struct nbhd_sm90_plan list[FINALISTS];
     for (int pack = 1; pack <= share && pack <= 128; pack++)
         if (share % pack == 0)
@@ -386,12 +434,14 @@ int nbhd_sm90_plans(const struct nbhd_sm90_kernel *kernel, const struct nbhd_pro
         const struct nbhd_axis axis = problem->axis[a];
         s.memo[a].axis = axis;
         s.memo[a].n = nbhd_group_size(axis, 0);
-        narrow |= axis.dilation > 1 && MOST_KEYS / axis.dilation < nbhd_min(s.memo[a].n, NBHD_SM90_EXTENT);
+        narrow |= axis.dilation > 1 && NBHD_SM90_KEYS / axis.dilation < nbhd_min(s.memo[a].n, NBHD_SM90_EXTENT);
     }
-    if (s.many || !is_sliced(problem))
-        kept = search_maps(&s, 0, plans, kept, room);
-    if (!s.many && (narrow || is_sliced(problem)))
-        kept = search_maps(&s, 1, plans, kept, room);
+    for (s.eighths = 7; s.eighths > 0 && !kept; s.eighths -= 3) {
+        if (s.many || !is_sliced(problem))
+            kept = search_maps(&s, 0, plans, kept, room);
+        if (!s.many && (narrow || is_sliced(problem)))
+            kept = search_maps(&s, 1, plans, kept, room);
+    }
     for (int a = 0; a < 3; a++)
         nbhd_sm90_drop_tiles(&s.memo[a]);
     return kept;
