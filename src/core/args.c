@@ -197,24 +197,24 @@ size_t nbhd_args_place(const struct nbhd_problem *p, char *memory, nbhd_args *ar
     return at + 2 * ((table + 63) / 64 * 64);
 }
 
-static const struct nbhd_view *view_of(const struct nbhd_params *params, int row)
-{
-    return (const struct nbhd_view *)(const void *)((const char *)params + nbhd_tensor_rows[row].view);
-}
+/* The tensors that a call has bound so far. */
+struct bound {
+    int count;
+    const void *data[NBHD_TENSOR_ROWS];
+    const char *name[NBHD_TENSOR_ROWS];
+    bool written[NBHD_TENSOR_ROWS];
+};
 
-/* No tensor is written at the address of another: computing in place is not possible, as keys are read by many queries. */
-static nbhd_status check_apart(const struct nbhd_problem *p, const struct nbhd_params *params)
+/* No tensor is written at the address of another: computing in place is not possible, as many queries read a key. */
+static nbhd_status add_apart(struct bound *b, const void *data, const char *name, bool written)
 {
-    for (int i = 0; i < NBHD_TENSOR_ROWS; i++) {
-        const char use = use_of(p, &nbhd_tensor_rows[i]);
-        const void *data = view_of(params, i)->data;
-        if (!data || (use != 'w' && (use != 'o' || p->desc.pass != NBHD_FORWARD)))
-            continue;
-        for (int k = 0; k < NBHD_TENSOR_ROWS; k++)
-            if (k != i && view_of(params, k)->data == data)
-                return nbhd_fail(NBHD_ERROR_INVALID, "%s is at the address of %s, %p; what is written must not overlap "
-                                 "another tensor", nbhd_tensor_rows[i].name, nbhd_tensor_rows[k].name, data);
-    }
+    for (int i = 0; i < b->count; i++)
+        if (b->data[i] == data && (written || b->written[i]))
+            return nbhd_fail(NBHD_ERROR_INVALID, "%s is at the address of %s, %p; what is written must not overlap "
+                             "another tensor", name, b->name[i], data);
+    b->data[b->count] = data;
+    b->name[b->count] = name;
+    b->written[b->count++] = written;
     return NBHD_OK;
 }
 
@@ -225,6 +225,8 @@ nbhd_status nbhd_params_bind(const struct nbhd_problem *p, const nbhd_args *give
     if (status)
         return status;
     const nbhd_desc *d = &p->desc;
+    struct bound bound;
+    bound.count = 0;
     memset(params, 0, sizeof *params);
     for (int i = 0; i < NBHD_TENSOR_ROWS; i++) {
         const char use = use_of(p, &nbhd_tensor_rows[i]);
@@ -234,10 +236,13 @@ nbhd_status nbhd_params_bind(const struct nbhd_problem *p, const nbhd_args *give
         struct nbhd_view *view = (struct nbhd_view *)(void *)((char *)params + nbhd_tensor_rows[i].view);
         const struct shape s = shape_for(p, nbhd_tensor_rows[i].form);
         status = bind(p, tensor, nbhd_tensor_rows[i].name, use == 'r' ? READ : use == 'w' ? WRITE : OPTIONAL, &s, view);
+        const bool written = use == 'w' || (use == 'o' && d->pass == NBHD_FORWARD);
+        if (!status && view->data)
+            status = add_apart(&bound, view->data, nbhd_tensor_rows[i].name, written);
         if (status)
             return status;
     }
-    if ((status = check_apart(p, params)) || (status = bind_tables(p, &args, params)))
+    if ((status = bind_tables(p, &args, params)))
         return status;
     memcpy(params->axis, p->axis, sizeof params->axis);
     params->batch = d->batch;
