@@ -123,6 +123,28 @@ NBHD_FN void store_rows(const struct nbhd_params *p, const struct nbhd_boxes *b,
     copy_rows_out(p, b, tab, &p->dq, stage, number, NBHD_HEAD_DIM);
 }
 
+/* Two warpgroups take turns: one issues S only when the other's is complete, so that its products fill the time of the
+ * other's exponentials. With columns of a mask they do not: one step of them and turns take 1 % longer, two spill.
+ * Barriers 4 and 5: it is the turn of warpgroup 0, of warpgroup 1; literals, or ptxas reserves all 16. */
+#define TAKES_TURNS (NBHD_GROUPS == 2 && !NBHD_MASK_STEPS)
+
+NBHD_FN void wait_turn(int group)
+{
+    if (TAKES_TURNS && group == 0)
+        named_barrier_sync(4, 256);
+    else if (TAKES_TURNS)
+        named_barrier_sync(5, 256);
+}
+
+/* To the other warpgroup. */
+NBHD_FN void pass_turn(int group)
+{
+    if (TAKES_TURNS && group == 0)
+        named_barrier_arrive(5, 256);
+    else if (TAKES_TURNS)
+        named_barrier_arrive(4, 256);
+}
+
 /* One consumer warpgroup: all boxes, then the output. */
 NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_boxes *b, struct tables *tab, const float *lse_log2,
                      const float *delta, unsigned q_tile, unsigned mask_keys)
@@ -149,10 +171,13 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_boxes *b, st
     unsigned long long dout = wgmma_k_major(q_tile + Q_BYTES + group * 64 * 128);
     int k = 0, k_phase = 0, v = 0, v_phase = 0, last = -1; /* stages and their phases; last: K's of the box before */
     int4 box;
+    if (group == 1)
+        pass_turn(group);
     do {
         float s[NBHD_N / 2], dp[NBHD_N / 2];
         mbar_wait(k_full + 8 * k, k_phase);
         box = tab->box[k];
+        wait_turn(group);
         issue_scores(s, q, k_tiles + k * K_BYTES, QK_STEPS);
         int flags = box_flags(box, group);
         if (NBHD_MASK_STEPS && flags & BY_COLUMNS)
@@ -169,6 +194,8 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_boxes *b, st
         wgmma_commit();
         wgmma_wait_1();
         NBHD_PIN_F(s, NBHD_N / 2);
+        if (group == 0 || !(box.w & NBHD_SM90_LAST))
+            pass_turn(group);
         if (NBHD_MASK_BITS && flags & BY_BITS)
             apply_bits(s, row_bits(b, tab, box, p->extra, row0, quarter),
                        row_bits(b, tab, box, p->extra, row1, quarter));
