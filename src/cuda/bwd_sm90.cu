@@ -33,6 +33,9 @@
 #include "device/keys_sm90.cuh"
 #include "device/key_loaders_sm90.cuh"
 
+/* Without the registers for S beside P, P is only kept packed. */
+#define IS_TIGHT ((NBHD_HEAD_DIM + NBHD_HEAD_DIM_V) / 2 + 3 * NBHD_N / 2 > 224)
+
 /* Named barriers; + the warpgroup that computes the box's dQ. */
 #define BARRIER_DS 1
 #define BARRIER_DQ_FULL 3
@@ -199,7 +202,10 @@ NBHD_FN void find_gradients(struct registers *r, const struct consumer *c, struc
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3;
     unsigned ds = m->own + c->step % STAGES * DS_BYTES;
     issue_dv(r->dv, r->p, m->dout + c->step % STAGES * DO_BYTES);
-    score_gradients(r->ds, r->s, r->dp, tab->delta[c->step % SLOTS]);
+    if (IS_TIGHT)
+        score_gradients_packed(r->ds, r->p, r->dp, tab->delta[c->step % SLOTS]);
+    else
+        score_gradients(r->ds, r->s, r->dp, tab->delta[c->step % SLOTS]);
     store_score_gradients(r->ds, ds + c->group * (NBHD_N * 128) + (lane & 7) * 128 + (lane >> 4) * 1024 +
                                      ((2 * warp + (lane >> 3 & 1) ^ lane & 7) << 4));
     if (with_dq) {

@@ -35,13 +35,6 @@ NBHD_FN void hand_over(const unsigned *p, unsigned place)
         st_shared_v4(place + i * 2048, make_uint4(p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3]));
 }
 
-NBHD_FN float2 unpack(unsigned x)
-{
-    if (NBHD_DTYPE == 2)
-        return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u));
-    return make_float2(cvt_f32_f16((unsigned short)x), cvt_f32_f16((unsigned short)(x >> 16)));
-}
-
 /* dS = P (dP - delta), packed, from P as hand_over left it. */
 NBHD_FN void receive(unsigned *ds, unsigned place, const float *dp, const float *delta)
 {

@@ -97,13 +97,15 @@ static bool lay_out_mask(const struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_p
 }
 
 /* Registers that dK, dV, S, dP, P and dS of a consumer thread take: more than this does not compile without spills or
- * serialized products. The A operand of a second mask step wants a few more. */
+ * serialized products. The A operand of a second mask step wants a few more. bwd_sm90.cu can do without S beside P. */
 static bool has_registers(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p)
 {
     if (p->apart)
         return nbhd_max(d->head_dim, d->head_dim_v) / 2 + 3 * p->n / 4 <= nbhd_sm90_bwd_registers(p) - 16;
-    const int others = p->mask_steps > 1 ? 28 : 16;
-    return (d->head_dim + d->head_dim_v) / 2 + 3 * p->n / 2 <= nbhd_sm90_bwd_registers(p) - others;
+    const int others = p->mask_steps > 1 ? 28 : 16, sums = (d->head_dim + d->head_dim_v) / 2;
+    if (p->adds_dq && sums + 3 * p->n / 2 > 224)
+        return sums + p->n <= 224 - others;
+    return sums + 3 * p->n / 2 <= nbhd_sm90_bwd_registers(p) - others;
 }
 
 bool nbhd_sm90_bwd_fits(const struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_plan *p)

@@ -427,6 +427,14 @@ NBHD_FN void probabilities(float *s, unsigned *packed, const float *lse, float s
     }
 }
 
+NBHD_FN float2 unpack(unsigned x)
+{
+    if (NBHD_DTYPE == 2)
+        return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u));
+    return make_float2(cvt_f32_f16((unsigned short)x), cvt_f32_f16((unsigned short)(x >> 16)));
+}
+
+/* dS = P (dP - delta), packed. */
 NBHD_FN void score_gradients(unsigned *packed, const float *p, const float *dp, const float *delta)
 {
     delta += 2 * (threadIdx.x & 3);
@@ -438,6 +446,17 @@ NBHD_FN void score_gradients(unsigned *packed, const float *p, const float *dp, 
             int i = 4 * j + 2 * r;
             packed[2 * j + r] = pack(p[i] * (dp[i] - d.x), p[i + 1] * (dp[i + 1] - d.y));
         }
+    }
+}
+
+/* The same from a packed P. */
+NBHD_FN void score_gradients_packed(unsigned *ds, const unsigned *p, const float *dp, const float *delta)
+{
+    delta += 2 * (threadIdx.x & 3);
+#pragma unroll
+    for (int i = 0; i < NBHD_N / 4; i++) {
+        float2 d = *(const float2 *)&delta[8 * (i / 2)], x = unpack(p[i]);
+        ds[i] = pack(x.x * (dp[2 * i] - d.x), x.y * (dp[2 * i + 1] - d.y));
     }
 }
 
