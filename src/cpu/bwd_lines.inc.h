@@ -279,7 +279,7 @@ static void begin_box(struct bwd_box *x, const struct bwd_step *s)
 {
     const struct bwd_call *c = x->task->call;
     x->keys = find_keys(c->p->axis[2], s->q[2], x->token);
-    x->blocks = make_blocks(c->p->axis[2], s->q[2], x->keys.begin, x->block);
+    x->blocks = make_blocks(c->p->axis[2], s->q[2], x->keys.begin, false, x->block);
     for (int a = 0; a < 2; a++)
         x->cell[a] = (struct nbhd_cell){x->task->region[a].group, x->task->region[a].size, s->q[a]};
     for (int i = 0; i < c->b->group * c->b->ring[0] * c->b->ring[1]; i++)

@@ -321,7 +321,8 @@ static void permute_task(const struct nbhd_params *p, const struct nbhd_fwd *f, 
         const struct nbhd_range queries = locate(&t, i);
         if (i == task * f->run || f->grid[2].count > 1) {
             t.keys = find_keys(p->axis[2], queries, t.token);
-            t.blocks = make_blocks(p->axis[2], queries, t.keys.begin, t.block);
+            const bool share = p->axis[1].length > 1 && (V_FAST_LOOKUP || p->axis[2].dilation == 1);
+            t.blocks = make_blocks(p->axis[2], queries, t.keys.begin, share, t.block);
         }
         for (int slot = 0; slot < f->group * f->ring[0] * f->ring[1]; slot++)
             t.tag[slot] = -1;

@@ -1,6 +1,7 @@
 /* Forward for small windows. A tile is up to FWD_ROWS neighbouring query rows (along axis 1) of VF queries each (along
- * axis 2): a vector per row. Scores are made by permute.inc.h, from lines that fwd_lines.inc.h keeps. The second product needs
- * no lanes of queries: with the head's dimensions in the lanes, V is read and O written as they lie:
+ * axis 2): a vector per row, or half a vector where so few are left. Scores are made by permute.inc.h, from lines that
+ * fwd_lines.inc.h keeps. The second product needs no lanes of queries: with the head's dimensions in the lanes, V is
+ * read and O written as they lie:
  *
  *     O[r][lane][dims] += P[j][r][lane] * V[key of lane, j][dims]
  *
@@ -43,10 +44,26 @@ struct permute_task {
 
 /* ---- scores ---- */
 
+/* The vectors that hold rows [begin, end). */
+static struct nbhd_range vectors_of(const struct lane_block *b, int begin, int end)
+{
+    return nbhd_range_of(begin >> b->shared, (end + b->shared) >> b->shared);
+}
+
+/* Bits of the lanes of vector v whose rows see the run. */
+static unsigned lanes_of(const struct lane_block *b, const struct key_run *run, int v)
+{
+    const int row = VF >> b->shared;
+    const unsigned begin = (unsigned)nbhd_max(run->begin * row - v * VF, 0);
+    const unsigned end = (unsigned)nbhd_min(run->end * row - v * VF, VF);
+    return V_ALL >> (VF - end) & V_ALL << begin;
+}
+
 static void window_scores(const struct permute_task *t, const struct lane_block *b, const struct key_run *run)
 {
-    look_up_product(b, t->qt + run->begin * VF, run->line, t->f->line_step, t->p->head_dim,
-                    t->s + run->entry * ROW_WIDTH + run->begin * VF, run->end - run->begin, run->columns, t->f->columns);
+    const struct nbhd_range v = vectors_of(b, run->begin, run->end);
+    look_up_product(b, t->qt + v.begin * VF, run->line, t->f->line_step, t->p->head_dim,
+                    t->s + run->entry * ROW_WIDTH + v.begin * VF, v.end - v.begin, run->columns, t->f->columns);
 }
 
 /* Row i of the extra keys of a run as float32. */
@@ -70,16 +87,26 @@ static void extra_scores(const struct permute_task *t, const struct key_run *run
                  V_STRIP, v == 0, NULL);
 }
 
-/* Scores of columns that a lane's window does not have become -inf. */
+/* Bits of the lanes whose windows have a column j. */
+static unsigned lanes_with(const struct lane_block *b, int j)
+{
+    unsigned bits = 0;
+    for (int l = 0; l < VF; l++)
+        bits |= (unsigned)(j < b->count[l]) << l;
+    return bits;
+}
+
+/* Scores of columns that a lane's window does not have, and of rows that do not see the run, become -inf. */
 static void mask_run(const struct permute_task *t, const struct lane_block *b, const struct key_run *run)
 {
-    for (int j = 0; j < run->columns; j++) {
-        unsigned bits = 0;
-        for (int l = 0; l < VF; l++)
-            bits |= (unsigned)(j < b->count[l]) << l;
-        for (int r = run->begin; r < run->end && bits != V_ALL; r++) {
-            float *s = t->s + (run->entry + j) * ROW_WIDTH + r * VF;
-            v_store(s, v_select(bits, v_load(s), v_set1(-INFINITY)));
+    const struct nbhd_range vectors = vectors_of(b, run->begin, run->end);
+    for (int v = vectors.begin; v < vectors.end; v++) {
+        const unsigned rows = lanes_of(b, run, v);
+        for (int j = 0; j < run->columns; j++) {
+            const unsigned bits = b->ragged ? rows & lanes_with(b, j) : rows;
+            float *s = t->s + (run->entry + j) * ROW_WIDTH + v * VF;
+            if (bits != V_ALL)
+                v_store(s, v_select(bits, v_load(s), v_set1(-INFINITY)));
         }
     }
 }
@@ -88,15 +115,15 @@ static void mask_run(const struct permute_task *t, const struct lane_block *b, c
 static void bias_run(const struct permute_task *t, const struct lane_block *b, const struct key_run *run, float factor)
 {
     const int table_row = 2 * t->p->axis[2].window - 1;
+    const struct nbhd_range vectors = vectors_of(b, run->begin, run->end);
     for (int j = 0; j < run->columns; j++) {
-        unsigned bits = 0;
-        for (int l = 0; l < VF; l++)
-            bits |= (unsigned)(j < b->count[l]) << l;
-        for (int r = run->begin; r < run->end; r++) {
-            float *s = t->s + (run->entry + j) * ROW_WIDTH + r * VF;
+        const unsigned with = lanes_with(b, j);
+        for (int v = vectors.begin; v < vectors.end; v++) {
+            float *s = t->s + (run->entry + j) * ROW_WIDTH + v * VF;
             vf bias = v_zero();
             if (run->line) {
-                const float *table = t->bias + run->bias - r * table_row + j;
+                const float *table = t->bias + run->bias - (v << b->shared) * table_row + j;
+                const unsigned bits = with & lanes_of(b, run, v);
                 bias = b->even_bias && bits == V_ALL ? v_set1(table[b->bias[0]])
                                                      : v_gather(table, v_iload(b->bias), bits);
             }
@@ -105,35 +132,38 @@ static void bias_run(const struct permute_task *t, const struct lane_block *b, c
     }
 }
 
-/* ---- softmax of the runs whose scores are held, one query row ---- */
+/* ---- softmax of the runs whose scores are held, one vector of queries ---- */
 
-static void softmax_row(const struct permute_task *t, const struct key_run *runs, int n, int row, float factor)
+static void softmax_vector(const struct permute_task *t, const struct lane_block *b, const struct key_run *runs, int n,
+                           int v, float factor)
 {
-    vf old = v_load(t->maximum + row * VF), m = v_set1(-INFINITY);
+    const int first = v << b->shared, end = (v + 1) << b->shared; /* rows of queries */
+    vf old = v_load(t->maximum + v * VF), m = v_set1(-INFINITY);
     for (const struct key_run *run = runs; run < runs + n; run++) {
-        const float *s = t->s + run->entry * ROW_WIDTH + row * VF;
-        for (int j = 0; j < run->columns && run->begin <= row && row < run->end; j++)
+        const float *s = t->s + run->entry * ROW_WIDTH + v * VF;
+        for (int j = 0; j < run->columns && run->begin < end && first < run->end; j++)
             m = v_max(v_load(s + j * ROW_WIDTH), m);
     }
     m = v_max(v_mul(m, v_set1(factor)), old);
-    vf alpha = v_exp2(v_sub(old, m)), sum = v_mul(alpha, v_load(t->sum + row * VF));
+    vf alpha = v_exp2(v_sub(old, m)), sum = v_mul(alpha, v_load(t->sum + v * VF));
     for (const struct key_run *run = runs; run < runs + n; run++) {
-        float *s = t->s + run->entry * ROW_WIDTH + row * VF;
-        for (int j = 0; j < run->columns && run->begin <= row && row < run->end; j++) {
+        float *s = t->s + run->entry * ROW_WIDTH + v * VF;
+        for (int j = 0; j < run->columns && run->begin < end && first < run->end; j++) {
             vf x = v_exp2(v_fms(v_load(s + j * ROW_WIDTH), v_set1(factor), m));
             sum = v_add(sum, x);
             v_store(s + j * ROW_WIDTH, x);
         }
     }
-    v_store(t->maximum + row * VF, m);
-    v_store(t->alpha + row * VF, alpha);
-    v_store(t->sum + row * VF, sum);
+    v_store(t->maximum + v * VF, m);
+    v_store(t->alpha + v * VF, alpha);
+    v_store(t->sum + v * VF, sum);
 }
 
 /* ---- output ---- */
 
-V_FN void pv_run(vf acc[V_OUT_ROWS][V_OUT_DIMS], const char *v, long long step, const float *p, int count, const int begin,
-                 const int end, const int dims)
+/* p[r * row]: row r's probability of the first column. */
+V_FN void pv_run(vf acc[V_OUT_ROWS][V_OUT_DIMS], const char *v, long long step, const float *p, int count,
+                 const int begin, const int end, const int row, const int dims)
 {
     for (int j = 0; j < count; j++, v += step, p += ROW_WIDTH) {
         vf value[V_OUT_DIMS];
@@ -142,7 +172,7 @@ V_FN void pv_run(vf acc[V_OUT_ROWS][V_OUT_DIMS], const char *v, long long step, 
             value[i] = v_keep(v_load((const float *)v + i * VF));
 #pragma GCC unroll 4
         for (int r = begin; r < end; r++) {
-            vf weight = v_set1(p[r * VF]);
+            vf weight = v_set1(p[r * row]);
 #pragma GCC unroll 4
             for (int i = 0; i < dims; i++)
                 acc[r][i] = v_fma(weight, value[i], acc[r][i]);
@@ -150,10 +180,12 @@ V_FN void pv_run(vf acc[V_OUT_ROWS][V_OUT_DIMS], const char *v, long long step, 
     }
 }
 
-/* One lane's output of V_OUT_ROWS rows, the first of them `from`, from some runs, for `dims` vectors of the head from `column`
- * on. The first portion of the runs begins it, the last one writes it; in between it waits in t->o. */
+/* One lane's output of V_OUT_ROWS rows, the first of them `from`, from some runs, for `dims` vectors of the head from
+ * `column` on. The first portion of the runs begins it, the last one writes it; in between it waits in t->o. row: lanes
+ * from a row to the next. */
 V_FN void pv_lane(const struct permute_task *t, const struct lane_block *b, const struct key_run *runs, int n, int lane,
-                  int from, int column, const struct row_set *to, bool first, bool last, const int dims)
+                  int from, int column, const struct row_set *to, bool first, bool last, const int row,
+                  const int dims)
 {
     const bool all = V_OUT_ROWS == FWD_ROWS;
     const int top = all ? 0 : from;
@@ -164,28 +196,29 @@ V_FN void pv_lane(const struct permute_task *t, const struct lane_block *b, cons
     for (int r = 0; r < V_OUT_ROWS; r++)
 #pragma GCC unroll 4
         for (int i = 0; i < dims; i++)
-            acc[r][i] = first ? v_zero() : v_mul(v_set1(t->alpha[(top + r) * VF + lane]), v_load(o + r * o_step + i * VF));
+            acc[r][i] = first ? v_zero()
+                              : v_mul(v_set1(t->alpha[(top + r) * row + lane]), v_load(o + r * o_step + i * VF));
     for (const struct key_run *run = runs; run < runs + n; run++) {
         const bool extra = !run->line;
         const long long key = extra ? 0 : t->f->pack_values ? b->key[lane] : b->token[lane];
         const char *v = run->v + column * (long long)sizeof(float) + key * t->v_lane_step;
         const long long step = extra ? t->extra_v_step : t->v_step;
         const int count = extra ? run->columns : b->count[lane];
-        const float *p = t->s + run->entry * ROW_WIDTH + top * VF + lane;
+        const float *p = t->s + run->entry * ROW_WIDTH + top * row + lane;
         const int begin = all ? run->begin : nbhd_max(run->begin - top, 0);
         const int end = all ? run->end : nbhd_min(run->end - top, V_OUT_ROWS);
         switch (begin * 8 + end) { /* begin >= end: none of these */
-        case 0 * 8 + 1: pv_run(acc, v, step, p, count, 0, 1, dims); break;
-        case 0 * 8 + 2: pv_run(acc, v, step, p, count, 0, 2, dims); break;
-        case 1 * 8 + 2: pv_run(acc, v, step, p, count, 1, 2, dims); break;
+        case 0 * 8 + 1: pv_run(acc, v, step, p, count, 0, 1, row, dims); break;
+        case 0 * 8 + 2: pv_run(acc, v, step, p, count, 0, 2, row, dims); break;
+        case 1 * 8 + 2: pv_run(acc, v, step, p, count, 1, 2, row, dims); break;
 #if V_OUT_ROWS > 2
-        case 0 * 8 + 3: pv_run(acc, v, step, p, count, 0, 3, dims); break;
-        case 0 * 8 + 4: pv_run(acc, v, step, p, count, 0, 4, dims); break;
-        case 1 * 8 + 3: pv_run(acc, v, step, p, count, 1, 3, dims); break;
-        case 1 * 8 + 4: pv_run(acc, v, step, p, count, 1, 4, dims); break;
-        case 2 * 8 + 3: pv_run(acc, v, step, p, count, 2, 3, dims); break;
-        case 2 * 8 + 4: pv_run(acc, v, step, p, count, 2, 4, dims); break;
-        case 3 * 8 + 4: pv_run(acc, v, step, p, count, 3, 4, dims); break;
+        case 0 * 8 + 3: pv_run(acc, v, step, p, count, 0, 3, row, dims); break;
+        case 0 * 8 + 4: pv_run(acc, v, step, p, count, 0, 4, row, dims); break;
+        case 1 * 8 + 3: pv_run(acc, v, step, p, count, 1, 3, row, dims); break;
+        case 1 * 8 + 4: pv_run(acc, v, step, p, count, 1, 4, row, dims); break;
+        case 2 * 8 + 3: pv_run(acc, v, step, p, count, 2, 3, row, dims); break;
+        case 2 * 8 + 4: pv_run(acc, v, step, p, count, 2, 4, row, dims); break;
+        case 3 * 8 + 4: pv_run(acc, v, step, p, count, 3, 4, row, dims); break;
 #endif
         }
     }
@@ -197,35 +230,51 @@ V_FN void pv_lane(const struct permute_task *t, const struct lane_block *b, cons
             for (int i = 0; i < dims; i++)
                 v_store(o + r * o_step + i * VF, acc[r][i]);
         } else if (top + r < to->rows) {
-            char *row = to->o[top + r] + b->query[lane] * t->p->o.axis[2];
-            const vf factor = v_set1(t->sum[(top + r) * VF + lane]); /* its inverse: see permute_tile */
-            float *past = (float *)row + column; /* where f->stream says float32, aligned */
+            char *out = to->o[top + r] + b->query[lane] * t->p->o.axis[2];
+            const vf factor = v_set1(t->sum[(top + r) * row + lane]); /* its inverse: see permute_tile */
+            float *past = (float *)out + column; /* where f->stream says float32, aligned */
             const bool stream = t->f->stream && (uintptr_t)past % sizeof(vf) == 0 && columns >= dims * VF;
 #pragma GCC unroll 4
             for (int i = 0; i < dims; i++)
                 if (stream)
                     v_stream(past + i * VF, v_mul(factor, acc[r][i]));
                 else
-                    v_store_as(row, t->f->dtype, column + i * VF, v_mul(factor, acc[r][i]), nbhd_min(columns - i * VF, VF));
+                    v_store_as(out, t->f->dtype, column + i * VF, v_mul(factor, acc[r][i]),
+                               nbhd_min(columns - i * VF, VF));
         }
     }
 }
 
-static void pv_portion(const struct permute_task *t, const struct lane_block *b, const struct key_run *runs, int n,
-                       int lane, int top, const struct row_set *to, bool first, bool last)
+V_FN void pv_portion(const struct permute_task *t, const struct lane_block *b, const struct key_run *runs, int n,
+                     int lane, int top, const struct row_set *to, bool first, bool last, const int row)
 {
     for (int column = 0; column < t->f->value_width;) {
         const int dims = nbhd_min((t->f->value_width - column) / VF, V_OUT_DIMS);
         switch (dims) {
-        case 1: pv_lane(t, b, runs, n, lane, top, column, to, first, last, 1); break;
-        case 2: pv_lane(t, b, runs, n, lane, top, column, to, first, last, 2); break;
+        case 1: pv_lane(t, b, runs, n, lane, top, column, to, first, last, row, 1); break;
+        case 2: pv_lane(t, b, runs, n, lane, top, column, to, first, last, row, 2); break;
 #if V_OUT_DIMS > 2
-        case 3: pv_lane(t, b, runs, n, lane, top, column, to, first, last, 3); break;
-        case 4: pv_lane(t, b, runs, n, lane, top, column, to, first, last, 4); break;
+        case 3: pv_lane(t, b, runs, n, lane, top, column, to, first, last, row, 3); break;
+        case 4: pv_lane(t, b, runs, n, lane, top, column, to, first, last, row, 4); break;
 #endif
         }
         column += dims * VF;
     }
+}
+
+/* Functions of their own: each is many loops. */
+static __attribute__((noinline)) void pv_whole_rows(const struct permute_task *t, const struct lane_block *b,
+                                                    const struct key_run *runs, int n, int lane, int top,
+                                                    const struct row_set *to, bool first, bool last)
+{
+    pv_portion(t, b, runs, n, lane, top, to, first, last, VF);
+}
+
+static __attribute__((noinline)) void pv_shared_rows(const struct permute_task *t, const struct lane_block *b,
+                                                     const struct key_run *runs, int n, int lane, int top,
+                                                     const struct row_set *to, bool first, bool last)
+{
+    pv_portion(t, b, runs, n, lane, top, to, first, last, VF / 2);
 }
 
 /* ---- a tile ---- */
@@ -233,10 +282,11 @@ static void pv_portion(const struct permute_task *t, const struct lane_block *b,
 static void tile_begin(const struct permute_task *t, const struct lane_block *b, const struct row_set *from)
 {
     const char *q[ROW_WIDTH];
+    const int vectors = vectors_of(b, 0, from->rows).end, row = VF >> b->shared;
     for (int r = 0; r < from->rows; r++)
-        for (int l = 0; l < VF; l++)
-            q[r * VF + l] = from->q[r] + b->query[l] * t->p->q.axis[2];
-    pack_queries(t->qt, ROW_WIDTH, q, t->f->dtype, from->rows * VF, from->rows, t->p->head_dim, t->p->scale < 0.0f);
+        for (int l = 0; l < VF; l++) /* of a shared vector, the next row overwrites the upper half */
+            q[r * row + l] = from->q[r] + b->query[l] * t->p->q.axis[2];
+    pack_queries(t->qt, ROW_WIDTH, q, t->f->dtype, vectors * VF, vectors, t->p->head_dim, t->p->scale < 0.0f);
     for (int v = 0; v < ROW_WIDTH; v += VF) {
         v_store(t->maximum + v, v_set1(-FLT_MAX));
         v_store(t->sum + v, v_zero());
@@ -247,13 +297,15 @@ static void tile_begin(const struct permute_task *t, const struct lane_block *b,
 /* After the last softmax: the logsumexp out, and sum becomes its inverse. */
 static void tile_sums(const struct permute_task *t, const struct lane_block *b, const struct row_set *to)
 {
-    for (int r = 0; r < to->rows; r++) {
-        float *sum = t->sum + r * VF;
+    for (int v = 0; v < vectors_of(b, 0, to->rows).end; v++) {
+        const int first = v << b->shared, row = VF >> b->shared;
+        const int lanes = b->shared ? nbhd_min((to->rows - first) * row, VF) : b->lanes; /* shared: repeated ones too */
+        float *sum = t->sum + v * VF;
         char *out[VF];
-        for (int l = 0; l < VF && t->p->lse.data; l++)
-            out[l] = to->lse[r] + b->query[l] * t->p->lse.axis[2];
+        for (int l = 0; l < lanes && t->p->lse.data; l++)
+            out[l] = to->lse[first + (l >= row)] + b->query[l] * t->p->lse.axis[2];
         if (t->p->lse.data)
-            store_lse(out, b->lanes, 1, t->maximum + r * VF, sum);
+            store_lse(out, lanes, 1, t->maximum + v * VF, sum);
         v_store(sum, v_div(v_set1(1.0f), v_load(sum)));
     }
 }
@@ -273,18 +325,21 @@ static void permute_tile(const struct permute_task *t, const struct lane_block *
                 extra_scores(t, &runs[end]);
             if (t->p->bias)
                 bias_run(t, b, &runs[end], factor);
-            if (b->ragged && runs[end].line)
+            if ((b->ragged || b->shared) && runs[end].line)
                 mask_run(t, b, &runs[end]);
             ahead_beat(t->ahead, at + end, beats);
         }
-        for (int r = 0; r < rows->rows; r++)
-            softmax_row(t, runs + at, end - at, r, t->p->bias ? 1.0f : factor);
+        for (int v = 0; v < vectors_of(b, 0, rows->rows).end; v++)
+            softmax_vector(t, b, runs + at, end - at, v, t->p->bias ? 1.0f : factor);
         const bool first = at == 0, last = end == t->run_count;
         if (last)
             tile_sums(t, b, rows);
         for (int lane = 0; lane < b->lanes; lane++) {
             for (int top = 0; top < rows->rows; top += V_OUT_ROWS)
-                pv_portion(t, b, runs + at, end - at, lane, top, rows, first, last);
+                if (b->shared)
+                    pv_shared_rows(t, b, runs + at, end - at, lane, top, rows, first, last);
+                else
+                    pv_whole_rows(t, b, runs + at, end - at, lane, top, rows, first, last);
             ahead_beat(t->ahead, at + end + (end - at) * (lane + 1) / b->lanes, beats);
         }
     }

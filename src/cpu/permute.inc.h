@@ -52,10 +52,12 @@ static struct nbhd_range find_keys(struct nbhd_axis a, struct nbhd_range queries
 
 /* ---- blocks of lanes ---- */
 
-/* VF queries along axis 2. Lanes past `lanes` repeat the last one, and nothing of them is stored. Positions of keys are less
- * the first that the task at hand sees. */
+/* VF queries along axis 2. Lanes past `lanes` repeat another, and nothing that differs is stored of them. Where lanes
+ * fill half a vector at most, two rows of queries can share one: the upper half repeats the lower. Positions of keys
+ * are less the first that the task at hand sees. */
 struct lane_block {
     int lanes;
+    int shared;     /* 1: a vector is of two rows of queries, else 0 */
     int base;       /* position of lane 0's first key */
     bool ragged;    /* some windows have fewer keys than others */
     bool straight;  /* each window begins one position after the previous lane's */
@@ -91,13 +93,26 @@ static void repeat_lane(struct lane_block *b, int from, int to)
     b->query[to] = b->query[from], b->token[to] = b->token[from], b->bias[to] = b->bias[from];
 }
 
-/* Blocks for the queries; returns how many. */
-static int make_blocks(struct nbhd_axis a, struct nbhd_range queries, int first_key, struct lane_block *block)
+/* The second row's lanes; its relative positions on axis 1 are less by one. */
+static void share_lanes(struct nbhd_axis a, struct lane_block *b)
+{
+    for (int l = 0; l < VF / 2; l++) {
+        repeat_lane(b, l, l + VF / 2);
+        b->bias[l + VF / 2] -= 2 * a.window - 1;
+    }
+    b->shared = 1;
+    b->straight = b->even_bias = false;
+}
+
+/* Blocks for the queries; returns how many. share: rows share vectors where they can. */
+static int make_blocks(struct nbhd_axis a, struct nbhd_range queries, int first_key, bool share,
+                       struct lane_block *block)
 {
     struct position x = position_of(a, queries.begin);
     struct lane_block *b = block;
     for (int i = queries.begin; i < queries.end; b++) {
-        *b = (struct lane_block){.lanes = nbhd_min(queries.end - i, VF), .straight = true, .near = true, .even_bias = true};
+        *b = (struct lane_block){.lanes = nbhd_min(queries.end - i, VF)};
+        b->straight = b->near = b->even_bias = true;
         for (int l = 0; l < b->lanes; l++, i++) {
             set_lane(a, b, l, x, i, first_key);
             if (i + 1 < queries.end)
@@ -106,6 +121,8 @@ static int make_blocks(struct nbhd_axis a, struct nbhd_range queries, int first_
         for (int l = b->lanes; l < VF; l++)
             repeat_lane(b, b->lanes - 1, l);
         b->base = b->key[0];
+        if (share && b->lanes <= VF / 2)
+            share_lanes(a, b);
     }
     return (int)(b - block);
 }
