@@ -51,6 +51,7 @@ double oracle_round(enum oracle_precision precision, double value)
 {
     switch (precision) {
     case ORACLE_F32:
+    case ORACLE_F32_REVERSED:
     case ORACLE_TF32:
     case ORACLE_TF32_NEAREST: return (double)(float)value;
     case ORACLE_F16:
@@ -188,9 +189,12 @@ static long long bias_index(const struct oracle *c, int head, long long query, l
 
 static double dot(const struct oracle *c, const double *a, const double *b, int n)
 {
+    const bool reversed = c->p->precision == ORACLE_F32_REVERSED;
     double sum = 0;
-    for (int i = 0; i < n; i++)
+    for (int j = 0; j < n; j++) {
+        const int i = reversed ? n - 1 - j : j;
         sum = sum_up(c->p, sum + sum_up(c->p, element(c->p, a[i]) * element(c->p, b[i])));
+    }
     return sum;
 }
 
