@@ -135,14 +135,14 @@ static bool consult_worst(struct run *r, enum oracle_precision one, enum oracle_
 
 /* TF32: what cuts the scores' operands off makes all scores a little smaller, which a softmax hardly notices; what rounds them to
  * nearest errs less, but each score by itself. Scores of some hundreds in float32: the roundings of the few that decide depend on
- * the order of their sums. Either is plain. */
+ * the order of their sums and their unit. Either is plain. */
 bool case_consult(struct run *r, bool plain)
 {
     const nbhd_desc *d = &r->desc;
     if (plain && d->dtype == NBHD_F32 && d->tf32)
         return consult_worst(r, ORACLE_TF32, ORACLE_TF32_NEAREST);
     if (plain && d->dtype == NBHD_F32 && r->options->large_values)
-        return consult_worst(r, ORACLE_F32, ORACLE_F32_REVERSED);
+        return consult_worst(r, ORACLE_F32, ORACLE_F32_BASE2);
     return consult(r, plain ? case_precision(d->dtype) : ORACLE_EXACT);
 }
 

@@ -51,7 +51,7 @@ double oracle_round(enum oracle_precision precision, double value)
 {
     switch (precision) {
     case ORACLE_F32:
-    case ORACLE_F32_REVERSED:
+    case ORACLE_F32_BASE2:
     case ORACLE_TF32:
     case ORACLE_TF32_NEAREST: return (double)(float)value;
     case ORACLE_F16:
@@ -187,9 +187,17 @@ static long long bias_index(const struct oracle *c, int head, long long query, l
     return at;
 }
 
+static bool in_base_2(const struct oracle_problem *p) { return p->precision == ORACLE_F32_BASE2; }
+
+/* A power of what the scores are exponents of. */
+static double power(const struct oracle_problem *p, double exponent)
+{
+    return sum_up(p, in_base_2(p) ? exp2(exponent) : exp(exponent));
+}
+
 static double dot(const struct oracle *c, const double *a, const double *b, int n)
 {
-    const bool reversed = c->p->precision == ORACLE_F32_REVERSED;
+    const bool reversed = in_base_2(c->p);
     double sum = 0;
     for (int j = 0; j < n; j++) {
         const int i = reversed ? n - 1 - j : j;
@@ -206,29 +214,31 @@ static double softmax(struct oracle *c, int batch, long long query, int head, co
     const int kv_head = head / (p->heads / p->kv_heads);
     const double *q = query_row(c, c->t->q, batch, query, head, p->head_dim);
     const long long all = c->keys + p->extra;
+    const double unit = in_base_2(p) ? 1.44269504088896340736 : 1; /* of a score: log2(e) */
+    const double scale = in_base_2(p) ? sum_up(p, p->scale * unit) : p->scale;
     double max = -INFINITY, sum = 0;
     for (long long j = 0; j < all; j++) {
         if (!c->visible[j])
             continue;
         double score = dot(c, q, key_row(c, c->t->k, c->t->extra_k, batch, j, kv_head, p->head_dim), p->head_dim);
-        score = sum_up(p, score * p->scale);
+        score = sum_up(p, score * scale);
         if (c->t->bias && j < c->keys)
-            score = sum_up(p, score + c->t->bias[bias_index(c, head, query, j)]);
+            score = sum_up(p, score + sum_up(p, c->t->bias[bias_index(c, head, query, j)] * unit));
         c->weights[j] = score;
         max = score > max || isnan(score) ? score : max;
     }
     for (long long j = 0; given && j < all; j++)
         if (c->visible[j])
-            c->weights[j] = sum_up(p, exp(sum_up(p, c->weights[j] - *given)));
+            c->weights[j] = power(p, sum_up(p, c->weights[j] - sum_up(p, *given * unit)));
     if (given)
         return *given;
     for (long long j = 0; j < all; j++)
         if (c->visible[j])
-            sum = sum_up(p, sum + (c->weights[j] = sum_up(p, exp(c->weights[j] - max))));
+            sum = sum_up(p, sum + (c->weights[j] = power(p, c->weights[j] - max)));
     for (long long j = 0; j < all; j++)
         if (c->visible[j])
             c->weights[j] = sum_up(p, c->weights[j] / sum);
-    return sum_up(p, max + log(sum));
+    return sum_up(p, max / unit + log(sum));
 }
 
 static void weigh_values(struct oracle *c, int batch, int head, double *o)

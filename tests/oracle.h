@@ -6,10 +6,10 @@
 #include <stdbool.h>
 
 /* The arithmetic to compute in. EXACT: double. The others are a plain computation in that precision, whose own error is
- * the yardstick for a kernel's: sums in float, probabilities and results rounded to the type. F32_REVERSED: dot products
- * begin at the last dimension. TF32: float32 tensors, whose products take the upper 11 bits of their operands. */
+ * the yardstick for a kernel's: sums in float, probabilities and results rounded to the type. F32_BASE2: as plain, but
+ * scores are in powers of two, as kernels have them, and dot products begin at the last dimension. TF32: float32 tensors, whose products take the upper 11 bits of their operands. */
 enum oracle_precision {
-    ORACLE_EXACT, ORACLE_F32, ORACLE_F32_REVERSED, ORACLE_F16, ORACLE_BF16, ORACLE_TF32, ORACLE_TF32_NEAREST
+    ORACLE_EXACT, ORACLE_F32, ORACLE_F32_BASE2, ORACLE_F16, ORACLE_BF16, ORACLE_TF32, ORACLE_TF32_NEAREST
 };
 
 enum oracle_edge { ORACLE_NEAREST, ORACLE_CAUSAL, ORACLE_TRUNCATED };
