@@ -65,16 +65,17 @@ static int spec_split(const char *text, struct spec *spec)
     return TOOL_DONE;
 }
 
-/* Kernels may assume aligned elements; a header of odd length puts them anywhere. */
-static int align(struct array *array)
+/* Kernels want aligned elements in C's order; a header of odd length puts them anywhere. */
+static int put_in_order(struct array *array)
 {
-    array->data = (char *)array->map + array->info.offset;
-    if ((size_t)array->data % dtype_size(array->info.dtype) == 0)
+    const struct array_info *info = &array->info;
+    array->data = (char *)array->map + info->offset;
+    if ((size_t)array->data % dtype_size(info->dtype) == 0 && !info->fortran && !info->big_endian)
         return TOOL_DONE;
-    array->copy = malloc(array->info.bytes ? array->info.bytes : 1);
+    array->copy = malloc(info->bytes ? info->bytes : 1);
     if (!array->copy)
-        return tool_fail(TOOL_FAILED, "out of memory for a copy of %zu unaligned bytes", array->info.bytes);
-    memcpy(array->copy, array->data, array->info.bytes);
+        return tool_fail(TOOL_FAILED, "out of memory for a copy of %zu bytes in another order", info->bytes);
+    array_reorder(array->copy, array->data, info);
     array->data = array->copy;
     return TOOL_DONE;
 }
@@ -115,7 +116,7 @@ int array_open(struct array *array, const char *text)
                               : safetensors_find(array->map, array->map_bytes, spec.name, &array->info, why)))
         status = tool_fail(TOOL_USAGE, "%s: %s", spec.path, why);
     if (!status)
-        status = align(array);
+        status = put_in_order(array);
     free(spec.path);
     if (status)
         array_close(array);

@@ -16,6 +16,7 @@ struct array_info {
     int rank;
     long long shape[ARRAY_RANK];
     size_t offset, bytes;
+    bool fortran, big_endian; /* as numpy may save; array_open makes a copy in C's order and bytes */
 };
 
 /* false: why[] holds a sentence without the file's name. */
@@ -24,12 +25,15 @@ bool npy_parse(const unsigned char *file, size_t size, struct array_info *info, 
 bool safetensors_find(const unsigned char *file, size_t size, const char *name, struct array_info *info,
                       char why[NBHD_TEXT]);
 
+/* Copies the elements of source, which info tells of, in C's order and with this machine's bytes. */
+void array_reorder(void *result, const void *source, const struct array_info *info);
+
 struct array {
     struct array_info info;
     void *data; /* aligned to the element */
     void *map;
     size_t map_bytes;
-    void *copy; /* where the file holds it unaligned */
+    void *copy; /* where the file holds it unaligned, or not in our order */
 };
 
 /* Exit status; on failure the sentence has been told. */

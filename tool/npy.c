@@ -71,7 +71,7 @@ static bool say(char why[NBHD_TEXT], const char *sentence)
     return false;
 }
 
-static bool read_dtype(const char *descr, int *dtype, char why[NBHD_TEXT])
+static bool read_dtype(const char *descr, struct array_info *info, char why[NBHD_TEXT])
 {
     static const struct {
         const char *descr;
@@ -80,14 +80,13 @@ static bool read_dtype(const char *descr, int *dtype, char why[NBHD_TEXT])
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         if (strcmp(descr + 1, known[i].descr))
             continue;
-        *dtype = known[i].dtype;
-        if (descr[0] == '<' || descr[0] == '=')
+        info->dtype = known[i].dtype;
+        info->big_endian = descr[0] == '>';
+        if (strchr("<=>", descr[0]))
             return true;
-        if (descr[0] == '>')
-            return say(why, "its numbers are big-endian; save it with astype('<f4') or the like");
     }
     snprintf(why, NBHD_TEXT,
-             "its dtype is '%.60s'; a .npy must be '<f2', '<f4' or '<f8' (bfloat16 travels in .safetensors)", descr);
+             "its dtype is '%.60s'; a .npy must be 'f2', 'f4' or 'f8' (bfloat16 travels in .safetensors)", descr);
     return false;
 }
 
@@ -95,7 +94,7 @@ static bool read_dtype(const char *descr, int *dtype, char why[NBHD_TEXT])
 static bool read_dict(struct cursor *c, struct array_info *info, char why[NBHD_TEXT])
 {
     char key[32], descr[64] = "";
-    bool shape = false, order = false, fortran = false;
+    bool shape = false, order = false;
     if (!take(c, "{"))
         return say(why, "its header is not a dict");
     while (!take(c, "}")) {
@@ -105,7 +104,7 @@ static bool read_dict(struct cursor *c, struct array_info *info, char why[NBHD_T
         if (!strcmp(key, "descr") && !*descr)
             good = take_string(c, descr, sizeof descr) && *descr;
         else if (!strcmp(key, "fortran_order") && !order)
-            good = order = take(c, "False") || (fortran = take(c, "True"));
+            good = order = take(c, "False") || (info->fortran = take(c, "True"));
         else if (!strcmp(key, "shape") && !shape)
             good = shape = take_shape(c, info);
         if (!good) {
@@ -120,9 +119,7 @@ static bool read_dict(struct cursor *c, struct array_info *info, char why[NBHD_T
     }
     if (!*descr || !order || !shape)
         return say(why, "its header lacks descr, fortran_order or shape");
-    if (!read_dtype(descr, &info->dtype, why))
-        return false;
-    return !fortran || say(why, "it is in Fortran order; save it with numpy.ascontiguousarray");
+    return read_dtype(descr, info, why);
 }
 
 bool npy_parse(const unsigned char *file, size_t size, struct array_info *info, char why[NBHD_TEXT])
