@@ -49,8 +49,9 @@ def to_bytes(image):
 
 
 def run_skimage(args, noisy, fast):
-    return timed(lambda: to_bytes(denoise_nl_means(noisy / 255.0, patch_size=args.patch, patch_distance=args.window // 2,
-                                                   h=args.strength / 255, fast_mode=fast, channel_axis=-1)))
+    return timed(lambda: to_bytes(denoise_nl_means(noisy / 255.0, patch_size=args.patch,
+                                                   patch_distance=args.window // 2, h=args.strength / 255,
+                                                   fast_mode=fast, channel_axis=-1)))
 
 
 def run_opencv(args, noisy, photo, threads):

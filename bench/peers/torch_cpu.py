@@ -5,8 +5,8 @@
 
 Needs: pip install torch==2.13.0 (its CPU build will do) and a built libnbhd.so. Per line: the time of nbhd's planned
 kernel, of scaled_dot_product_attention without a mask (dense: other results, the usual alternative), with the
-neighborhood as a boolean mask, and of compiled flex_attention with a block mask. Useful GFLOP/s count visible pairs only,
-for every method. The mask is read from the library (nbhd_desc_keys), not computed here. Results are compared.
+neighborhood as a boolean mask, and of compiled flex_attention with a block mask. Useful GFLOP/s count visible pairs
+only, for every method. The mask is read from the library (nbhd_desc_keys), not computed here. Results are compared.
 """
 import argparse
 import ctypes
@@ -44,7 +44,8 @@ def axis_mask(desc, axis):
     first, count = ctypes.c_int(), ctypes.c_int()
     mask = torch.zeros(length, keys, dtype=torch.bool)
     for query in range(length):
-        _lib.check(_lib.library().nbhd_desc_keys(ctypes.byref(desc), axis, query, ctypes.byref(first), ctypes.byref(count)))
+        _lib.check(_lib.library().nbhd_desc_keys(ctypes.byref(desc), axis, query, ctypes.byref(first),
+                                                 ctypes.byref(count)))
         step = desc.dilation[axis] or 1
         mask[query, first.value:first.value + count.value * step:step] = True
     return mask

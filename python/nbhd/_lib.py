@@ -1,5 +1,5 @@
-"""The C interface by ctypes: the structs of include/nbhd.h, and its functions. Validates only what C cannot see, the tensors'
-shapes, types and devices; for all else the C sentence is raised."""
+"""The C interface by ctypes: the structs of include/nbhd.h, and its functions. Validates only what C cannot see, the
+tensors' shapes, types and devices; for all else the C sentence is raised."""
 
 import ctypes as c
 import os
@@ -40,25 +40,25 @@ class Ragged(c.Structure):
 
 
 class NbhdError(RuntimeError):
-    """A status of the C library; the message is its sentence."""
-
-    def __init__(self, status, sentence):
-        super().__init__(sentence)
-        self.status = status
+    """A status of the C library, nbhd_status; the message is its sentence."""
+    status = None
 
 
 class InvalidError(NbhdError, ValueError):
     """NBHD_ERROR_INVALID: a field or an argument is out of its range."""
+    status = 1
 
 
 class UnsupportedError(NbhdError):
     """NBHD_ERROR_UNSUPPORTED: legal, but no kernel of this build and machine takes it."""
+    status = 2
 
 
 def _find():
     named = os.environ.get("NBHD_LIBRARY")
     here = Path(__file__).resolve().parent
-    places = [named] if named else [*here.glob("**/libnbhd.so*"), here.parents[1] / "build" / "libnbhd.so", "libnbhd.so"]
+    built = here.parents[1] / "build" / "libnbhd.so"
+    places = [named] if named else [*here.glob("**/libnbhd.so*"), built, "libnbhd.so"]
     for place in places:
         try:
             return c.CDLL(str(place))
@@ -78,8 +78,8 @@ def library():
         "nbhd_desc_keys": (c.c_int, [c.POINTER(Desc), c.c_int, c.c_int, c.POINTER(c.c_int), c.POINTER(c.c_int)]),
         "nbhd_desc_flops": (c.c_double, [c.POINTER(Desc)]),
         "nbhd_plan_create_with": (c.c_int, [c.POINTER(c.c_void_p), c.POINTER(Desc), c.c_int, c.c_uint, c.c_char_p]),
-        "nbhd_plan_create_ragged": (c.c_int, [c.POINTER(c.c_void_p), c.POINTER(Desc), c.POINTER(Ragged), c.c_int, c.c_uint,
-                                              c.c_char_p]),
+        "nbhd_plan_create_ragged": (c.c_int, [c.POINTER(c.c_void_p), c.POINTER(Desc), c.POINTER(Ragged), c.c_int,
+                                              c.c_uint, c.c_char_p]),
         "nbhd_plan_workspace": (c.c_size_t, [c.c_void_p]),
         "nbhd_plan_kernel": (c.c_char_p, [c.c_void_p]),
         "nbhd_plan_destroy": (None, [c.POINTER(c.c_void_p)]),
@@ -94,8 +94,10 @@ def library():
 
 def check(status):
     if status:
-        sentence = library().nbhd_last_error().decode(errors="replace")
-        raise {1: InvalidError, 2: UnsupportedError}.get(status, NbhdError)(status, sentence)
+        kinds = {kind.status: kind for kind in (InvalidError, UnsupportedError)}
+        error = kinds.get(status, NbhdError)(library().nbhd_last_error().decode(errors="replace"))
+        error.status = status
+        raise error
 
 
 class Plan:
@@ -104,11 +106,11 @@ class Plan:
     def __init__(self, desc, device, flags, kernel, sequences=None):
         lib = library()
         self.handle = c.c_void_p()
+        made, problem = c.byref(self.handle), c.byref(desc)
         if sequences:
-            check(lib.nbhd_plan_create_ragged(c.byref(self.handle), c.byref(desc), c.byref(sequences.struct()), device, flags,
-                                              kernel))
+            check(lib.nbhd_plan_create_ragged(made, problem, c.byref(sequences.struct()), device, flags, kernel))
         else:
-            check(lib.nbhd_plan_create_with(c.byref(self.handle), c.byref(desc), device, flags, kernel))
+            check(lib.nbhd_plan_create_with(made, problem, device, flags, kernel))
         self.workspace = lib.nbhd_plan_workspace(self.handle)
         self.kernel = lib.nbhd_plan_kernel(self.handle).decode()
 
@@ -125,7 +127,7 @@ def _cached_plan(desc_bytes, device, flags, kernel, context):
     return Plan(Desc.from_buffer_copy(desc_bytes), device, flags, kernel)
 
 
-@lru_cache(maxsize=256) # they are larger, and batches seldom repeat
+@lru_cache(maxsize=256)  # they are larger, and batches seldom repeat
 def _cached_ragged_plan(desc_bytes, device, flags, kernel, context, sequences):
     return Plan(Desc.from_buffer_copy(desc_bytes), device, flags, kernel, sequences)
 
@@ -139,9 +141,9 @@ def plan(desc, device=CPU, flags=0, kernel=None, context=0, sequences=None):
 def edges_of(edge, rank):
     """nbhd_edge values per axis, of one name for all or a name per axis; values themselves will do."""
     names = _triple([edge] * rank if isinstance(edge, str) else edge, rank, "edge")
-    unknown = [name for name in names if name not in EDGES and name not in EDGES.values()]
+    unknown = [name for name in names if name not in (*EDGES, *EDGES.values())]
     if unknown:
-        raise InvalidError(1, f"edge is {unknown[0]!r}; it must be one of {', '.join(EDGES)}")
+        raise InvalidError(f"edge is {unknown[0]!r}; it must be one of {', '.join(EDGES)}")
     return [EDGES.get(name, name) for name in names]
 
 
@@ -149,30 +151,35 @@ def _triple(value, rank, name):
     """One value per axis, from one for all or a sequence."""
     values = list(value) if hasattr(value, "__iter__") and getattr(value, "ndim", 1) else [value] * rank
     if len(values) != rank:
-        raise InvalidError(1, f"{name} has {len(values)} numbers where the problem has {rank} axes")
+        raise InvalidError(f"{name} has {len(values)} numbers where the problem has {rank} axes")
     return values
 
 
 def per_axis(value, rank, name):
-    """A whole number per axis, from what a caller gives: a number, or a sequence of numbers; None is the default, 0 in C."""
+    """A whole number per axis, from what a caller gives: a number, or a sequence; None is the default, 0 in C."""
     numbers = []
     for one in _triple(value, rank, name):
         try:
             numbers.append(0 if one is None else index(one))
         except TypeError:
-            raise InvalidError(1, f"{name} is {value!r}; it must be a whole number, or one per axis") from None
+            raise InvalidError(f"{name} is {value!r}; it must be a whole number, or one per axis") from None
         if one is not None and not 1 <= numbers[-1] < 2 ** 31:  # more would wrap around in C
-            raise InvalidError(1, f"{name} is {value!r}; each number must be 1 to 2147483647")
+            raise InvalidError(f"{name} is {value!r}; each number must be 1 to 2147483647")
     return numbers
 
 
 def scale_of(scale):
     """The factor on q.k as a float; None is the default, 0 in C, where it is a float32."""
     if getattr(scale, "requires_grad", False):
-        raise InvalidError(1, "scale needs a gradient, which is not taken; multiply q by it, with scale=1")
-    if scale is not None and abs(float(scale)) <= 2.0 ** -150:
-        raise InvalidError(1, f"scale is {scale}, which would make all keys weigh the same; it must be another number, or None")
-    return 0.0 if scale is None else float(scale)
+        raise InvalidError("scale needs a gradient, which is not taken; multiply q by it, with scale=1")
+    try:
+        factor = 0.0 if scale is None else float(scale)
+    except (TypeError, ValueError):
+        raise InvalidError(f"scale is {scale!r}; it must be a number, or None") from None
+    if scale is not None and abs(factor) <= 2.0 ** -150:
+        raise InvalidError(f"scale is {scale}, which would make all keys weigh the same; it must be another number, or "
+                           "None")
+    return factor
 
 
 def windows_of(desc):
@@ -180,37 +187,36 @@ def windows_of(desc):
 
 
 def check_tensors(desc, batch, tensors):
-    """tensors: name to (shape, dtype, device). All are of the first one's type and device, but biases and logsumexps, which
-    are float32; those whose shape follows from desc have it. batch: of the extra keys."""
+    """tensors: name to (shape, dtype, device). All are of the first one's type and device, but biases and logsumexps,
+    which are float32; those whose shape follows from desc have it. batch: of the extra keys."""
     biases = (desc.heads, *(2 * window - 1 for window in windows_of(desc)))
     shapes = {"bias": biases, "extra_k": (batch, desc.extra, desc.kv_heads, desc.head_dim),
               "extra_v": (batch, desc.extra, desc.kv_heads, desc.head_dim_v)}
-    _, dtype, device = next(iter(tensors.values()))
+    first, (_, dtype, device) = next(iter(tensors.items()))
     for name, (shape, its_dtype, its_device) in tensors.items():
         alike = name not in ("bias", "lse", "dlse")
         if its_dtype != (dtype if alike else "float32"):
-            raise InvalidError(1, f"{name} is {its_dtype}; it must be "
-                                  + (f"{dtype}, as {next(iter(tensors))} is" if alike else "float32"))
+            raise InvalidError(f"{name} is {its_dtype}; it must be "
+                               + (f"{dtype}, as {first} is" if alike else "float32"))
         if its_device != device:
-            raise InvalidError(1, f"{name} is on {its_device} and {next(iter(tensors))} on {device}; they must be on one device")
+            raise InvalidError(f"{name} is on {its_device} and {first} on {device}; they must be on one device")
         if name in shapes and tuple(shape) != shapes[name]:
-            raise InvalidError(1, f"{name} has the shape {tuple(shape)}; it must be {shapes[name]}")
+            raise InvalidError(f"{name} has the shape {tuple(shape)}; it must be {shapes[name]}")
 
 
 def describe(q_shape, k_shape, v_shape, dtype, *, pass_=FORWARD, window=None, stride=1, dilation=1, edge="nearest",
              scale=None, extra=0, bias=False, threads=0, tf32=False):
     """The Desc of tensors [batch, axes..., heads, head_dim]. window None: the whole axis."""
     rank = len(q_shape) - 3
+    shapes = f"q, k and v have the shapes {tuple(q_shape)}, {tuple(k_shape)}, {tuple(v_shape)}"
     if not 1 <= rank <= 3 or len(k_shape) != len(q_shape) or len(v_shape) != len(q_shape):
-        raise InvalidError(1, f"q, k and v have {len(q_shape)}, {len(k_shape)} and {len(v_shape)} extents; "
-                              "they must be [batch, 1 to 3 axes, heads, head_dim]")
-    if 0 in (*q_shape[-2:], *k_shape[-2:], *v_shape[-2:]): # C's default
-        raise InvalidError(1, f"q, k and v have the shapes {tuple(q_shape)}, {tuple(k_shape)}, {tuple(v_shape)}; "
-                              "heads and head_dim must be at least 1")
+        raise InvalidError(f"{shapes}; they must be [batch, 1 to 3 axes, heads, head_dim]")
+    if 0 in (*q_shape[-2:], *k_shape[-2:], *v_shape[-2:]):  # C's default
+        raise InvalidError(f"{shapes}; heads and head_dim must be at least 1")
     if tuple(k_shape[:-1]) != tuple(v_shape[:-1]) or q_shape[0] != k_shape[0] or q_shape[-1] != k_shape[-1]:
-        raise InvalidError(1, f"q, k and v have the shapes {tuple(q_shape)}, {tuple(k_shape)}, {tuple(v_shape)}, which do not fit")
+        raise InvalidError(f"{shapes}, which do not fit")
     if dtype not in DTYPES:
-        raise InvalidError(1, f"dtype is {dtype}; it must be one of {', '.join(DTYPES)}")
+        raise InvalidError(f"dtype is {dtype}; it must be one of {', '.join(DTYPES)}")
     desc = Desc(size=c.sizeof(Desc), pass_=pass_, dtype=DTYPES[dtype], rank=rank, batch=q_shape[0], heads=q_shape[-2],
                 kv_heads=k_shape[-2], head_dim=q_shape[-1], head_dim_v=v_shape[-1], extra=extra,
                 scale=scale or 0.0, bias=int(bias), threads=threads, tf32=int(tf32))
@@ -226,11 +232,12 @@ def describe(q_shape, k_shape, v_shape, dtype, *, pass_=FORWARD, window=None, st
 def describe_av(weights_shape, v_shape, dtype, *, pass_=AV, **options):
     """The Desc of av: weights [batch, axes..., heads, product of windows], whose head_dim is that of v."""
     if len(weights_shape) != len(v_shape):
-        raise InvalidError(1, f"weights and v have {len(weights_shape)} and {len(v_shape)} extents; they must have as many")
+        raise InvalidError(f"weights and v have {len(weights_shape)} and {len(v_shape)} extents; they must have as "
+                           "many")
     desc = describe((*weights_shape[:-1], v_shape[-1]), v_shape, v_shape, dtype, pass_=pass_, **options)
     if weights_shape[-1] != prod(windows_of(desc)):
-        raise InvalidError(1, f"weights has {weights_shape[-1]} entries for each query; windows of "
-                              f"{'x'.join(map(str, windows_of(desc)))} have {prod(windows_of(desc))}")
+        raise InvalidError(f"weights has {weights_shape[-1]} entries for each query; windows of "
+                           f"{'x'.join(map(str, windows_of(desc)))} have {prod(windows_of(desc))}")
     return desc
 
 

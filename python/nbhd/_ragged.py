@@ -1,4 +1,5 @@
-"""The sequences of a ragged batch, hashable, and the C struct of them. Checks what the C library cannot: the tensors' extents."""
+"""The sequences of a ragged batch, hashable, and the C struct of them. Checks what the C library cannot: the tensors'
+extents."""
 
 import ctypes as c
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ def _flat(values, name):
     except TypeError:
         rows = []
     if not rows or any(len(row) != len(rows[0]) for row in rows):
-        raise _lib.InvalidError(1, f"{name} must be a list of as many whole numbers for each sequence, of one sequence at least")
+        raise _lib.InvalidError(f"{name} must be a list of as many whole numbers for each sequence, of one sequence at "
+                                "least")
     return flat, len(rows[0])
 
 
@@ -42,7 +44,7 @@ class Sequences:
             ("kv_lengths", kv_lengths), ("offsets", offsets), ("kv_offsets", kv_offsets))]
         for name, other, width in zip(("kv_lengths", "offsets", "kv_offsets"), others, (rank, 1, 1)):
             if other and (other[1] != width or len(other[0]) != count * width):
-                raise _lib.InvalidError(1, f"{name} has {len(other[0])} numbers; {count} sequences need {count * width}")
+                raise _lib.InvalidError(f"{name} has {len(other[0])} numbers; {count} sequences need {count * width}")
         return cls(rank, flat, *[other and other[0] for other in others])
 
     def __len__(self):
@@ -51,8 +53,9 @@ class Sequences:
     def struct(self):
         def array(values, kind):
             return None if values is None else (kind * len(values))(*values)
-        return _lib.Ragged(c.sizeof(_lib.Ragged), len(self), array(self.lengths, c.c_int), array(self.kv_lengths, c.c_int),
-                           array(self.offsets, c.c_longlong), array(self.kv_offsets, c.c_longlong))
+        return _lib.Ragged(c.sizeof(_lib.Ragged), len(self), array(self.lengths, c.c_int),
+                           array(self.kv_lengths, c.c_int), array(self.offsets, c.c_longlong),
+                           array(self.kv_offsets, c.c_longlong))
 
     def padded(self, q_shape):
         return len(q_shape) == self.rank + 3
@@ -65,20 +68,21 @@ class Sequences:
         sizes = [prod(grid) for grid in _grids(lengths, self.rank)]
         end = max(map(sum, zip(offsets, sizes))) if offsets else sum(sizes)
         if end > shape[0] or (end < shape[0] and not offsets):
-            raise _lib.InvalidError(1, f"{name} has {shape[0]} tokens; the sequences' are {end}")
+            raise _lib.InvalidError(f"{name} has {shape[0]} tokens; the sequences' are {end}")
 
     def describe(self, q_shape, k_shape, v_shape, dtype, extra_shape=None, **options):
-        """The Desc of packed tensors [tokens, heads, head_dim], or of padded ones [sequences, axes..., heads, head_dim]."""
+        """The Desc of packed tensors [tokens, heads, head_dim], or of padded ones [sequences, axes..., heads,
+        head_dim]."""
         if extra_shape is not None and extra_shape[0] != len(self):
-            raise _lib.InvalidError(1, f"extra_kv is of {extra_shape[0]} sequences where lengths has {len(self)}")
+            raise _lib.InvalidError(f"extra_kv is of {extra_shape[0]} sequences where lengths has {len(self)}")
         if self.padded(q_shape):
             if q_shape[0] != len(self):
-                raise _lib.InvalidError(1, f"q is of {q_shape[0]} sequences where lengths has {len(self)}")
+                raise _lib.InvalidError(f"q is of {q_shape[0]} sequences where lengths has {len(self)}")
             return _lib.describe(q_shape, k_shape, v_shape, dtype, **options)
         if len(q_shape) != 3 or len(k_shape) != 3 or len(v_shape) != 3 or k_shape[0] != v_shape[0]:
-            raise _lib.InvalidError(1, f"q, k and v have the shapes {tuple(q_shape)}, {tuple(k_shape)}, {tuple(v_shape)}; with "
-                                       f"lengths of {self.rank} axes they must be [tokens, heads, head_dim], or padded "
-                                       f"[sequences, {self.rank} axes, heads, head_dim]")
+            raise _lib.InvalidError(f"q, k and v have the shapes {tuple(q_shape)}, {tuple(k_shape)}, {tuple(v_shape)}; "
+                                    f"with lengths of {self.rank} axes they must be [tokens, heads, head_dim], or "
+                                    f"padded [sequences, {self.rank} axes, heads, head_dim]")
         kv_offsets = self.kv_offsets if self.kv_offsets or self.kv_lengths else self.offsets
         self._check_tokens("q", q_shape, self.lengths, self.offsets)
         self._check_tokens("k", k_shape, self.kv_lengths or self.lengths, kv_offsets)

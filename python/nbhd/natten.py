@@ -1,8 +1,10 @@
-"""NATTEN's functions and modules, computed by nbhd: with `import nbhd.natten as natten` most programs for it run as they are.
+"""NATTEN's functions and modules, computed by nbhd: with `import nbhd.natten as natten` most programs for it run as
+they are.
 
-Tensors, windows, strides, dilations, causal axes and the modules' parameters (so checkpoints too) mean the same. What chooses
-among NATTEN's kernels and tiles (backend, q_tile_shape, ...) is taken and has no effect, since the plan chooses; an argument
-that is neither raises TypeError. docs/python.md has the same in nbhd's own functions, and the unfused ones.
+Tensors, windows, strides, dilations, causal axes and the modules' parameters (so checkpoints too) mean the same. What
+chooses among NATTEN's kernels and tiles (backend, q_tile_shape, ...) is taken and has no effect, since the plan
+chooses; an argument that is neither raises TypeError. docs/python.md has the same in nbhd's own functions, and the
+unfused ones.
 """
 
 import torch
@@ -12,13 +14,13 @@ from . import attention_varlen as _attention_varlen
 from . import merge as _merge
 from ._lib import InvalidError
 
-__all__ = ["na1d", "na2d", "na3d", "neighborhood_attention_generic", "attention", "merge_attentions", "NeighborhoodAttention1D",
-           "NeighborhoodAttention2D", "NeighborhoodAttention3D"]
+__all__ = ["na1d", "na2d", "na3d", "neighborhood_attention_generic", "attention", "merge_attentions",
+           "NeighborhoodAttention1D", "NeighborhoodAttention2D", "NeighborhoodAttention3D"]
 
-_CHOICES = {"attention_kwargs", "backend", "q_tile_shape", "kv_tile_shape", "backward_q_tile_shape", "backward_kv_tile_shape",
-            "backward_kv_splits", "backward_use_pt_reduction", "q_tile_size", "kv_tile_size", "backward_q_tile_size",
-            "backward_kv_tile_size", "run_persistent_kernel", "kernel_schedule", "torch_compile", "try_fuse_additional_kv",
-            "use_autograd_fix"}
+_CHOICES = {"attention_kwargs", "backend", "q_tile_shape", "kv_tile_shape", "backward_q_tile_shape",
+            "backward_kv_tile_shape", "backward_kv_splits", "backward_use_pt_reduction", "q_tile_size", "kv_tile_size",
+            "backward_q_tile_size", "backward_kv_tile_size", "run_persistent_kernel", "kernel_schedule",
+            "torch_compile", "try_fuse_additional_kv", "use_autograd_fix"}
 
 
 def _check_choices(name, choices):
@@ -39,13 +41,14 @@ def neighborhood_attention_generic(query, key, value, kernel_size, stride=1, dil
     """Of one to three axes, as the tensors have: [batch, axes..., heads, head_dim]."""
     _check_choices("neighborhood_attention_generic", choices)
     extra = None if additional_keys is None and additional_values is None else (additional_keys, additional_values)
-    return _attention(query, key, value, kernel_size, stride=stride, dilation=dilation, edge=_edges(is_causal), scale=scale,
-                      extra_kv=extra, return_lse=return_lse)
+    return _attention(query, key, value, kernel_size, stride=stride, dilation=dilation, edge=_edges(is_causal),
+                      scale=scale, extra_kv=extra, return_lse=return_lse)
 
 
 def _check_rank(name, tensor, extents):
     if tensor.ndim != extents:
-        raise InvalidError(1, f"{name} takes tensors of {extents} extents, and got one of {tensor.ndim}, {tuple(tensor.shape)}")
+        raise InvalidError(f"{name} takes tensors of {extents} extents, and got one of {tensor.ndim}, "
+                           f"{tuple(tensor.shape)}")
 
 
 def na1d(query, key, value, kernel_size, *args, **options):
@@ -76,17 +79,19 @@ def _lengths(seqlens, cumulative):
 
 def attention(query, key, value, is_causal=False, scale=None, seqlens_Q=None, seqlens_KV=None, cumulative_seqlen_Q=None,
               cumulative_seqlen_KV=None, max_seqlen_Q=None, max_seqlen_KV=None, return_lse=False, **choices):
-    """Self and cross attention over [batch, tokens, heads, head_dim]; with lengths, sequences packed in a batch of 1."""
+    """Self and cross attention over [batch, tokens, heads, head_dim]; with lengths, sequences packed in a batch of 1.
+    """
     _check_choices("attention", choices)
     _check_rank("attention", query, 4)
     options = dict(edge=_edges(is_causal), scale=scale, return_lse=return_lse)
-    lengths = _lengths(seqlens_Q, cumulative_seqlen_Q)
+    lengths, kv_lengths = _lengths(seqlens_Q, cumulative_seqlen_Q), _lengths(seqlens_KV, cumulative_seqlen_KV)
     if lengths is None:
+        if kv_lengths is not None:
+            raise InvalidError("the lengths of the keys are given, and not those of the queries; both or none must be")
         return _attention(query, key, value, **options)
     if len(query) != 1:
-        raise InvalidError(1, f"the batch is {len(query)}; sequences of given lengths are packed in a batch of 1")
-    result = _attention_varlen(query[0], key[0], value[0], lengths, kv_lengths=_lengths(seqlens_KV, cumulative_seqlen_KV),
-                               **options)
+        raise InvalidError(f"the batch is {len(query)}; sequences of given lengths are packed in a batch of 1")
+    result = _attention_varlen(query[0], key[0], value[0], lengths, kv_lengths=kv_lengths, **options)
     return tuple(one[None] for one in result) if return_lse else result[None]
 
 
@@ -97,8 +102,8 @@ def merge_attentions(outputs, lse_tensors, **choices):
 
 
 class _NeighborhoodAttention(torch.nn.Module):
-    """Projections around neighborhood attention over [batch, axes..., embed_dim]. rel_pos_bias, which NATTEN had up to 0.19,
-    adds a learnt bias by relative position, the parameter rpb [heads, 2 kernel_size - 1, ...]."""
+    """Projections around neighborhood attention over [batch, axes..., embed_dim]. rel_pos_bias, which NATTEN had up to
+    0.19, adds a learnt bias by relative position, the parameter rpb [heads, 2 kernel_size - 1, ...]."""
 
     rank = None
 
@@ -106,7 +111,7 @@ class _NeighborhoodAttention(torch.nn.Module):
                  qkv_bias=True, qk_scale=None, proj_drop=0.0):
         super().__init__()
         if embed_dim % num_heads:
-            raise InvalidError(1, f"embed_dim is {embed_dim}; num_heads, {num_heads}, must divide it")
+            raise InvalidError(f"embed_dim is {embed_dim}; num_heads, {num_heads}, must divide it")
         self.num_heads, self.scale = num_heads, qk_scale
         self.kernel_size = (kernel_size,) * self.rank if isinstance(kernel_size, int) else tuple(kernel_size)
         self.stride, self.dilation, self.is_causal = stride, dilation, is_causal
@@ -121,13 +126,13 @@ class _NeighborhoodAttention(torch.nn.Module):
     def forward(self, x):
         _check_rank(type(self).__name__, x, self.rank + 2)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
-        o = _attention(q, k, v, self.kernel_size, stride=self.stride, dilation=self.dilation, edge=_edges(self.is_causal),
-                       scale=self.scale, bias=self.rpb)
+        o = _attention(q, k, v, self.kernel_size, stride=self.stride, dilation=self.dilation,
+                       edge=_edges(self.is_causal), scale=self.scale, bias=self.rpb)
         return self.proj_drop(self.proj(o.flatten(-2)))
 
     def extra_repr(self):
-        return (f"num_heads={self.num_heads}, kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}, "
-                f"is_causal={self.is_causal}")
+        return (f"num_heads={self.num_heads}, kernel_size={self.kernel_size}, stride={self.stride}, "
+                f"dilation={self.dilation}, is_causal={self.is_causal}")
 
 
 class NeighborhoodAttention1D(_NeighborhoodAttention):

@@ -1,4 +1,5 @@
-"""The functions on NumPy arrays: float16, float32 or float64, on the CPU, forward only. Views are read in place where C can."""
+"""The functions on NumPy arrays: float16, float32 or float64, on the CPU, forward only. Views are read in place where
+C can."""
 
 import ctypes as c
 import math
@@ -17,8 +18,8 @@ def _facts(**arrays):
 
 
 def _plain(array):
-    """The array itself, or a copy: where its last extent is no unit stride or its elements are not aligned, and of one row
-    seen everywhere, whose strides of 0 would mean contiguous to C."""
+    """The array itself, or a copy: where its last extent is no unit stride or its elements are not aligned, and of one
+    row seen everywhere, whose strides of 0 would mean contiguous to C."""
     unit = array.strides[-1] == array.itemsize or array.shape[-1] == 1
     whole = array.flags.aligned and not any(stride % array.itemsize for stride in array.strides[:-1])
     spread = array.size == array.shape[-1] or any(array.strides[:-1])
@@ -89,7 +90,7 @@ def av(weights, v, options):
 def merge(outputs, lses):
     desc = _lib.describe(*[outputs[0].shape] * 3, str(outputs[0].dtype))
     if any(lse.dtype != np.float32 for lse in lses):
-        raise _lib.InvalidError(1, "lses are " + ", ".join(str(lse.dtype) for lse in lses) + "; they must be float32")
+        raise _lib.InvalidError("lses are " + ", ".join(str(lse.dtype) for lse in lses) + "; they must be float32")
     outputs, lses = [_plain(o) for o in outputs], [np.ascontiguousarray(lse) for lse in lses]
     o, lse = np.empty(outputs[0].shape, outputs[0].dtype), np.empty(lses[0].shape, np.float32)
     wide = lambda array: _lib.tensor(array.ctypes.data, [stride // array.itemsize for stride in array.strides])

@@ -1,8 +1,9 @@
-"""attention() on PyTorch tensors: a custom operator with gradient, on the CPU or the tensors' GPU, on the current stream.
+"""attention() on PyTorch tensors: a custom operator with gradient, on the CPU or the tensors' GPU, on the current
+stream.
 
-The operators are nbhd::forward and nbhd::backward, and with _varlen those of ragged batches; torch.compile sees through them by
-their fake versions. The workspace is PyTorch's memory. Tensors are passed as they lie: views of a packed projection are not
-copied. qk, av and merge: torch_unfused.py."""
+The operators are nbhd::forward and nbhd::backward, and with _varlen those of ragged batches; torch.compile sees through
+them by their fake versions. The workspace is PyTorch's memory. Tensors are passed as they lie: views of a packed
+projection are not copied. qk, av and merge: torch_unfused.py."""
 
 import ctypes as c
 from contextlib import nullcontext
@@ -18,9 +19,10 @@ from ._ragged import Sequences
 
 _NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float64: "float64"}
 
+
 def unit(tensor):
-    """The tensor itself, or a copy where its last extent is no unit stride, or where it is one row seen everywhere, whose
-    strides of 0 would mean contiguous to C."""
+    """The tensor itself, or a copy where its last extent is no unit stride, or where it is one row seen everywhere,
+    whose strides of 0 would mean contiguous to C."""
     if tensor is None or tensor.is_contiguous():
         return tensor
     unit = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
@@ -32,12 +34,14 @@ def given(**tensors):
 
 
 class _Call:
-    """A problem planned for inputs of certain shapes, strides and types on one device: all of a call but the addresses."""
+    """A problem planned for inputs of certain shapes, strides and types on one device: all of a call but the
+    addresses."""
 
     def __init__(self, describe, facts, options, kernel, flags, sequences):
         self.device = facts[0][-1]
         if self.device.type not in ("cpu", "cuda"):
-            raise _lib.UnsupportedError(2, f"{facts[0][0]} is on {self.device}; tensors must be on the CPU or a CUDA device")
+            raise _lib.UnsupportedError(f"{facts[0][0]} is on {self.device}; tensors must be on the CPU or a CUDA "
+                                        "device")
         tensors = {name: (shape, _NAMES.get(dtype, str(dtype)), str(device)) for name, shape, _, dtype, device in facts}
         self.desc = describe(tensors, *options, sequences)
         batch = len(sequences) if sequences else next(iter(tensors.values()))[0][0]
@@ -47,7 +51,8 @@ class _Call:
             setattr(self.args, name, _lib.tensor(None, strides))
         self.empty = not facts[0][1][0]
         kind = _lib.CUDA if self.device.type == "cuda" else _lib.CPU
-        self._plan_with = lambda more: _lib.plan(self.desc, kind, flags | more, kernel, self.device.index or 0, sequences)
+        ordinal = self.device.index or 0
+        self._plan_with = lambda more: _lib.plan(self.desc, kind, flags | more, kernel, ordinal, sequences)
         with self._on_device():
             self.plan = None if self.empty else self._plan_with(_lib.ALIGNED)
 
@@ -76,8 +81,9 @@ _cached_call = lru_cache(maxsize=4096)(_Call)
 
 
 def call_of(describe, inputs, options, kernel=None, sequences=None):
-    """The _Call of inputs, {name: tensor}, the first of which tells the batch, and of describe({name: (shape, type, device)},
-    *options, sequences). It is kept: to check and plan a small problem each time would take longer than to compute it."""
+    """The _Call of inputs, {name: tensor}, the first of which tells the batch, and of
+    describe({name: (shape, type, device)}, *options, sequences). It is kept: to check and plan a small problem each
+    time would take longer than to compute it."""
     facts = tuple([(name, t.shape, () if t.is_contiguous() else t.stride()[:-1], t.dtype, t.device)
                    for name, t in inputs.items()])
     flags = _lib.DETERMINISTIC if torch.are_deterministic_algorithms_enabled() else 0
@@ -123,13 +129,13 @@ def one_device(*tensors):
     """For fake versions, which PyTorch also calls where one tensor of several is on the meta device."""
     devices = sorted({str(tensor.device) for tensor in tensors if tensor is not None})
     if len(devices) > 1:
-        raise _lib.InvalidError(1, f"the tensors are on {' and '.join(devices)}; they must be on one device")
+        raise _lib.InvalidError(f"the tensors are on {' and '.join(devices)}; they must be on one device")
 
 
 @torch.library.custom_op("nbhd::forward", mutates_args=())
-def _forward(q: Tensor, k: Tensor, v: Tensor, extra_k: Optional[Tensor], extra_v: Optional[Tensor], bias: Optional[Tensor],
-             window: List[int], stride: List[int], dilation: List[int], edge: List[int], scale: float,
-             tf32: bool, kernel: Optional[str]) -> Tuple[Tensor, Tensor]:
+def _forward(q: Tensor, k: Tensor, v: Tensor, extra_k: Optional[Tensor], extra_v: Optional[Tensor],
+             bias: Optional[Tensor], window: List[int], stride: List[int], dilation: List[int], edge: List[int],
+             scale: float, tf32: bool, kernel: Optional[str]) -> Tuple[Tensor, Tensor]:
     return _attend(q, k, v, extra_k, extra_v, bias, (window, stride, dilation, edge, scale, tf32), kernel)
 
 
@@ -143,12 +149,14 @@ def _(q, k, v, extra_k, extra_v, bias, window, stride, dilation, edge, scale, tf
 def _backward(q: Tensor, k: Tensor, v: Tensor, extra_k: Optional[Tensor], extra_v: Optional[Tensor],
               bias: Optional[Tensor], o: Tensor, lse: Tensor, dout: Tensor, dlse: Optional[Tensor], window: List[int],
               stride: List[int], dilation: List[int], edge: List[int], scale: float, tf32: bool) -> List[Tensor]:
-    return _gradients(q, k, v, extra_k, extra_v, bias, o, lse, dout, dlse, (window, stride, dilation, edge, scale, tf32))
+    return _gradients(q, k, v, extra_k, extra_v, bias, o, lse, dout, dlse,
+                      (window, stride, dilation, edge, scale, tf32))
 
 
 @_backward.register_fake
 def _(q, k, v, extra_k, extra_v, bias, o, lse, dout, dlse, window, stride, dilation, edge, scale, tf32):
-    return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v, extra_k, extra_v, bias) if t is not None]
+    inputs = given(q=q, k=k, v=v, extra_k=extra_k, extra_v=extra_v, bias=bias)
+    return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in inputs.values()]
 
 
 def _setup(ctx, inputs, output):
@@ -198,16 +206,18 @@ def _(q, k, v, extra_k, extra_v, bias, *_):
 @torch.library.custom_op("nbhd::backward_varlen", mutates_args=())
 def _backward_varlen(q: Tensor, k: Tensor, v: Tensor, extra_k: Optional[Tensor], extra_v: Optional[Tensor],
                      bias: Optional[Tensor], o: Tensor, lse: Tensor, dout: Tensor, dlse: Optional[Tensor],
-                     window: List[int], stride: List[int], dilation: List[int], edge: List[int], scale: float, tf32: bool,
-                     rank: int, lengths: List[int], kv_lengths: List[int], offsets: List[int],
+                     window: List[int], stride: List[int], dilation: List[int], edge: List[int], scale: float,
+                     tf32: bool, rank: int, lengths: List[int], kv_lengths: List[int], offsets: List[int],
                      kv_offsets: List[int]) -> List[Tensor]:
-    return _gradients(q, k, v, extra_k, extra_v, bias, o, lse, dout, dlse, (window, stride, dilation, edge, scale, tf32),
+    return _gradients(q, k, v, extra_k, extra_v, bias, o, lse, dout, dlse,
+                      (window, stride, dilation, edge, scale, tf32),
                       _sequences(rank, lengths, kv_lengths, offsets, kv_offsets))
 
 
 @_backward_varlen.register_fake
 def _(q, k, v, extra_k, extra_v, bias, *_):
-    return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v, extra_k, extra_v, bias) if t is not None]
+    inputs = given(q=q, k=k, v=v, extra_k=extra_k, extra_v=extra_v, bias=bias)
+    return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in inputs.values()]
 
 
 def _setup_varlen(ctx, inputs, output):
@@ -239,15 +249,18 @@ def prepare(*tensors):
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
-    return tuple(t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
+
+    def changes(t):
+        return t is not None and t.is_floating_point() and t.dtype != torch.float64
+    return tuple(t.to(dtype) if changes(t) else t for t in tensors)
 
 
 def attention(q, k, v, extra_k, extra_v, bias, options, sequences=None):
     q, k, v, extra_k, extra_v = prepare(q, k, v, extra_k, extra_v)
     if bias is not None:
         bias = bias.float().contiguous()
-    arguments = (q, k, v, extra_k, extra_v, bias, options["window"], options["stride"], options["dilation"], options["edge"],
-                 options["scale"], options["tf32"])
+    arguments = (q, k, v, extra_k, extra_v, bias, options["window"], options["stride"], options["dilation"],
+                 options["edge"], options["scale"], options["tf32"])
     if not sequences:
         return torch.ops.nbhd.forward(*arguments, options["kernel"])
     lists = (list(values or ()) for values in (sequences.lengths, sequences.kv_lengths, sequences.offsets,

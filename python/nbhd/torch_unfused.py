@@ -1,4 +1,5 @@
-"""qk(), av() and merge() on PyTorch tensors. The operators are nbhd::qk and nbhd::av, whose gradients are operators too."""
+"""qk(), av() and merge() on PyTorch tensors. The operators are nbhd::qk and nbhd::av, whose gradients are operators
+too."""
 
 import math
 from typing import List, Optional, Tuple
@@ -133,7 +134,8 @@ def qk(q, k, bias, options):
 
 def av(weights, v, options):
     weights, v = prepare(weights, v)
-    return torch.ops.nbhd.av(weights, v, *[options[name] for name in ("window", "stride", "dilation", "edge", "kernel")])
+    names = ("window", "stride", "dilation", "edge", "kernel")
+    return torch.ops.nbhd.av(weights, v, *[options[name] for name in names])
 
 
 def merge(outputs, lses):

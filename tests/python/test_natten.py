@@ -1,4 +1,5 @@
-"""NATTEN's names: each gives what nbhd's own function gives for the same problem; the modules learn, are saved and compiled."""
+"""NATTEN's names: each gives what nbhd's own function gives for the same problem; the modules learn, are saved and
+compiled."""
 
 import copy
 import io
@@ -54,15 +55,17 @@ def test_packed_sequences(lengths):
 @pytest.mark.parametrize("kind, axes, options", [
     (natten.NeighborhoodAttention1D, (12,), dict(kernel_size=5, is_causal=True, qkv_bias=False)),
     (natten.NeighborhoodAttention2D, (8, 9), dict(kernel_size=3, dilation=2, rel_pos_bias=True, qk_scale=0.3)),
-    (natten.NeighborhoodAttention3D, (3, 4, 5), dict(kernel_size=(2, 3, 3), stride=(1, 2, 1), is_causal=(True, False, False)))])
+    (natten.NeighborhoodAttention3D, (3, 4, 5),
+     dict(kernel_size=(2, 3, 3), stride=(1, 2, 1), is_causal=(True, False, False)))])
 def test_modules(kind, axes, options):
     module = kind(embed_dim=16, num_heads=2, **options)
     x = torch.randn(2, *axes, 16)
     q, k, v = (part.unflatten(-1, (2, 8)) for part in module.qkv(x).chunk(3, -1))
     causal = options.get("is_causal", False)
     causal = causal if isinstance(causal, tuple) else (causal,) * len(axes)
-    o = nbhd.attention(q, k, v, options["kernel_size"], stride=options.get("stride", 1), dilation=options.get("dilation", 1),
-                       edge=["causal" if one else "nearest" for one in causal], scale=options.get("qk_scale"), bias=module.rpb)
+    o = nbhd.attention(q, k, v, options["kernel_size"], stride=options.get("stride", 1),
+                       dilation=options.get("dilation", 1), edge=["causal" if one else "nearest" for one in causal],
+                       scale=options.get("qk_scale"), bias=module.rpb)
     y = module(x)
     torch.testing.assert_close(y, module.proj(o.flatten(-2)))
     y.square().sum().backward()
@@ -80,6 +83,7 @@ def test_modules(kind, axes, options):
     (TypeError, "unexpected keyword argument 'kernel'", lambda q: natten.na1d(q, q, q, 3, kernel="x")),
     (nbhd.InvalidError, "extra_kv is of 1 tensors", lambda q: natten.na1d(q, q, q, 3, additional_keys=q)),
     (nbhd.InvalidError, "batch is 2", lambda q: natten.attention(*[q.expand(2, -1, -1, -1)] * 3, seqlens_Q=[9])),
+    (nbhd.InvalidError, "not those of the queries", lambda q: natten.attention(q, q, q, seqlens_KV=[4, 5])),
     (nbhd.InvalidError, "num_heads, 3, must divide", lambda q: natten.NeighborhoodAttention1D(16, 3, 5)),
     (nbhd.InvalidError, "NeighborhoodAttention2D takes tensors of 4 extents",
      lambda q: natten.NeighborhoodAttention2D(16, 2, 3)(q[0]))])

@@ -1,6 +1,8 @@
-"""The Python layer without PyTorch: the structs are C's, the C sentences are raised, values on NumPy arrays are right."""
+"""The Python layer without PyTorch: the structs are C's, the C sentences are raised, values on NumPy arrays are
+right."""
 
 import ctypes as c
+import pickle
 import subprocess
 from pathlib import Path
 
@@ -44,7 +46,7 @@ def test_views_are_read_in_place():
     q, k, v = (packed[..., i, :, :] for i in range(3))
     copies = [np.ascontiguousarray(t) for t in (q, k, v)]
     assert np.array_equal(nbhd.attention(q, k, v, window=5), nbhd.attention(*copies, window=5))
-    flipped = nbhd.attention(q[:, ::-1], k[:, ::-1], v[:, ::-1], window=5)[:, ::-1]  # an odd window is its own mirror image
+    flipped = nbhd.attention(q[:, ::-1], k[:, ::-1], v[:, ::-1], window=5)[:, ::-1]  # an odd window mirrors itself
     np.testing.assert_allclose(flipped, nbhd.attention(*copies, window=5), atol=1e-5)
 
 
@@ -63,12 +65,21 @@ def test_what_c_cannot_read_is_copied():
 
 
 @pytest.mark.parametrize("change, says", [
-    (dict(window=99), "window[0] is 99"), (dict(window=(3, 3, 3)), "window has 3 numbers"), (dict(edge="round"), "round"),
-    (dict(window=3, stride=5), "stride[0] is 5"), (dict(kernel="cpu.none"), "cpu.none")])
+    (dict(window=99), "window[0] is 99"), (dict(window=(3, 3, 3)), "window has 3 numbers"),
+    (dict(edge="round"), "round"), (dict(window=3, stride=5), "stride[0] is 5"), (dict(kernel="cpu.none"), "cpu.none"),
+    (dict(extra_kv=(np.ones(()),) * 2), "extra_k has 0 extents")])
 def test_the_c_sentence_is_raised(change, says):
     q, k, v = arrays(axes=(8, 9))
-    with pytest.raises(nbhd.NbhdError, match=says.replace("[", r"\[")):
+    with pytest.raises(nbhd.InvalidError, match=says.replace("[", r"\[")):
         nbhd.attention(q, k, v, **change)
+
+
+def test_errors_travel_between_processes():
+    q, k, v = arrays(axes=(8, 9))
+    with pytest.raises(nbhd.UnsupportedError, match="periodic") as caught:
+        nbhd.attention(q, k, v, window=3, edge="periodic")
+    other = pickle.loads(pickle.dumps(caught.value))
+    assert (type(other), other.status, str(other)) == (nbhd.UnsupportedError, 2, str(caught.value))
 
 
 def test_the_structs_are_those_of_c(tmp_path):
@@ -80,7 +91,8 @@ def test_the_structs_are_those_of_c(tmp_path):
             lines.append(f'printf("%zu\\n", offsetof({name}, {field.rstrip("_")}));')
             want.append(getattr(struct, field).offset)
     source = tmp_path / "offsets.c"
-    source.write_text("#include <stdio.h>\n#include <nbhd.h>\nint main(void) {\n" + "\n".join(lines) + "\nreturn 0; }\n")
+    lines = ["#include <stdio.h>", "#include <nbhd.h>", "int main(void) {", *lines, "return 0; }"]
+    source.write_text("\n".join(lines) + "\n")
     include = Path(__file__).resolve().parents[2] / "include"
     subprocess.run(["cc", f"-I{include}", source, "-o", tmp_path / "offsets"], check=True)
     assert [int(n) for n in subprocess.check_output([tmp_path / "offsets"]).split()] == want

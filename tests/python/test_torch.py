@@ -1,4 +1,5 @@
-"""The operator on PyTorch tensors: values and gradients are those of a dense softmax under the mask that the library reports."""
+"""The operator on PyTorch tensors: values and gradients are those of a dense softmax under the mask that the library
+reports."""
 
 import math
 
@@ -37,7 +38,8 @@ def tensors(axes, batch=1, heads=2, kv_heads=None, head_dim=16, head_dim_v=None,
     kv_heads, head_dim_v = kv_heads or heads, head_dim_v or head_dim
     generator = torch.Generator().manual_seed(1)
     make = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
-    q, k, v = make(batch, *axes, heads, head_dim), make(batch, *axes, kv_heads, head_dim), make(batch, *axes, kv_heads, head_dim_v)
+    q, k = make(batch, *axes, heads, head_dim), make(batch, *axes, kv_heads, head_dim)
+    v = make(batch, *axes, kv_heads, head_dim_v)
     extra_kv = (make(batch, extra, kv_heads, head_dim), make(batch, extra, kv_heads, head_dim_v)) if extra else None
     return q, k, v, extra_kv
 
@@ -84,16 +86,24 @@ def test_views_of_a_packed_projection_are_read_in_place():
 
 def test_compile_without_graph_breaks():
     q, k, v, _ = tensors(axes=(8, 9))
-    compiled = torch.compile(lambda q, k, v: nbhd.attention(q, k, v, window=3, scale=0.5) * 2, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(lambda q, k, v: nbhd.attention(q, k, v, window=3, scale=0.5) * 2, fullgraph=True,
+                             backend="aot_eager")
     torch.testing.assert_close(compiled(q, k, v), nbhd.attention(q, k, v, window=3, scale=0.5) * 2)
 
 
 MISTAKES = [
     (lambda q, k, v: nbhd.attention(q, k.half(), v, 3), "k is float16; it must be float32"),
     (lambda q, k, v: nbhd.attention(q, k, v.double(), 3), "v is float64; it must be float32"),
-    (lambda q, k, v: nbhd.attention(q, k, v, 3, bias=torch.zeros(2, 3, 3)), r"bias has the shape \(2, 3, 3\); it must be \(2, 5, 5\)"),
+    (lambda q, k, v: nbhd.attention(q, k, v, 3, bias=torch.zeros(2, 3, 3)),
+     r"bias has the shape \(2, 3, 3\); it must be \(2, 5, 5\)"),
     (lambda q, k, v: nbhd.attention(q, k, v, 3, extra_kv=(k[:, 0, :5], v[:, 0, :3])), "extra_v has the shape"),
-    (lambda q, k, v: nbhd.attention(q, k, v, 3, extra_kv=(k[:, 0, :5].half(), v[:, 0, :5].half())), "extra_k is float16"),
+    (lambda q, k, v: nbhd.attention(q, k, v, 3, extra_kv=(k[:, 0, :5].half(), v[:, 0, :5].half())),
+     "extra_k is float16"),
+    (lambda q, k, v: nbhd.attention(q, k, v, 3, extra_kv=(k[0, 0, :5], v[0, 0, :5])), "extra_k has 3 extents"),
+    (lambda q, k, v: nbhd.attention(q, k, v, 3, extra_kv=(torch.ones(()),) * 2), "extra_k has 0 extents"),
+    (lambda q, k, v: nbhd.attention(q, k, v, 3, scale="half"), "scale is 'half'"),
+    (lambda q, k, v: nbhd.attention(q, k, v, 3, edge=[["causal"], "nearest"]), r"edge is \['causal'\]"),
+    (lambda q, k, v: nbhd.attention(q, k, v, 3, kernel=5), "kernel is 5"),
     (lambda q, k, v: nbhd.attention(q, k, v, 3, scale=0), "scale is 0"),
     (lambda q, k, v: nbhd.attention(q, k, v, 3, scale=1e-46), "scale is 1e-46"),  # 0 as a float32
     (lambda q, k, v: nbhd.attention(q, k, v, 3, scale=torch.tensor(0.5, requires_grad=True)), "scale needs a gradient"),
@@ -106,7 +116,7 @@ MISTAKES = [
     (lambda q, k, v: nbhd.av(q[0, 0], v[0, 0], 3), "weights has 3 extents"),
     (lambda q, k, v: nbhd.attention(q, k, v, 0), "window is 0"),
     (lambda q, k, v: nbhd.attention(q, k, v, 3.5), "window is 3.5"),
-    (lambda q, k, v: nbhd.attention(q[0], k[0], v[0, 0], 3), "which do not fit|extents"),
+    (lambda q, k, v: nbhd.attention(q[0], k[0], v[0, 0], 3), r"\(9, 2, 16\); they must be \[batch"),
     (lambda q, k, v: nbhd.attention(q[..., :0], k[..., :0], v, 3), "at least 1")]
 
 
@@ -121,11 +131,16 @@ def test_unaligned_tensors_are_planned_again(monkeypatch):
 
     def picky(plan, *rest):
         if len(flags) == 1:
-            raise _lib.UnsupportedError(2, "q.data is not aligned")
+            raise _lib.UnsupportedError("q.data is not aligned")
         execute(plan, *rest)
 
     make = _lib.plan
-    monkeypatch.setattr(_lib, "plan", lambda desc, kind, bits, *rest: (flags.append(bits), make(desc, kind, bits, *rest))[1])
+
+    def plan(desc, kind, bits, *rest):
+        flags.append(bits)
+        return make(desc, kind, bits, *rest)
+
+    monkeypatch.setattr(_lib, "plan", plan)
     monkeypatch.setattr(_lib.Plan, "execute", picky)
     q, k, v, _ = tensors(axes=(7, 11))
     o = nbhd.attention(q, k, v, (3, 5))
@@ -141,6 +156,8 @@ def test_kinds_of_arrays_do_not_mix():
     for call in (lambda: nbhd.attention([1.0], k, v, 3), lambda: nbhd.qk([1.0], k, 3)):
         with pytest.raises(TypeError, match="q is a list"):
             call()
+    with pytest.raises(TypeError, match="k is a NoneType"):
+        nbhd.attention(q, None, v, 3)
 
 
 def test_devices_that_no_kernel_reads():
@@ -195,7 +212,8 @@ def test_forward_mode_is_refused_and_not_zero():
 def test_second_derivatives_are_refused():
     q, k, v, _ = tensors(axes=(8, 9))
     packed = [t[0].flatten(0, 1) for t in (q, k, v)]
-    for o in (nbhd.attention(q, k, v, 3), nbhd.attention_varlen(*packed, [(8, 9)], 3), nbhd.qk(q, k, 3), nbhd.av(nbhd.qk(q, k, 3), v, 3)):
+    for o in (nbhd.attention(q, k, v, 3), nbhd.attention_varlen(*packed, [(8, 9)], 3), nbhd.qk(q, k, 3),
+              nbhd.av(nbhd.qk(q, k, 3), v, 3)):
         first, = torch.autograd.grad(o.square().sum(), q, create_graph=True)
         with pytest.raises(NotImplementedError, match="no second derivative"):
             torch.autograd.grad(first.sum(), q)

@@ -29,7 +29,8 @@ def softmax(scores):
 @pytest.mark.parametrize("axes, options", CASES)
 def test_softmax_between_them_is_attention(axes, options):
     q, k, v = arrays(axes)
-    bias = np.random.default_rng(4).standard_normal((4, *(2 * w - 1 for w in windows(axes, options["window"])))).astype(np.float32)
+    shape = (4, *(2 * w - 1 for w in windows(axes, options["window"])))
+    bias = np.random.default_rng(4).standard_normal(shape).astype(np.float32)
     weights = softmax(nbhd.qk(q, k, bias=bias, scale=0.5, **options))
     assert weights.shape == (*q.shape[:-1], np.prod(windows(axes, options["window"])))
     want = nbhd.attention(q, k, v, bias=bias, scale=0.5, **options)
@@ -40,7 +41,8 @@ def test_merge_of_halves_is_the_whole():
     q, k, v = arrays((6, 7))
     flat = lambda t: t.reshape(t.shape[0], -1, *t.shape[-2:])
     whole, lse = nbhd.attention(q, k, v, return_lse=True)
-    halves = [nbhd.attention(flat(q), flat(k)[:, part], flat(v)[:, part], return_lse=True) for part in (slice(0, 15), slice(15, 42))]
+    halves = [nbhd.attention(flat(q), flat(k)[:, part], flat(v)[:, part], return_lse=True)
+              for part in (slice(0, 15), slice(15, 42))]
     o, merged = nbhd.merge(*zip(*halves))
     np.testing.assert_allclose(o, flat(whole), atol=2e-6)
     np.testing.assert_allclose(merged, lse.reshape(merged.shape), atol=2e-6)
@@ -49,7 +51,8 @@ def test_merge_of_halves_is_the_whole():
 @pytest.mark.parametrize("call, says", [
     (lambda q, k, v: nbhd.av(nbhd.qk(q, k, 3)[..., :8], v, 3), "weights has 8 entries .* 3x3 have 9"),
     (lambda q, k, v: nbhd.qk(q, k.astype(np.float16), 3), "k is float16; it must be float32"),
-    (lambda q, k, v: nbhd.qk(q, k, 3, bias=np.zeros((4, 3, 3))), r"bias has the shape \(4, 3, 3\); it must be \(4, 5, 5\)"),
+    (lambda q, k, v: nbhd.qk(q, k, 3, bias=np.zeros((4, 3, 3))),
+     r"bias has the shape \(4, 3, 3\); it must be \(4, 5, 5\)"),
     (lambda q, k, v: nbhd.merge([q, k], [q[..., 0], k[..., 0]]), r"outputs\[1\] and lses\[1\]"),
     (lambda q, k, v: nbhd.merge([], []), "0 outputs")])
 def test_mistakes(call, says):
@@ -70,7 +73,8 @@ def test_tensors(axes, options):
     unfused = nbhd.av(nbhd.qk(q, k, bias=bias, **options).softmax(-1), v, **options)
     fused = nbhd.attention(q, k, v, bias=bias, **options)
     dout = torch.randn_like(fused)
-    for one, other in zip(torch.autograd.grad(unfused, (q, k, v, bias), dout), torch.autograd.grad(fused, (q, k, v, bias), dout)):
+    inputs = (q, k, v, bias)
+    for one, other in zip(torch.autograd.grad(unfused, inputs, dout), torch.autograd.grad(fused, inputs, dout)):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
     torch.library.opcheck(torch.ops.nbhd.qk, (q, k, bias, *lists(axes, options), 0.5, None))
     torch.library.opcheck(torch.ops.nbhd.av, (unfused_weights(q, k, options), v, *lists(axes, options), None))

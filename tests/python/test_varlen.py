@@ -1,4 +1,5 @@
-"""attention_varlen: each sequence is as attention() of it alone, in every placement, on NumPy arrays and PyTorch tensors."""
+"""attention_varlen: each sequence is as attention() of it alone, in every placement, on NumPy arrays and PyTorch
+tensors."""
 
 import ctypes as c
 import subprocess
@@ -67,11 +68,13 @@ def test_one_axis_and_other_keys():
 
 
 @pytest.mark.parametrize("change, says", [
-    (dict(window=6), "sequence 1, 5x5: window[0] is 6"), (dict(lengths=GRIDS[:3]), "q has 270 tokens; the sequences' are 245"),
+    (dict(window=6), "sequence 1, 5x5: window[0] is 6"),
+    (dict(lengths=GRIDS[:3]), "q has 270 tokens; the sequences' are 245"),
     (dict(lengths=[(9, 12), (5,)]), "lengths must be a list"), (dict(lengths=[]), "lengths must be a list"),
     (dict(lengths=[269.5, 1.5]), "whole numbers"), (dict(lengths=270), "whole numbers"),
     (dict(lengths=[270, 1]), "the sequences' are 271"), (dict(offsets=[0, 108, 133]), "offsets has 3 numbers"),
-    (dict(offsets=[0, 108, 133, 260]), "the sequences' are 285"), (dict(lengths=[(3, 3, 30)], window=3, kernel="x"), "there is none"),
+    (dict(offsets=[0, 108, 133, 260]), "the sequences' are 285"),
+    (dict(lengths=[(3, 3, 30)], window=3, kernel="x"), "there is none"),
     (dict(extra_kv=(np.zeros((1, 2, 2, 12), np.float32),) * 2), "extra_kv is of 1 sequences")])
 def test_mistakes(change, says):
     arguments = dict(lengths=GRIDS, window=3)
@@ -148,4 +151,5 @@ def test_operators_are_well_formed():
     torch = pytest.importorskip("torch")
     q, k, v, _ = torch_inputs(torch)
     torch.library.opcheck(torch.ops.nbhd.forward_varlen, (
-        q, k, v, None, None, None, [3, 3], [1, 1], [1, 1], [0, 0], 0.0, False, 2, [n for grid in GRIDS for n in grid], [], [], [], None))
+        q, k, v, None, None, None, [3, 3], [1, 1], [1, 1], [0, 0], 0.0, False, 2,
+        [n for grid in GRIDS for n in grid], [], [], [], None))
