@@ -203,8 +203,9 @@ typedef struct nbhd_args {
 
 /* Runs the plan. workspace: nbhd_plan_workspace bytes, aligned to 64, one per concurrent call. stream: a CUstream, or
  * NULL; ignored on the CPU, where the call returns when the result is there. Any number of threads may execute one
- * plan. Allocates nothing, and on a GPU does not wait. What is written must not overlap what is read, nor itself (equal
- * addresses, and strides less than a row, are refused); tensors that the pass does not use are not looked at. */
+ * plan. Allocates nothing, and on a GPU does not wait. What is written must not overlap what is read, nor itself.
+ * Refused are equal addresses, tensors without gaps that overlap, and strides less than a row; tensors that the pass
+ * does not use are not looked at. */
 NBHD_API nbhd_status nbhd_execute(const nbhd_plan *plan, const nbhd_args *args, void *workspace, void *stream);
 
 /* ---- merge ---- */

@@ -1,4 +1,6 @@
 /* Planning and executing: choice and refusal, arguments one by one, threads that share a plan. */
+#include <limits.h>
+
 #include "callers.h"
 #include "core/kernel.h"
 #include "cpu/isa.h"
@@ -100,11 +102,17 @@ static void check_arguments(void)
           "an output whose heads overlap passed: %s", nbhd_last_error());
     bad = good, bad.o.data = k;
     CHECK(nbhd_execute(plan, &bad, workspace, NULL) == NBHD_ERROR_INVALID &&
-              strstr(nbhd_last_error(), "args.o is at the address of args.k"),
+              strstr(nbhd_last_error(), "args.o, from ") && strstr(nbhd_last_error(), "lies over args.k"),
           "an output in place of the keys passed: %s", nbhd_last_error());
-    bad = good, bad.lse.data = o;
-    CHECK(nbhd_execute(plan, &bad, workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "address of"),
-          "two outputs in one place passed: %s", nbhd_last_error());
+    bad = good, bad.lse.data = o + 2 * 20 * 16 - 1;
+    CHECK(nbhd_execute(plan, &bad, workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "lies over"),
+          "an output at the end of another passed: %s", nbhd_last_error());
+    bad = good, bad.q.data = o + 19 * 32, bad.q.stride[1] = -32, bad.q.stride[2] = 16;
+    CHECK(nbhd_execute(plan, &bad, workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "lies over"),
+          "an output over queries in reverse passed: %s", nbhd_last_error());
+    bad = good, bad.q.stride[1] = LLONG_MAX / 4, bad.q.stride[2] = 16;
+    CHECK(nbhd_execute(plan, &bad, workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "args.q has a "
+          "stride of 2305843009213693951"), "a stride beyond all memory passed: %s", nbhd_last_error());
     CHECK(nbhd_execute(plan, &good, NULL, NULL) == NBHD_ERROR_INVALID, "no workspace passed");
     CHECK(nbhd_execute(plan, &good, workspace + 4, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(),
           "aligned to 64"),

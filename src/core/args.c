@@ -1,4 +1,5 @@
 /* From the caller's arguments to the block that kernels read: which tensors a pass needs, their strides in bytes. */
+#include <limits.h>
 #include <stdint.h>
 #include <string.h>
 #include "core/kernel.h"
@@ -39,14 +40,34 @@ static void contiguous(const struct shape *s, struct nbhd_view *view)
     view->batch = step;
 }
 
-/* The stride of one element is never used; 0 suits kernels that want multiples of something. */
-static void strided(const struct shape *s, const nbhd_tensor *tensor, struct nbhd_view *view)
+/* A stride in bytes. That of one element is never used; 0 suits kernels that want multiples of something. */
+static bool scale_stride(long long stride, int extent, size_t element, long long *step)
 {
-    const long long element = (long long)s->element, *stride = tensor->stride;
-    view->batch = s->batch > 1 ? stride[0] * element : 0;
-    for (int i = 0; i < s->rank; i++)
-        view->axis[s->at[i]] = s->axes[s->at[i]] > 1 ? stride[1 + i] * element : 0;
-    view->head = s->heads > 1 ? stride[1 + s->rank] * element : 0;
+    const long long reach = LLONG_MAX / 8 / (long long)element / extent; /* so that no sum of five overflows */
+    *step = 0;
+    if (extent == 1)
+        return true;
+    if (stride < -reach || stride > reach)
+        return false;
+    *step = stride * (long long)element;
+    return true;
+}
+
+static nbhd_status strided(const struct shape *s, const nbhd_tensor *tensor, const char *name, struct nbhd_view *view)
+{
+    long long *step[5] = {&view->batch};
+    int extent[5] = {s->batch};
+    for (int i = 0; i < s->rank; i++) {
+        step[1 + i] = &view->axis[s->at[i]];
+        extent[1 + i] = s->axes[s->at[i]];
+    }
+    step[1 + s->rank] = &view->head;
+    extent[1 + s->rank] = s->heads;
+    for (int i = 0; i < s->rank + 2; i++)
+        if (!scale_stride(tensor->stride[i], extent[i], s->element, step[i]))
+            return nbhd_fail(NBHD_ERROR_INVALID, "%s has a stride of %lld on an extent of %d; no memory is that large",
+                             name, tensor->stride[i], extent[i]);
+    return NBHD_OK;
 }
 
 static bool all_zero(const long long stride[5])
@@ -83,8 +104,11 @@ static nbhd_status bind(const struct nbhd_problem *p, const nbhd_tensor *tensor,
     view->data = tensor->data;
     if (all_zero(tensor->stride))
         contiguous(s, view);
-    else
-        strided(s, tensor, view);
+    else {
+        const nbhd_status status = strided(s, tensor, name, view);
+        if (status)
+            return status;
+    }
     return use == WRITE ? check_output(s, view, name) : NBHD_OK;
 }
 
@@ -197,36 +221,53 @@ size_t nbhd_args_place(const struct nbhd_problem *p, char *memory, nbhd_args *ar
     return at + 2 * ((table + 63) / 64 * 64);
 }
 
-/* The tensors that a call has bound so far. */
-struct bound {
-    int count;
-    const void *data[NBHD_TENSOR_ROWS];
-    const char *name[NBHD_TENSOR_ROWS];
-    bool written[NBHD_TENSOR_ROWS];
+/* The bytes of a tensor that has no gaps, else of its first element. */
+struct span {
+    uintptr_t begin, end;
+    const char *name;
+    bool written;
 };
 
-/* No tensor is written at the address of another: computing in place is not possible, as many queries read a key. */
-static nbhd_status add_apart(struct bound *b, const void *data, const char *name, bool written)
+static struct span span_of(const struct shape *s, const nbhd_tensor *tensor, const struct nbhd_view *view, bool gaps)
 {
-    for (int i = 0; i < b->count; i++)
-        if (b->data[i] == data && (written || b->written[i]))
-            return nbhd_fail(NBHD_ERROR_INVALID, "%s is at the address of %s, %p; what is written must not overlap "
-                             "another tensor", name, b->name[i], data);
-    b->data[b->count] = data;
-    b->name[b->count] = name;
-    b->written[b->count++] = written;
+    const uintptr_t data = (uintptr_t)view->data;
+    if (all_zero(tensor->stride) && !gaps)
+        return (struct span){.begin = data, .end = data + (uintptr_t)view->batch * (size_t)s->batch};
+    const int extent[5] = {s->batch, s->axes[0], s->axes[1], s->axes[2], s->heads};
+    const long long step[5] = {view->batch, view->axis[0], view->axis[1], view->axis[2], view->head};
+    size_t bytes = s->element * (size_t)s->width, below = 0, reach = bytes;
+    for (int i = 0; i < 5; i++) {
+        const size_t way = (size_t)(extent[i] - 1) * (size_t)(step[i] < 0 ? -step[i] : step[i]);
+        bytes *= (size_t)extent[i];
+        reach += way;
+        below += step[i] < 0 ? way : 0;
+    }
+    if (gaps || reach != bytes)
+        return (struct span){.begin = data, .end = data + 1};
+    return (struct span){.begin = data - below, .end = data - below + bytes};
+}
+
+/* No tensor is written over another: computing in place is not possible, as many queries read a key. */
+static nbhd_status add_apart(struct span spans[NBHD_TENSOR_ROWS], int *count, struct span next)
+{
+    for (const struct span *s = spans; s < spans + *count; s++)
+        if (s->begin < next.end && next.begin < s->end && (next.written || s->written))
+            return nbhd_fail(NBHD_ERROR_INVALID, "%s, from %p on, lies over %s, from %p on; what is written must not "
+                             "overlap another tensor", next.name, (void *)next.begin, s->name, (void *)s->begin);
+    spans[(*count)++] = next;
     return NBHD_OK;
 }
 
-nbhd_status nbhd_params_bind(const struct nbhd_problem *p, const nbhd_args *given, struct nbhd_params *params)
+nbhd_status nbhd_params_bind(const struct nbhd_problem *p, const nbhd_args *given, bool gaps,
+                             struct nbhd_params *params)
 {
     nbhd_args args;
     nbhd_status status = nbhd_args_copy(&args, given);
     if (status)
         return status;
     const nbhd_desc *d = &p->desc;
-    struct bound bound;
-    bound.count = 0;
+    struct span spans[NBHD_TENSOR_ROWS];
+    int count = 0;
     memset(params, 0, sizeof *params);
     for (int i = 0; i < NBHD_TENSOR_ROWS; i++) {
         const char use = use_of(p, &nbhd_tensor_rows[i]);
@@ -237,8 +278,12 @@ nbhd_status nbhd_params_bind(const struct nbhd_problem *p, const nbhd_args *give
         const struct shape s = shape_for(p, nbhd_tensor_rows[i].form);
         status = bind(p, tensor, nbhd_tensor_rows[i].name, use == 'r' ? READ : use == 'w' ? WRITE : OPTIONAL, &s, view);
         const bool written = use == 'w' || (use == 'o' && d->pass == NBHD_FORWARD);
-        if (!status && view->data)
-            status = add_apart(&bound, view->data, nbhd_tensor_rows[i].name, written);
+        if (!status && view->data) {
+            struct span span = span_of(&s, tensor, view, gaps);
+            span.name = nbhd_tensor_rows[i].name;
+            span.written = written;
+            status = add_apart(spans, &count, span);
+        }
         if (status)
             return status;
     }

@@ -225,6 +225,6 @@ nbhd_status nbhd_execute(const nbhd_plan *plan, const nbhd_args *args, void *wor
     if (plan->ragged)
         return nbhd_ragged_execute(plan, args, workspace, stream);
     struct nbhd_params params;
-    const nbhd_status status = nbhd_params_bind(&plan->problem, args, &params);
+    const nbhd_status status = nbhd_params_bind(&plan->problem, args, false, &params);
     return status ? status : nbhd_plan_run(plan, &params, workspace, stream);
 }

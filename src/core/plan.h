@@ -18,8 +18,10 @@ struct nbhd_tensor_row {
 enum { NBHD_TENSOR_ROWS = 16 };
 extern const struct nbhd_tensor_row nbhd_tensor_rows[NBHD_TENSOR_ROWS];
 
-/* args.c: checks args against the problem and lays out the block that kernels read. */
-nbhd_status nbhd_params_bind(const struct nbhd_problem *problem, const nbhd_args *args, struct nbhd_params *params);
+/* args.c: checks args against the problem and lays out the block that kernels read. gaps: parts of the tensors may
+ * belong to no sequence, so that of two that overlap only those at one address are refused. */
+nbhd_status nbhd_params_bind(const struct nbhd_problem *problem, const nbhd_args *args, bool gaps,
+                             struct nbhd_params *params);
 /* args.c: the same for one tensor of o's shape, or of lse's (float32), outside of args; NULL is an error. */
 nbhd_status nbhd_bind_o(const struct nbhd_problem *problem, const nbhd_tensor *tensor, const char *name, bool write,
                         struct nbhd_view *view);

@@ -487,7 +487,7 @@ nbhd_status nbhd_ragged_execute(const nbhd_plan *plan, const nbhd_args *given, v
     args.size = sizeof args;
     if (!g->padded)
         insert_batch(&args);
-    status = nbhd_params_bind(&plan->problem, &args, &params);
+    status = nbhd_params_bind(&plan->problem, &args, true, &params);
     if (g->joint && !status)
         return run_jointly(g, &params, workspace, stream);
     for (int i = 0; i < g->wide && !status; i++)

@@ -46,7 +46,7 @@ static double time_candidate(const struct nbhd_problem *problem, const struct ca
     if (nbhd_plan_build(&plan, problem, c->kernel, &c->config))
         return best;
     void *workspace = aligned_alloc(64, (plan->workspace + 127) / 64 * 64);
-    if (workspace && !nbhd_params_bind(problem, args, &params)) {
+    if (workspace && !nbhd_params_bind(problem, args, false, &params)) {
         const double begun = now_ms();
         for (int run = 0; run < RUNS_MIN || now_ms() - begun < candidate_ms; run++) {
             const double from = now_ms();
