@@ -59,10 +59,23 @@ static void check_round_trip(void)
     }
 }
 
+/* The kernel that is planned with the wisdom of these lines, of this or of another machine. */
+static void kernel_by(const char *lines, const nbhd_desc *desc, char kernel[64])
+{
+    nbhd_plan *plan = NULL;
+    write_file(lines);
+    nbhd_wisdom_forget();
+    CHECK(!nbhd_wisdom_load(path, NULL), "%s", nbhd_last_error());
+    CHECK(!nbhd_plan_create(&plan, desc, NBHD_DEVICE_CPU, 0), "%s", nbhd_last_error());
+    snprintf(kernel, 64, "%s", nbhd_plan_kernel(plan));
+    nbhd_plan_destroy(&plan);
+}
+
 /* A loaded choice decides, also against the table's order. */
 static void check_obeyed(void)
 {
-    char text[2048], line[4096], *machine;
+    static const char choice[] = "1.5 cpu qk f32 h2 d32 20x20 w7x7 threads=2";
+    char text[2048], line[4096], kernel[64], table[64], *machine;
     nbhd_wisdom_forget();
     nbhd_plan *plan = plan_of("qk h2 d32 20x20 w7x7", NBHD_PLAN_MEASURE);
     nbhd_plan_destroy(&plan);
@@ -72,34 +85,27 @@ static void check_obeyed(void)
     if (!CHECK(machine != NULL, "no machine in '%s'", text))
         return;
     *strchr(machine + 1, '\n') = '\0';
-    snprintf(line, sizeof line, "%s\ncpu.qk_scalar 0,0x0x0,0x0x0,0,2 1.5 cpu qk f32 h2 d32 20x20 w7x7 threads=2\n",
-    text);
-    write_file(line);
-    nbhd_wisdom_forget();
-    CHECK(!nbhd_wisdom_load(path, NULL), "%s", nbhd_last_error());
     nbhd_desc desc;
     nbhd_desc_parse(&desc, "qk h2 d32 20x20 w7x7");
     desc.threads = 2;
-    CHECK(!nbhd_plan_create(&plan, &desc, NBHD_DEVICE_CPU, 0), "%s", nbhd_last_error());
-    CHECK(!strcmp(nbhd_plan_kernel(plan), "cpu.qk_scalar"), "wisdom says cpu.qk_scalar, the plan %s",
-          nbhd_plan_kernel(plan));
-    nbhd_plan_destroy(&plan);
+    kernel_by("nbhd wisdom 1\n", &desc, table);
+    snprintf(line, sizeof line, "%s\ncpu.qk_scalar 0,0x0x0,0x0x0,0,2 %s\n", text, choice);
+    kernel_by(line, &desc, kernel);
+    CHECK(!strcmp(kernel, "cpu.qk_scalar") && strcmp(kernel, table), "wisdom says cpu.qk_scalar, the plan %s", kernel);
     desc.threads = 3; /* another problem */
-    CHECK(!nbhd_plan_create(&plan, &desc, NBHD_DEVICE_CPU, 0) && strcmp(nbhd_plan_kernel(plan), "cpu.qk_scalar"),
-          "3 threads");
-    nbhd_plan_destroy(&plan);
+    kernel_by(line, &desc, kernel);
+    CHECK(!strcmp(kernel, table), "the choice for 2 threads gave 3 threads %s, the table %s", kernel, table);
+    desc.threads = 2;
+    snprintf(line, sizeof line, "nbhd wisdom 1\nmachine of another kind\ncpu.qk_scalar 0,0x0x0,0x0x0,0,2 %s\n", choice);
+    kernel_by(line, &desc, kernel);
+    CHECK(!strcmp(kernel, table), "another machine's choice gave %s, the table %s", kernel, table);
     /* a kernel or configuration that there is not: the table decides */
     static const char *const stale[] = {"cpu.qk_nothing 0,0x0x0,0x0x0,0,2", "cpu.qk_scalar 7,0x0x0,0x0x0,0,2",
                                         "cpu.fwd_scalar 0,0x0x0,0x0x0,0,2"};
     for (int i = 0; i < 3; i++) {
-        snprintf(line, sizeof line, "%s\n%s 1.5 cpu qk f32 h2 d32 20x20 w7x7 threads=2\n", text, stale[i]);
-        write_file(line);
-        nbhd_wisdom_forget();
-        CHECK(!nbhd_wisdom_load(path, NULL), "%s", nbhd_last_error());
-        desc.threads = 2;
-        CHECK(!nbhd_plan_create(&plan, &desc, NBHD_DEVICE_CPU, 0) && strcmp(nbhd_plan_kernel(plan), "cpu.qk_scalar"),
-              "'%s' was obeyed", stale[i]);
-        nbhd_plan_destroy(&plan);
+        snprintf(line, sizeof line, "%s\n%s %s\n", text, stale[i], choice);
+        kernel_by(line, &desc, kernel);
+        CHECK(!strcmp(kernel, table), "'%s' gave %s, the table %s", stale[i], kernel, table);
     }
 }
 

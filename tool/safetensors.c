@@ -124,7 +124,9 @@ static bool number(struct reader *r, long long *value)
     *value = 0;
     while (r->at < r->end && *r->at >= '0' && *r->at <= '9' && r->at - start < 18)
         *value = 10 * *value + (*r->at++ - '0');
-    return r->at > start && peek(r) != '.' && *r->at != 'e' && *r->at != 'E' && (*r->at < '0' || *r->at > '9');
+    const bool any = r->at > start;
+    const char next = peek(r);
+    return any && (!next || !strchr(".eE0123456789", next));
 }
 
 /* Passes over any value. */

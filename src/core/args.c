@@ -85,8 +85,8 @@ static nbhd_status check_output(const struct shape *s, const struct nbhd_view *v
     const long long element = (long long)s->element, row = element * s->width;
     for (int i = 0; i < 5; i++)
         if (extent[i] > 1 && step[i] > -row && step[i] < row)
-            return nbhd_fail(NBHD_ERROR_INVALID, "%s has a stride of %lld, and rows of %d; it is written, so its elements "
-                             "must not overlap", name, step[i] / element, s->width);
+            return nbhd_fail(NBHD_ERROR_INVALID, "%s has a stride of %lld, and rows of %d; it is written, so its "
+                             "elements must not overlap", name, step[i] / element, s->width);
     return NBHD_OK;
 }
 
