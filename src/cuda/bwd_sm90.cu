@@ -33,9 +33,6 @@
 #include "device/keys_sm90.cuh"
 #include "device/key_loaders_sm90.cuh"
 
-/* Without the registers for S beside P, P is only kept packed. */
-#define IS_TIGHT ((NBHD_HEAD_DIM + NBHD_HEAD_DIM_V) / 2 + 3 * NBHD_N / 2 > 224)
-
 /* Named barriers; + the warpgroup that computes the box's dQ. */
 #define BARRIER_DS 1
 #define BARRIER_DQ_FULL 3

@@ -82,15 +82,24 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
             step = (step + 1) % (2 * SLOTS);
             continue;
         }
-        issue_scores(s, k, wgmma_k_major(m->q + stage * Q_BYTES), K_STEPS);
+        add_scores(s, k, wgmma_k_major(m->q + stage * Q_BYTES), K_STEPS);
         if (NBHD_MASK_STEPS && flags & FLAG_MASK(group))
-            issue_mask(s, tab, slot, m->probes, m->queries, threadIdx.x & 3, threadIdx.x - 128);
+            add_mask(s, tab, slot, m->probes, m->queries, threadIdx.x & 3, threadIdx.x - 128);
+        wgmma_fence();
+        wgmma_commit();
+        if (IS_TIGHT) {
+            wgmma_wait_1();
+            NBHD_PIN_F(dk, NBHD_HEAD_DIM / 2);
+            NBHD_KEEP_R(ds, NBHD_N / 4);
+        }
         mbar_wait(do_full + 8 * stage, phase);
         issue_scores(dp, v, wgmma_k_major(m->dout + stage * DO_BYTES), V_STEPS);
         wgmma_wait_1(); /* S, and dK of the step before */
         NBHD_PIN_F(s, NBHD_N / 2);
-        NBHD_PIN_F(dk, NBHD_HEAD_DIM / 2);
-        NBHD_KEEP_R(ds, NBHD_N / 4);
+        if (!IS_TIGHT) {
+            NBHD_PIN_F(dk, NBHD_HEAD_DIM / 2);
+            NBHD_KEEP_R(ds, NBHD_N / 4);
+        }
         if (others)
             pass_turn(group);
         if (held && lane == 0)
@@ -106,7 +115,10 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
         wgmma_wait_0_after_bits(all, smem_address(&tab->scratch));
         NBHD_PIN_F(dp, NBHD_N / 2);
         issue_dv(dv, packed, m->dout + stage * DO_BYTES);
-        score_gradients(ds, s, dp, tab->delta[slot]);
+        if (IS_TIGHT)
+            score_gradients_packed(ds, packed, dp, tab->delta[slot]);
+        else
+            score_gradients(ds, s, dp, tab->delta[slot]);
         issue_dk(dk, ds, m->q + stage * Q_BYTES);
         wgmma_wait_1(); /* dV */
         NBHD_PIN_F(dv, NBHD_HEAD_DIM_V / 2);

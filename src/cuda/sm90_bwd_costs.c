@@ -5,6 +5,7 @@
 
 enum {
     MASK_COLUMNS = 32,
+    MOST_UNPACKED = 96, /* queries: keys alone in larger steps keep P only packed, others were not tried so */
     MOST_MASKED = 32000 /* queries of an axis that mask columns can tell apart */
 };
 
@@ -30,7 +31,9 @@ static double step_clocks(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p
 
 static double mask_clocks(const struct nbhd_sm90_bwd_plan *p)
 {
-    return p->adds_dq ? 50 + 100 * p->mask_steps : (50 + 50 * p->mask_steps) * p->blocks;
+    if (p->adds_dq)
+        return 50 + 100 * p->mask_steps;
+    return (50 + 50 * p->mask_steps) * p->blocks + (p->n > MOST_UNPACKED ? 150 + 150 * p->mask_steps : 0);
 }
 
 /* Statistics, zeroing and conversion of dQ: bytes, at what the memory gives. */
@@ -97,13 +100,13 @@ static bool lay_out_mask(const struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_p
 }
 
 /* Registers that dK, dV, S, dP, P and dS of a consumer thread take: more than this does not compile without spills or
- * serialized products. The A operand of a second mask step wants a few more. bwd_sm90.cu can do without S beside P. */
+ * serialized products. The A operand of a second mask step wants a few more. Two warpgroups can do without S beside P. */
 static bool has_registers(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p)
 {
     if (p->apart)
         return nbhd_max(d->head_dim, d->head_dim_v) / 2 + 3 * p->n / 4 <= nbhd_sm90_bwd_registers(p) - 16;
     const int others = p->mask_steps > 1 ? 28 : 16, sums = (d->head_dim + d->head_dim_v) / 2;
-    if (p->adds_dq && sums + 3 * p->n / 2 > 224)
+    if (p->groups == 2 && (p->adds_dq || p->n > MOST_UNPACKED) && sums + 3 * p->n / 2 > 224)
         return sums + p->n <= 224 - others;
     return sums + 3 * p->n / 2 <= nbhd_sm90_bwd_registers(p) - others;
 }

@@ -76,6 +76,8 @@
 #define STAGES 2
 #define SLOTS 4 /* twice the stages: what is small of a box is loaded before its stage is free */
 #define THREADS (128 * (NBHD_GROUPS + 1))
+/* Without the registers for S beside P, P is only kept packed. */
+#define IS_TIGHT (NBHD_GROUPS == 2 && (NBHD_HEAD_DIM + NBHD_HEAD_DIM_V) / 2 + 3 * NBHD_N / 2 > 224)
 #define NOWHERE (1 << 30)
 
 struct maps {
