@@ -7,11 +7,12 @@
  * or, where that is faster and the plan need not be deterministic, dQ beside dK and dV, in float32 in the workspace:
  *
  *     pre      also zeros there
- *     keys     also add dQ up
+ *     keys     also add dQ up; beside it zeros and dQ from there, of all but the first and the last heads
  *     post     dQ from there
  *
  * Box shapes: sm90_bwd_plan.c. */
 #include <limits.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +20,13 @@
 #include "cuda/sm90.h"
 #include "cuda/sm90_bwd_plan.h"
 
-enum { MOST_MAPS = 32, MAPS_OF_SLICE = 5, MOST_PLANS = 4, MOST_SLICES = 65535 };
+enum {
+    MOST_MAPS = 32,
+    MAPS_OF_SLICE = 5,
+    MOST_PLANS = 4,
+    MOST_SLICES = 65535,
+    LEAST_WORK = 12 /* queries visited, of each that is cleared and converted beside */
+};
 #define SPLIT_BY_DEFAULT 1 /* 0: only deterministic plans compute dQ by a kernel of its own */
 
 /* A launch of the products: over the grid's keys, or over the extra keys. */
@@ -39,7 +46,8 @@ struct state {
     struct nbhd_cuda_module *rows;
     struct CUfunc_st *pre, *post;
     struct nbhd_cuda_grid rows_grid;
-    size_t lse, delta; /* bytes from the workspace's begin, where dQ stands */
+    size_t lse, delta, counts; /* bytes from the workspace's begin, where dQ stands */
+    int lag, part; /* as in struct nbhd_bwd_boxes */
     int dtype;
 };
 
@@ -129,7 +137,8 @@ static int configs(const struct nbhd_problem *problem, struct nbhd_config *confi
 
 /* ---- build ---- */
 
-static nbhd_status build_keys(struct keys *keys, const struct nbhd_problem *problem, const struct nbhd_sm90_bwd_plan *p)
+static nbhd_status build_keys(struct keys *keys, const struct nbhd_problem *problem, const struct nbhd_sm90_bwd_plan *p,
+                              int tends)
 {
     const nbhd_desc *d = &problem->desc;
     struct nbhd_options o = {.used = 0};
@@ -151,7 +160,7 @@ static nbhd_status build_keys(struct keys *keys, const struct nbhd_problem *prob
     keys->grid = (struct nbhd_cuda_grid){
         .blocks = {(unsigned)(tiles[0] * tiles[1] * tiles[2]), (unsigned)d->kv_heads, 1},
         .threads = {128 * ((unsigned)p->groups + 1), 1, 1},
-        .shared = (unsigned)nbhd_sm90_bwd_shared(problem, p)};
+        .shared = (unsigned)(nbhd_sm90_bwd_shared(problem, p) + (tends ? NBHD_BWD_SM90_TENDING(d->head_dim) : 0))};
     nbhd_options_problem(&o, problem, false);
     nbhd_option(&o, "-DNBHD_MMA_TYPE=\"%s\" -DNBHD_N=%d", d->dtype == NBHD_BF16 ? "bf16" : "f16", p->n);
     nbhd_option(&o, "-DNBHD_SCORES=wgmma_ss_n%d -DNBHD_SCORES_FIRST=wgmma_ss_first_n%d -DNBHD_MASK=wgmma_rs_n%d", p->n,
@@ -160,8 +169,8 @@ static nbhd_status build_keys(struct keys *keys, const struct nbhd_problem *prob
     if (p->adds_dq)
         nbhd_option(&o,
                     "-DNBHD_DQ_PRODUCT=wgmma_ss_at_n%d -DNBHD_DQ_FIRST=wgmma_ss_at_first_n%d "
-                    "-DNBHD_MASK_IF=wgmma_rs_if_n%d",
-                    p->n, p->n, p->n);
+                    "-DNBHD_MASK_IF=wgmma_rs_if_n%d -DNBHD_TENDS=%d",
+                    p->n, p->n, p->n, tends);
     nbhd_option(&o, "-DNBHD_MASK_STEPS=%d -DNBHD_MASK_BITS=%d -DNBHD_MAPS=%d", p->mask_steps, p->mask_bits, keys->maps);
     nbhd_option(&o, "-DNBHD_GROUPS=%d -DNBHD_CTAS=%d -DNBHD_REGISTERS=%d", p->groups, p->ctas,
                 nbhd_sm90_bwd_registers(p));
@@ -181,10 +190,36 @@ static nbhd_status build_extra(struct state *state, const struct nbhd_problem *p
         return status;
     if (!nbhd_sm90_bwd_plans(&extra, state->grid.plan.adds_dq, machine.multiprocessors, machine.shared_max, &plan, 1))
         return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "extra=%d: no tile of cuda.bwd_sm90 fits", problem->desc.extra);
-    return build_keys(&state->extra, &extra, &plan);
+    return build_keys(&state->extra, &extra, &plan, 0);
 }
 
 static size_t rounded(double bytes) { return ((size_t)bytes + 255) / 256 * 256; }
+
+/* Lets tiles clear and convert sums beside their products (device/tend_sm90.cuh), `lag` units ahead and behind: so far
+ * that they need not wait. Launches of their own do it where units are not heads, as there is dilation; where extra
+ * keys add to dQ, too; and where tiles are too short to hide it. */
+static void set_lag(struct state *state, const struct nbhd_problem *problem)
+{
+    const nbhd_desc *d = &problem->desc;
+    const struct nbhd_sm90_bwd_plan *plan = &state->grid.plan;
+    const int share = d->heads / d->kv_heads, shared = nbhd_sm90_bwd_shared(problem, plan);
+    const double units = d->kv_heads * (double)d->batch;
+    struct nbhd_cuda_machine machine;
+    double queries = 1;
+    bool dilated = false;
+    for (int a = 0; a < 3; a++) {
+        queries *= problem->axis[a].length;
+        dilated |= problem->axis[a].dilation > 1;
+    }
+    if (!plan->adds_dq || dilated || d->extra || plan->boxes * plan->n < LEAST_WORK * queries || plan->tiles < share ||
+        plan->tiles * units > INT_MAX || nbhd_cuda_machine(&machine))
+        return;
+    const double lag = 1 + ceil(machine.multiprocessors / plan->tiles);
+    if (lag >= units || shared + NBHD_BWD_SM90_TENDING(d->head_dim) > machine.shared_max)
+        return;
+    state->lag = (int)lag;
+    state->part = (int)ceil(queries / floor(plan->tiles / share));
+}
 
 /* What comes before and after the launches over the keys, and the workspace. */
 static nbhd_status build_others(struct state *state, const struct nbhd_problem *problem, size_t *workspace)
@@ -201,7 +236,8 @@ static nbhd_status build_others(struct state *state, const struct nbhd_problem *
     const double rows = queries * d->heads * d->batch;
     state->lse = state->grid.plan.adds_dq ? rounded(rows * d->head_dim * 4) : 0;
     state->delta = state->lse + rounded(rows * 4);
-    *workspace = state->delta + rounded(rows * 4);
+    state->counts = state->delta + rounded(rows * 4);
+    *workspace = state->counts + (state->lag ? rounded(8.0 * d->kv_heads * d->batch + 4) : 0);
     state->rows_grid = (struct nbhd_cuda_grid){
         .blocks = {(unsigned)((queries * lanes + 255) / 256), (unsigned)d->heads, (unsigned)d->batch},
         .threads = {256, 1, 1}};
@@ -245,11 +281,12 @@ static nbhd_status build(struct nbhd_plan *plan)
     state->dtype = problem->desc.dtype;
     plan->picky = true;
     state->grid.plan = *p;
+    set_lag(state, problem);
     nbhd_status status = build_others(state, problem, &plan->workspace);
     if (!status && problem->desc.extra)
         status = build_extra(state, problem);
     if (!status)
-        status = build_keys(&state->grid, problem, p);
+        status = build_keys(&state->grid, problem, p, state->lag > 0);
     if (!status)
         describe(plan, state);
     return status;
@@ -354,6 +391,11 @@ static nbhd_status run_keys(const struct keys *keys, const struct nbhd_params *p
     void *arguments[] = {(void *)params, &boxes, maps};
     boxes.lse = (const float *)(workspace + state->lse);
     boxes.delta = (const float *)(workspace + state->delta);
+    boxes.sums = (float *)workspace;
+    boxes.counts = (unsigned *)(workspace + state->counts);
+    boxes.lag = state->lag;
+    boxes.units = params->kv_heads * params->batch;
+    boxes.part = state->part;
     for (int first = 0; first < keys->slices && !status; first += most) {
         const int slices = nbhd_min(most, keys->slices - first);
         boxes.slice_begin = first;
@@ -365,14 +407,40 @@ static nbhd_status run_keys(const struct keys *keys, const struct nbhd_params *p
     return status;
 }
 
+/* dQ from its sums, of the units that nobody has converted: heads of one batch element, then whole ones. */
+static nbhd_status convert(const struct state *state, const struct nbhd_params *params, struct nbhd_bwd_rows *rows,
+                           void *stream)
+{
+    const int units = params->kv_heads * params->batch, first = state->lag ? units - state->lag : 0;
+    nbhd_status status = NBHD_OK;
+    rows->batch = first / params->kv_heads;
+    rows->head = first % params->kv_heads * (params->heads / params->kv_heads);
+    while (rows->batch < params->batch && !status) {
+        struct nbhd_cuda_grid grid = state->rows_grid;
+        const int all = rows->head ? 1 : params->batch - rows->batch;
+        grid.blocks[1] = (unsigned)(params->heads - rows->head);
+        grid.blocks[2] = (unsigned)all;
+        status = nbhd_cuda_launch(state->rows, state->post, &grid, stream, (void *[]){(void *)params, rows});
+        rows->batch += all;
+        rows->head = 0;
+    }
+    return status;
+}
+
 static nbhd_status run(const struct nbhd_plan *plan, const struct nbhd_params *params, void *workspace, void *stream)
 {
     const struct state *state = plan->state;
-    char *at = workspace, *lse = at + state->lse, *delta = at + state->delta, *sums = state->dq ? NULL : at;
+    char *at = workspace;
+    const int units = params->kv_heads * params->batch;
+    struct nbhd_bwd_rows rows = {.lse = (float *)(at + state->lse),
+                                 .delta = (float *)(at + state->delta),
+                                 .sums = (float *)at,
+                                 .counts = state->lag ? (unsigned *)(at + state->counts) : NULL,
+                                 .units = state->dq ? 0 : state->lag ? state->lag : units};
     nbhd_status status = check_views(params);
     if (!status)
         status = nbhd_cuda_launch(state->rows, state->pre, &state->rows_grid, stream,
-                                  (void *[]){(void *)params, &lse, &delta, &sums});
+                                  (void *[]){(void *)params, &rows});
     if (!status)
         status = run_keys(&state->grid, params, state, at, stream);
     if (!status && params->extra) {
@@ -387,8 +455,8 @@ static nbhd_status run(const struct nbhd_plan *plan, const struct nbhd_params *p
     if (status)
         return status;
     if (state->dq)
-        return nbhd_bwd_sm90_dq_run(state->dq, params, (const float *)lse, (const float *)delta, stream);
-    return nbhd_cuda_launch(state->rows, state->post, &state->rows_grid, stream, (void *[]){(void *)params, &sums});
+        return nbhd_bwd_sm90_dq_run(state->dq, params, rows.lse, rows.delta, stream);
+    return convert(state, params, &rows, stream);
 }
 
 static void drop(struct nbhd_plan *plan)

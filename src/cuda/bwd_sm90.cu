@@ -8,11 +8,12 @@
  * Without dQ: bwd_sm90_keys.cu.
  *
  *     warpgroup 0      warp 0: K, V, Q boxes, and what each box needs of a mask    warp 1: dO boxes and
- *                      statistics    warp 2: adds dQ to the workspace
+ *                      statistics    warp 2: adds dQ to the workspace    warp 3: clears and converts
+ *                      rows there, of heads to come and of heads that are done (device/tend_sm90.cuh)
  *     warpgroups 1, 2  the products
  *
- * Its own part of shared memory: dS, 2 stages x 2 warpgroups x N x 128 bytes, and dQ, N x 128 for each 32 of its
- * columns.
+ * Its own part of shared memory: dS, 2 stages x 2 warpgroups x N x 128 bytes; dQ, N x 128 for each 32 of its
+ * columns; what warp 3 needs.
  *
  * A box, where the warpgroup has dQ, and where it only hands dS over:
  *     issue S, mask | issue dP | wait S | P | wait dP | issue dV | dS, to shared memory |
@@ -23,15 +24,20 @@
 #if !defined(NBHD_DQ_PRODUCT) || !defined(NBHD_DQ_FIRST) || !defined(NBHD_MASK_IF)
 #error "NBHD_DQ_PRODUCT, NBHD_DQ_FIRST, NBHD_MASK_IF: wgmma_ss_at_n<N>, wgmma_ss_at_first_n<N>, wgmma_rs_if_n<N>"
 #endif
+#ifndef NBHD_TENDS
+#error "NBHD_TENDS: 1 where tiles clear and convert sums of other heads beside their products"
+#endif
 #if NBHD_GROUPS != 2
 #error "NBHD_GROUPS: two warpgroups take turns with dQ"
 #endif
 
 #define DS_BYTES (2 * NBHD_N * 128) /* a stage */
 #define DQ_BYTES (2 * K_CHUNKS * NBHD_N * 128)
-#define OWN_BYTES (STAGES * DS_BYTES + DQ_BYTES)
+#define TEND_BYTES (NBHD_TENDS ? NBHD_BWD_SM90_TENDING(NBHD_HEAD_DIM) : 0)
+#define OWN_BYTES (STAGES * DS_BYTES + DQ_BYTES + TEND_BYTES)
 #include "device/keys_sm90.cuh"
 #include "device/key_loaders_sm90.cuh"
+#include "device/tend_sm90.cuh"
 
 /* Named barriers; + the warpgroup that computes the box's dQ. */
 #define BARRIER_DS 1
@@ -58,10 +64,12 @@ NBHD_FN void group_arrive(int id, int group, int threads)
 }
 
 /* Warp 2: adds to the workspace what the consumers have staged, one warpgroup and the other in turn. */
-NBHD_FN void add_dq(const struct nbhd_bwd_boxes *b, struct tables *tab, const struct nbhd_tensor_map *maps,
-                    unsigned dq_tile)
+NBHD_FN void add_dq(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, struct tables *tab,
+                    const struct nbhd_tensor_map *maps, unsigned dq_tile)
 {
     int group = 0, more;
+    if (NBHD_TENDS && unit_of(p, tab) >= b->lag)
+        await_count(&b->counts[unit_of(p, tab)], gridDim.x);
     set_first_box(tab);
     group_arrive(BARRIER_DQ_EMPTY, group, 160);
     do {
@@ -81,8 +89,11 @@ NBHD_FN void add_dq(const struct nbhd_bwd_boxes *b, struct tables *tab, const st
         if (more)
             group_arrive(BARRIER_DQ_EMPTY, group, 160);
     } while (more);
-    if ((threadIdx.x & 31) == 0)
+    if ((threadIdx.x & 31) == 0) {
         bulk_wait_0();
+        if (NBHD_TENDS)
+            count_up(&b->counts[b->units + unit_of(p, tab)]);
+    }
 }
 
 /* ---- the products ---- */
@@ -279,7 +290,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
     extern __shared__ __align__(1024) char shared[];
     struct memory m = lay_out(shared);
     struct tables *tab = m.tab;
-    if (!set_up(&p, &b, &maps, &m))
+    if (NBHD_TENDS && threadIdx.x < 2)
+        mbar_init(smem_address(&tab->own[threadIdx.x]), 1);
+    if (!set_up(&p, &b, &maps, &m, NBHD_TENDS ? next_tile(&b, tab) : blockIdx))
         return;
 
     if (threadIdx.x < 128) {
@@ -290,7 +303,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
         else if (warp == 1)
             load_gradients(&p, &b, tab, maps.dout, m.dout);
         else if (warp == 2)
-            add_dq(&b, tab, maps.dq, m.own + STAGES * DS_BYTES);
+            add_dq(&p, &b, tab, maps.dq, m.own + STAGES * DS_BYTES);
+        else if (NBHD_TENDS)
+            tend_sums(&p, &b, tab, m.own + OWN_BYTES - TEND_BYTES);
     } else {
         NBHD_SET_REGISTERS_UP(NBHD_REGISTERS);
         consume(&p, &b, tab, &m);

@@ -9,6 +9,8 @@
 
 /* Bytes that the kernel's tables take, at most; n: queries of a box. */
 #define NBHD_BWD_SM90_TABLES(n) (2976 + 40 * (n))
+/* And tending sums of other heads: nine rows of dQ, float32. */
+#define NBHD_BWD_SM90_TENDING(head_dim) ((36 * (head_dim) + 1023) / 1024 * 1024)
 
 /* One shape of query boxes. */
 struct nbhd_query_box {
@@ -30,6 +32,21 @@ struct nbhd_bwd_boxes {
     float scale_log2;   /* scale x log2(e) */
     const float *lse;   /* log2(e) x logsumexp, [batch][heads][queries] */
     const float *delta; /* rowsum(O dO) - dlse, the same */
+    float *sums;        /* dQ that is added up: [batch][queries][heads][head_dim] */
+    /* A unit is all tiles of a key/value head of a batch element. While one runs, the sums of unit + lag become zeros,
+     * and those of unit - lag, whose tiles are done, are converted: `part` queries of one head by each tile. lag 0:
+     * bwd_sm90_rows.cu does all. */
+    int lag, units, part;
+    unsigned *counts; /* [2][units]: tiles that have cleared their part for the unit; its own that have added all. Then
+                         the tiles that have begun */
+};
+
+/* What bwd_sm90_rows.cu is told. */
+struct nbhd_bwd_rows {
+    float *lse, *delta, *sums; /* as in struct nbhd_bwd_boxes, to be written */
+    unsigned *counts;          /* to become zero, if not NULL */
+    int units;                 /* whose sums become zeros: the first */
+    int batch, head;           /* of which on sums are converted */
 };
 
 #endif

@@ -88,6 +88,7 @@ struct maps {
 struct place {
     int origin[3], group[3], keys[3], queries[3]; /* keys, queries: elements of the group */
     int batch, kv_head, head, head_end; /* query heads that share it */
+    int tile; /* its number among the head's */
     int shape, map; /* of its query boxes; which maps are theirs */
 };
 
@@ -157,10 +158,12 @@ NBHD_FN int best_shape(const struct nbhd_params *p, const struct nbhd_bwd_boxes 
     return best;
 }
 
-NBHD_FN struct place tile_place(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b)
+/* at: the tile's place in the grid. */
+NBHD_FN struct place tile_place(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, uint3 at)
 {
     struct place t;
-    int x = blockIdx.x, slice = b->slice_begin + blockIdx.z;
+    int x = at.x, slice = b->slice_begin + at.z;
+    t.tile = x;
     t.origin[0] = x % b->tiles[0], x /= b->tiles[0];
     t.origin[2] = x % b->tiles[2];
     t.origin[1] = x / b->tiles[2];
@@ -173,11 +176,11 @@ NBHD_FN struct place tile_place(const struct nbhd_params *p, const struct nbhd_b
         t.keys[a] = axis.keys == axis.length ? t.queries[a] : axis.keys;
     }
     t.batch = slice;
-    t.kv_head = blockIdx.y;
+    t.kv_head = at.y;
     t.head = t.kv_head * (p->heads / p->kv_heads);
     t.head_end = t.head + p->heads / p->kv_heads;
     t.shape = b->shapes > 1 ? best_shape(p, b, &t) : 0;
-    t.map = b->sliced ? blockIdx.z : t.shape; /* where sliced, there is one shape */
+    t.map = b->sliced ? at.z : t.shape; /* where sliced, there is one shape */
     return t;
 }
 
@@ -584,17 +587,17 @@ NBHD_FN void clear_rows(unsigned tiles, int chunks, int rows, int used)
         st_shared_v4(tiles + i / unused * (rows * 128) + used * 128 + i % unused * 16, make_uint4(0, 0, 0, 0));
 }
 
-/* All that comes before the first box. False where there is no tile: in a dilation group with fewer elements than the
- * first. */
+/* All that comes before the first box of the tile whose place in the grid is `at`. False where there is no tile: in a
+ * dilation group with fewer elements than the first. */
 NBHD_FN int set_up(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, const struct maps *maps,
-                   const struct memory *m)
+                   const struct memory *m, uint3 at)
 {
-    struct place t = tile_place(p, b);
+    struct place t = tile_place(p, b, at);
     if (t.origin[0] >= t.keys[0] || t.origin[1] >= t.keys[1] || t.origin[2] >= t.keys[2])
         return 0;
     prepare(p, b, &t, m->tab);
     if (threadIdx.x == 0) /* the tables are made meanwhile */
-        load_keys(b, m, maps, b->sliced ? blockIdx.z : 0);
+        load_keys(b, m, maps, b->sliced ? at.z : 0);
     clear_rows(m->k, K_CHUNKS + V_CHUNKS, ROWS, b->rows);
     clear_rows(m->q, STAGES * (K_CHUNKS + V_CHUNKS), NBHD_N, b->shape[t.shape].queries);
     if (NBHD_MASK_STEPS)

@@ -140,6 +140,35 @@ NBHD_FN void named_barrier_arrive(int id, int threads)
     asm volatile("barrier.cta.arrive.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+/* ---- counts in global memory, by which CTAs tell each other that they are done with something ---- */
+
+/* The count before, one more after. */
+NBHD_FN unsigned take_number(unsigned *count)
+{
+    unsigned x;
+    asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], 1;" : "=r"(x) : "l"(count) : "memory");
+    return x;
+}
+
+/* What this thread has seen written, by the copy engine too, is seen by all who wait for the count. */
+NBHD_FN void count_up(unsigned *count)
+{
+    amplify();
+    asm volatile("fence.proxy.async;\n\tred.release.gpu.global.add.u32 [%0], 1;" ::"l"(count) : "memory");
+}
+
+NBHD_FN void await_count(const unsigned *count, unsigned all)
+{
+    unsigned x;
+    amplify();
+    do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(count) : "memory");
+        if (x < all)
+            asm volatile("nanosleep.u32 500;");
+    } while (x < all);
+    asm volatile("fence.proxy.async;" ::: "memory");
+}
+
 /* ---- copies. Coordinates are in elements, fastest first, and may be out of bounds: loads give zeros there and count
  * the whole box's bytes, stores are clipped (their origin must not be negative). Destinations: 1024-byte aligned. */
 
