@@ -59,7 +59,8 @@ int tool_fail_library(nbhd_status status)
                      *sentence ? sentence : nbhd_status_name(status));
 }
 
-int tool_finish(int status)
+/* Flushes stdout: a full disk or a closed pipe is a failure like any other. */
+static int finish(int status)
 {
     if (!fflush(stdout) && !ferror(stdout))
         return status;
@@ -86,7 +87,7 @@ static int help(void)
          "  bias  tf32                         with a table of biases; f32 may be multiplied as TF32 (neither)\n\n"
          "exit status: 0 done; 1 a check failed or the computation could not be done; 2 the input or the usage was "
          "wrong.");
-    return tool_finish(TOOL_DONE);
+    return finish(TOOL_DONE);
 }
 
 int main(int argc, char **argv)
@@ -99,13 +100,13 @@ int main(int argc, char **argv)
     if (!strcmp(name, "--version") || !strcmp(name, "-V")) {
         int version = nbhd_version();
         printf("nbhd %d.%d.%d\n", version / 10000, version / 100 % 100, version % 100);
-        return tool_finish(TOOL_DONE);
+        return finish(TOOL_DONE);
     }
     for (int i = 0; i < COMMAND_COUNT; i++) {
         if (strcmp(name, commands[i]->name))
             continue;
         running = commands[i]->name;
-        return tool_finish(commands[i]->run(argc - 1, argv + 1));
+        return finish(commands[i]->run(argc - 1, argv + 1));
     }
     return tool_fail(TOOL_USAGE, "no command '%s'; `nbhd --help` lists them", name);
 }

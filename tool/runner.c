@@ -34,7 +34,8 @@ int runner_open_problem(struct runner *r, const struct problem *problem, int pas
     return status;
 }
 
-int runner_send(struct runner *r, nbhd_args *args)
+/* Brings what the pass reads to the device; args then has device pointers. On the CPU nothing moves. */
+static int send_inputs(struct runner *r, nbhd_args *args)
 {
     int status = TOOL_DONE;
     for (int slot = 0; r->device != NBHD_DEVICE_CPU && !status && slot < SLOT_COUNT; slot++) {
@@ -58,7 +59,8 @@ int runner_execute(struct runner *r, const nbhd_args *args)
     return status == NBHD_OK ? TOOL_DONE : tool_fail_library(status);
 }
 
-int runner_fetch(struct runner *r, const nbhd_args *host)
+/* Waits, and brings what the pass wrote back to where host points. */
+static int fetch_outputs(struct runner *r, const nbhd_args *host)
 {
     nbhd_args args = *host;
     int status = device_wait(r->device);
@@ -72,10 +74,10 @@ int runner_fetch(struct runner *r, const nbhd_args *host)
 int runner_run(struct runner *r, const nbhd_args *host)
 {
     nbhd_args args = *host;
-    int status = runner_send(r, &args);
+    int status = send_inputs(r, &args);
     if (!status)
         status = runner_execute(r, &args);
-    return status ? status : runner_fetch(r, host);
+    return status ? status : fetch_outputs(r, host);
 }
 
 void runner_close(struct runner *r)

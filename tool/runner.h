@@ -19,12 +19,8 @@ int runner_open(struct runner *runner, const nbhd_desc *desc, nbhd_device device
 /* The same for a pass of a problem that may be a ragged batch, packed. */
 int runner_open_problem(struct runner *runner, const struct problem *problem, int pass, nbhd_device device,
                         const char *kernel);
-/* Brings what the pass reads to the device; args then has device pointers. On the CPU nothing moves. */
-int runner_send(struct runner *runner, nbhd_args *args);
 int runner_execute(struct runner *runner, const nbhd_args *args);
-/* Waits, and brings what the pass wrote back to where host points. */
-int runner_fetch(struct runner *runner, const nbhd_args *host);
-/* The three in one, args in host memory, contiguous. */
+/* Sends, executes and fetches; args in host memory, contiguous. */
 int runner_run(struct runner *runner, const nbhd_args *args);
 void runner_close(struct runner *runner);
 

@@ -10,33 +10,30 @@ enum { FWD = 1 << NBHD_FORWARD, BWD = 1 << NBHD_BACKWARD, QK = 1 << NBHD_QK, AV 
        QKB = 1 << NBHD_QK_BACKWARD, AVB = 1 << NBHD_AV_BACKWARD };
 
 static const struct {
-    const char *name;
     size_t offset;
     enum kind kind;
     bool f32;           /* whatever the problem's dtype */
     int read, written; /* the passes that do */
 } slots[SLOT_COUNT] = {
-    [SLOT_Q] = {"q", offsetof(nbhd_args, q), LIKE_Q, false, FWD | BWD | QK | QKB, 0},
-    [SLOT_K] = {"k", offsetof(nbhd_args, k), LIKE_K, false, FWD | BWD | QK | QKB, 0},
-    [SLOT_V] = {"v", offsetof(nbhd_args, v), LIKE_V, false, FWD | BWD | AV | AVB, 0},
-    [SLOT_O] = {"o", offsetof(nbhd_args, o), LIKE_O, false, BWD, FWD | AV},
-    [SLOT_LSE] = {"lse", offsetof(nbhd_args, lse), ROWS, true, BWD, FWD},
-    [SLOT_EXTRA_K] = {"extra_k", offsetof(nbhd_args, extra_k), EXTRA_K, false, FWD | BWD | QK | QKB, 0},
-    [SLOT_EXTRA_V] = {"extra_v", offsetof(nbhd_args, extra_v), EXTRA_V, false, FWD | BWD | AV | AVB, 0},
-    [SLOT_DOUT] = {"dout", offsetof(nbhd_args, dout), LIKE_O, false, BWD | AVB, 0},
-    [SLOT_DLSE] = {"dlse", offsetof(nbhd_args, dlse), ROWS, true, BWD, 0},
-    [SLOT_DQ] = {"dq", offsetof(nbhd_args, dq), LIKE_Q, false, 0, BWD | QKB},
-    [SLOT_DK] = {"dk", offsetof(nbhd_args, dk), LIKE_K, false, 0, BWD | QKB},
-    [SLOT_DV] = {"dv", offsetof(nbhd_args, dv), LIKE_V, false, 0, BWD | AVB},
-    [SLOT_DEXTRA_K] = {"dextra_k", offsetof(nbhd_args, dextra_k), EXTRA_K, false, 0, BWD | QKB},
-    [SLOT_DEXTRA_V] = {"dextra_v", offsetof(nbhd_args, dextra_v), EXTRA_V, false, 0, BWD | AVB},
-    [SLOT_BIAS] = {"bias", offsetof(nbhd_args, bias), BIAS, true, FWD | BWD | QK | QKB, 0},
-    [SLOT_DBIAS] = {"dbias", offsetof(nbhd_args, dbias), BIAS, true, 0, BWD | QKB},
-    [SLOT_SCORES] = {"scores", offsetof(nbhd_args, scores), SCORES, false, AV | AVB, QK},
-    [SLOT_DSCORES] = {"dscores", offsetof(nbhd_args, dscores), SCORES, false, QKB, AVB},
+    [SLOT_Q] = {offsetof(nbhd_args, q), LIKE_Q, false, FWD | BWD | QK | QKB, 0},
+    [SLOT_K] = {offsetof(nbhd_args, k), LIKE_K, false, FWD | BWD | QK | QKB, 0},
+    [SLOT_V] = {offsetof(nbhd_args, v), LIKE_V, false, FWD | BWD | AV | AVB, 0},
+    [SLOT_O] = {offsetof(nbhd_args, o), LIKE_O, false, BWD, FWD | AV},
+    [SLOT_LSE] = {offsetof(nbhd_args, lse), ROWS, true, BWD, FWD},
+    [SLOT_EXTRA_K] = {offsetof(nbhd_args, extra_k), EXTRA_K, false, FWD | BWD | QK | QKB, 0},
+    [SLOT_EXTRA_V] = {offsetof(nbhd_args, extra_v), EXTRA_V, false, FWD | BWD | AV | AVB, 0},
+    [SLOT_DOUT] = {offsetof(nbhd_args, dout), LIKE_O, false, BWD | AVB, 0},
+    [SLOT_DLSE] = {offsetof(nbhd_args, dlse), ROWS, true, BWD, 0},
+    [SLOT_DQ] = {offsetof(nbhd_args, dq), LIKE_Q, false, 0, BWD | QKB},
+    [SLOT_DK] = {offsetof(nbhd_args, dk), LIKE_K, false, 0, BWD | QKB},
+    [SLOT_DV] = {offsetof(nbhd_args, dv), LIKE_V, false, 0, BWD | AVB},
+    [SLOT_DEXTRA_K] = {offsetof(nbhd_args, dextra_k), EXTRA_K, false, 0, BWD | QKB},
+    [SLOT_DEXTRA_V] = {offsetof(nbhd_args, dextra_v), EXTRA_V, false, 0, BWD | AVB},
+    [SLOT_BIAS] = {offsetof(nbhd_args, bias), BIAS, true, FWD | BWD | QK | QKB, 0},
+    [SLOT_DBIAS] = {offsetof(nbhd_args, dbias), BIAS, true, 0, BWD | QKB},
+    [SLOT_SCORES] = {offsetof(nbhd_args, scores), SCORES, false, AV | AVB, QK},
+    [SLOT_DSCORES] = {offsetof(nbhd_args, dscores), SCORES, false, QKB, AVB},
 };
-
-const char *slot_name(int slot) { return slots[slot].name; }
 
 nbhd_tensor *slot_tensor(nbhd_args *args, int slot) { return (nbhd_tensor *)((char *)args + slots[slot].offset); }
 

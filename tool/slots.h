@@ -15,7 +15,6 @@ enum slot {
 
 enum slot_use { SLOT_UNUSED, SLOT_READ, SLOT_WRITTEN };
 
-const char *slot_name(int slot); /* as in nbhd_args */
 nbhd_tensor *slot_tensor(nbhd_args *args, int slot);
 /* What desc's pass does with it. lse and dlse, which may be left out, count as used. */
 enum slot_use slot_use(const nbhd_desc *desc, int slot);

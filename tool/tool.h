@@ -24,7 +24,5 @@ int tool_fail(int status, const char *format, ...) __attribute__((format(printf,
 void tool_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* After a call of nbhd.h failed: its sentence, and the exit status that goes with it. */
 int tool_fail_library(nbhd_status status);
-/* Flushes stdout: a full disk or a closed pipe is a failure like any other. */
-int tool_finish(int status);
 
 #endif

@@ -311,20 +311,6 @@ nbhd_status nbhd_cuda_launch(const struct nbhd_cuda_module *module, struct CUfun
     return status;
 }
 
-nbhd_status nbhd_cuda_zero(const struct nbhd_cuda_module *module, void *data, size_t bytes, void *stream)
-{
-    if (!module->handle)
-        return nbhd_fail(NBHD_ERROR_DEVICE, "this plan was only compiled, for %s, and cannot be executed",
-                         module->machine.arch);
-    bool pushed;
-    nbhd_status status = enter(module->machine.context, &pushed);
-    if (!status)
-        status = nbhd_driver_check(nbhd_cu.cuMemsetD8Async((unsigned long long)(uintptr_t)data, 0, bytes, stream),
-                                   "filling memory with zeros");
-    leave(pushed);
-    return status;
-}
-
 nbhd_status nbhd_cuda_tensor_map(struct nbhd_tensor_map *map, const struct nbhd_cuda_box *box)
 {
     static const unsigned types[] = {NBHD_CU_TENSOR_FLOAT32, NBHD_CU_TENSOR_FLOAT16, NBHD_CU_TENSOR_BFLOAT16,

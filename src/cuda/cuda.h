@@ -67,7 +67,6 @@ struct nbhd_cuda_grid {
 /* arguments: a pointer to each of the kernel's arguments: the params, then for instance tensor maps. */
 nbhd_status nbhd_cuda_launch(const struct nbhd_cuda_module *module, struct CUfunc_st *function,
                              const struct nbhd_cuda_grid *grid, void *stream, void **arguments);
-nbhd_status nbhd_cuda_zero(const struct nbhd_cuda_module *module, void *data, size_t bytes, void *stream);
 
 /* A TMA box over a tensor, innermost dimension first. Takes about a microsecond. */
 struct nbhd_cuda_box {

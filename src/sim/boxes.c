@@ -13,7 +13,7 @@ static int power_of_two_from(int x)
 /* An extent may round its axis up to a power of two, and is then cut to the axis: 64x2 over 56x56 is 56x2. */
 static int longest(struct nbhd_axis a) { return power_of_two_from(a.length < a.keys ? a.length : a.keys); }
 
-int nbhd_sim_boxes(const struct nbhd_axis axis[3], int tokens, struct nbhd_sim_box boxes[NBHD_SIM_BOXES])
+static int all_boxes(const struct nbhd_axis axis[3], int tokens, struct nbhd_sim_box boxes[NBHD_SIM_BOXES])
 {
     int limit[3], count = 0;
     double most = 1;
@@ -49,11 +49,11 @@ static int better(const void *a, const void *b)
 }
 
 /* The boxes to try: the given one, else all of `tokens` tokens. */
-int nbhd_sim_choose_boxes(const struct nbhd_problem *problem, const int given[3], int tokens,
-                          struct nbhd_sim_box boxes[NBHD_SIM_BOXES])
+static int choose_boxes(const struct nbhd_problem *problem, const int given[3], int tokens,
+                        struct nbhd_sim_box boxes[NBHD_SIM_BOXES])
 {
     if (!given[0] && !given[1] && !given[2])
-        return nbhd_sim_boxes(problem->axis, tokens ? tokens : 128, boxes);
+        return all_boxes(problem->axis, tokens ? tokens : 128, boxes);
     const int rank = problem->desc.rank;
     for (int i = 0; i < 3; i++)
         boxes[0].extent[i] = i < 3 - rank ? 1 : given[i - (3 - rank)];
@@ -79,8 +79,8 @@ nbhd_status nbhd_sim_request_init(struct nbhd_sim_request *r, const nbhd_desc *d
                          q_tokens, kv_tokens);
     r->q_tokens = q_tokens ? q_tokens : 128;
     r->kv_tokens = kv_tokens ? kv_tokens : 128;
-    r->q_boxes = nbhd_sim_choose_boxes(&r->problem, r->tiles.q_tile, r->q_tokens, r->q_box);
-    r->kv_boxes = nbhd_sim_choose_boxes(&r->problem, r->tiles.kv_tile, r->kv_tokens, r->kv_box);
+    r->q_boxes = choose_boxes(&r->problem, r->tiles.q_tile, r->q_tokens, r->q_box);
+    r->kv_boxes = choose_boxes(&r->problem, r->tiles.kv_tile, r->kv_tokens, r->kv_box);
     if (!r->q_boxes || !r->kv_boxes)
         return nbhd_fail(NBHD_ERROR_INVALID, "no box of %d tokens fits the axes",
                          r->q_boxes ? r->kv_tokens : r->q_tokens);

@@ -157,7 +157,7 @@ static void finish(const struct nbhd_sim_case *c, double visited, double full, d
     counts->bound_mean = counts->bound_flop / counts->computed_ratio;
 }
 
-void nbhd_sim_combine(const struct nbhd_sim_case *c, const struct nbhd_sim_axis axis[3], nbhd_sim_counts *counts)
+static void combine(const struct nbhd_sim_case *c, const struct nbhd_sim_axis axis[3], nbhd_sim_counts *counts)
 {
     double visited = 1, full = 1, split = 1, tokens = 1;
     *counts =
@@ -194,7 +194,7 @@ nbhd_status nbhd_sim_case_count(const struct nbhd_sim_case *c, nbhd_sim_counts *
     for (int i = 0; i < 3; i++)
         axis[i] = nbhd_sim_axis_count(c->problem.axis[i], c->q_tile[i], c->kv_tile[i], c->tiling == NBHD_SIM_DYNAMIC,
                                       c->problem.desc.pass == NBHD_BACKWARD, i == c->split_axis ? c->warpgroups : 1);
-    nbhd_sim_combine(c, axis, counts);
+    combine(c, axis, counts);
     return NBHD_OK;
 }
 

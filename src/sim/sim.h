@@ -23,7 +23,6 @@ struct nbhd_sim_axis {
 nbhd_status nbhd_sim_case_init(struct nbhd_sim_case *c, const nbhd_desc *desc, const nbhd_sim_tiles *tiles);
 struct nbhd_sim_axis nbhd_sim_axis_count(struct nbhd_axis a, int q_tile, int kv_tile, bool dynamic, bool inverse,
                                          int parts);
-void nbhd_sim_combine(const struct nbhd_sim_case *c, const struct nbhd_sim_axis axis[3], nbhd_sim_counts *counts);
 
 nbhd_status nbhd_sim_case_count(const struct nbhd_sim_case *c, nbhd_sim_counts *counts);
 /* Of a flat tiling: counts has tiles_outer, visited_max, tiles_total and pairs; visited, full are sums over query
@@ -43,9 +42,6 @@ struct nbhd_sim_box {
     int extent[3];
 };
 #define NBHD_SIM_BOXES 512
-int nbhd_sim_boxes(const struct nbhd_axis axis[3], int tokens, struct nbhd_sim_box boxes[NBHD_SIM_BOXES]);
-int nbhd_sim_choose_boxes(const struct nbhd_problem *problem, const int given[3], int tokens,
-                          struct nbhd_sim_box boxes[NBHD_SIM_BOXES]);
 /* From three axes, as boxes have them, to the problem's own, as nbhd_sim_tiles has them. */
 void nbhd_sim_box_to(const struct nbhd_problem *problem, const struct nbhd_sim_box *box, int extent[3]);
 
