@@ -36,10 +36,14 @@
 static void zero_rows(const struct bwd_call *c, const struct nbhd_view *view, int width, int batch, int y)
 {
     const struct nbhd_params *p = c->p;
+    const int keys = p->axis[2].keys, bytes = width * (int)sizeof(float);
+    const int heads = view->head == bytes ? p->kv_heads : 1; /* in one piece */
+    const int tokens = view->axis[2] == (long long)bytes * heads && heads == p->kv_heads ? keys : 1;
     for (int x = 0; x < p->axis[0].keys; x++)
-        for (int z = 0; z < p->axis[2].keys; z++)
-            for (int h = 0; h < p->kv_heads; h++)
-                memset(nbhd_view_at(view, batch, (const int[3]){x, y, z}, h), 0, (size_t)width * sizeof(float));
+        for (int z = 0; z < keys; z += tokens)
+            for (int h = 0; h < p->kv_heads; h += heads)
+                memset(nbhd_view_at(view, batch, (const int[3]){x, y, z}, h), 0,
+                       (size_t)bytes * (size_t)heads * (size_t)tokens);
 }
 
 /* A task is a batch entry and a coordinate of axis 1, and a share of the workspace's sums. */

@@ -195,6 +195,22 @@ static void transpose_strips(float *xt, float *x, int vectors, int n)
         }
 }
 
+/* A query's delta; if tasks of several rounds need it, made once. */
+static float find_delta(const struct bwd_task *t, const int token[3], int head)
+{
+    const struct bwd_call *c = t->call;
+    const struct nbhd_params *p = c->p;
+    float *saved = c->delta.data ? (float *)(void *)nbhd_view_at(&c->delta, t->batch, token, head) : NULL;
+    if (saved && !t->first)
+        return *saved;
+    const float delta = make_delta(c, nbhd_view_at(&p->o, t->batch, token, head),
+                                   nbhd_view_at(&p->dout, t->batch, token, head),
+                                   p->dlse.data ? nbhd_view_at(&p->dlse, t->batch, token, head) : NULL);
+    if (saved)
+        *saved = delta;
+    return delta;
+}
+
 /* Queries, output gradients, logsumexps and deltas in. */
 static void load_tile(const struct bwd_task *task, struct bwd_tile *t)
 {
@@ -316,20 +332,20 @@ static void bwd_broadcast_task(const struct bwd_task *task, char *scratch)
     memset(zeros, 0, (size_t)c->p->head_dim * sizeof *zeros);
     t.ones = ones;
     t.zeros = zeros;
+    const struct nbhd_region *region = task->region;
     struct nbhd_range q[3];
     for (int h = first; h < first + share; h += b->head_tile)
-        for (q[0].begin = task->region[0].q.begin; q[0].begin < task->region[0].q.end; q[0].begin += b->tile[0])
-            for (q[1].begin = task->region[1].q.begin; q[1].begin < task->region[1].q.end; q[1].begin += b->tile[1])
-                for (q[2].begin = task->region[2].q.begin; q[2].begin < task->region[2].q.end; q[2].begin += b->tile[2]) {
+        for (q[0].begin = region[0].q.begin; q[0].begin < region[0].q.end; q[0].begin += b->tile[0])
+            for (q[1].begin = region[1].q.begin; q[1].begin < region[1].q.end; q[1].begin += b->tile[1])
+                for (q[2].begin = region[2].q.begin; q[2].begin < region[2].q.end; q[2].begin += b->tile[2]) {
                     for (int a = 0; a < 3; a++) {
-                        const struct nbhd_region *region = &task->region[a];
-                        q[a].end = nbhd_min(q[a].begin + b->tile[a], region->q.end);
+                        q[a].end = nbhd_min(q[a].begin + b->tile[a], region[a].q.end);
                         tile_axis_init(&t.tile.axis[a], c->p->axis[a],
-                                       (struct nbhd_cell){region->group, region->size, q[a]});
+                                       (struct nbhd_cell){region[a].group, region[a].size, q[a]});
                     }
                     t.tile.heads = nbhd_range_of(h, nbhd_min(h + b->head_tile, first + share));
                     tile_lanes(&t.tile, c->p);
-                    if (clip_keys(&t.tile, task->region) || task->first)
+                    if (clip_keys(&t.tile, region) || task->first)
                         bwd_tile(task, &t, (struct key_block *)(void *)(scratch + b->at_block));
                 }
 }

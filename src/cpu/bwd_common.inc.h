@@ -22,8 +22,8 @@ struct bwd_task {
 /* Sums of an extra key's gradients, apart for each slot. */
 static float *extra_dk(const struct bwd_call *c, int batch, int kv_head, int slot, int e)
 {
-    const size_t row = (((size_t)batch * (size_t)c->p->kv_heads + (size_t)kv_head) * (size_t)c->b->slots + (size_t)slot) *
-                           (size_t)c->p->extra + (size_t)e;
+    const size_t heads = (size_t)batch * (size_t)c->p->kv_heads + (size_t)kv_head;
+    const size_t row = (heads * (size_t)c->b->slots + (size_t)slot) * (size_t)c->p->extra + (size_t)e;
     return c->extra + row * (size_t)(c->p->head_dim + c->p->head_dim_v);
 }
 
@@ -46,25 +46,11 @@ static float dot_rows(const char *a, const char *b, int dtype, int n)
     return v_sum(sum);
 }
 
-/* Of a query: scale (o.dout - dlse). */
-static float make_delta(const struct bwd_call *c, int batch, const int token[3], int head)
+/* Of a query: scale (o.dout - dlse); dlse: where it lies, or NULL. */
+V_FN float make_delta(const struct bwd_call *c, const char *o, const char *dout, const char *dlse)
 {
-    const struct nbhd_params *p = c->p;
-    float dlse = 0;
-    if (p->dlse.data)
-        memcpy(&dlse, nbhd_view_at(&p->dlse, batch, token, head), sizeof dlse);
-    const char *o = nbhd_view_at(&p->o, batch, token, head), *dout = nbhd_view_at(&p->dout, batch, token, head);
-    return p->scale * (dot_rows(dout, o, c->dtype, p->head_dim_v) - dlse);
-}
-
-/* The same; if tasks of several rounds need it, made once. */
-static float find_delta(const struct bwd_task *t, const int token[3], int head)
-{
-    const struct bwd_call *c = t->call;
-    if (!c->delta.data)
-        return make_delta(c, t->batch, token, head);
-    float *saved = (float *)(void *)nbhd_view_at(&c->delta, t->batch, token, head);
-    if (t->first)
-        *saved = make_delta(c, t->batch, token, head);
-    return *saved;
+    float less = 0;
+    if (dlse)
+        memcpy(&less, dlse, sizeof less);
+    return c->p->scale * (dot_rows(dout, o, c->dtype, c->p->head_dim_v) - less);
 }

@@ -10,14 +10,6 @@
 
 /* ---- lines, runs ---- */
 
-/* Address of a tensor's row along axis 2, token 0, at elements e of axis 0 and 1. */
-static char *row_at(const struct bwd_task *t, const struct nbhd_view *view, const int e[2], int head)
-{
-    const struct nbhd_axis *a = t->call->p->axis;
-    const int token[3] = {t->region[0].group + e[0] * a[0].dilation, t->region[1].group + e[1] * a[1].dilation, 0};
-    return nbhd_view_at(view, t->batch, token, head);
-}
-
 static float *k_rows_at(const struct bwd_box *x, long long slot)
 {
     return x->k_rows + slot * x->task->call->b->positions * x->task->call->b->width;

@@ -298,12 +298,12 @@ static void key_product(const struct lane_block *b, const struct bwd_keys *run, 
 
 /* ---- a tile ---- */
 
-static void tile_token(const struct bwd_box *x, const struct lane_block *b, int z, int y, int r, int l, int token[3])
+/* Address of a tensor's row along axis 2, token 0, at elements e of axis 0 and 1. */
+static char *row_at(const struct bwd_task *t, const struct nbhd_view *view, const int e[2], int head)
 {
-    const struct nbhd_axis *a = x->task->call->p->axis;
-    token[0] = x->cell[0].group + z * a[0].dilation;
-    token[1] = x->cell[1].group + (y + r) * a[1].dilation;
-    token[2] = b->query[l];
+    const struct nbhd_axis *a = t->call->p->axis;
+    const int token[3] = {t->region[0].group + e[0] * a[0].dilation, t->region[1].group + e[1] * a[1].dilation, 0};
+    return nbhd_view_at(view, t->batch, token, head);
 }
 
 /* xt[i][lane] = rows[lane][i], for one vector of lanes; row i starts ROW_WIDTH floats after the last. */
@@ -322,24 +322,39 @@ static void transpose_rows(float *xt, const float *rows, int width, int n)
     }
 }
 
+/* The tensors' rows of queries at element z of axis 0 and y of axis 1, token 0; dlse NULL if there is none. */
+struct query_row {
+    const char *q, *o, *dout, *lse, *dlse;
+};
+
+static struct query_row query_row(const struct bwd_box *x, int z, int y)
+{
+    const struct nbhd_params *p = x->task->call->p;
+    const int e[2] = {z, y};
+    return (struct query_row){row_at(x->task, &p->q, e, x->head), row_at(x->task, &p->o, e, x->head),
+                              row_at(x->task, &p->dout, e, x->head), row_at(x->task, &p->lse, e, x->head),
+                              p->dlse.data ? row_at(x->task, &p->dlse, e, x->head) : NULL};
+}
+
 /* Lanes past the last one are zeros, and never used. Rows past the last one are left as they are: no run has them. */
 static void load_rows(const struct bwd_box *x, const struct lane_block *b, int z, int y, int rows)
 {
     const struct bwd_call *c = x->task->call;
     const struct nbhd_params *p = c->p;
-    const int width = c->b->width, width_v = c->b->width_v, batch = x->task->batch;
+    const int width = c->b->width, width_v = c->b->width_v;
     for (int r = 0; r < rows; r++) {
+        const struct query_row row = query_row(x, z, y + r);
         for (int l = 0; l < b->lanes; l++) {
             const int lane = r * VF + l;
-            int at[3];
-            tile_token(x, b, z, y, r, l, at);
-            const char *dout = nbhd_view_at(&p->dout, batch, at, x->head);
+            const long long token = b->query[l];
+            const char *dout = row.dout + token * p->dout.axis[2];
+            const char *dlse = row.dlse ? row.dlse + token * p->dlse.axis[2] : NULL;
             float lse;
-            memcpy(&lse, nbhd_view_at(&p->lse, batch, at, x->head), sizeof lse);
+            memcpy(&lse, row.lse + token * p->lse.axis[2], sizeof lse);
             x->lse[lane] = lse * LOG2E;
-            x->delta[lane] = find_delta(x->task, at, x->head);
-            unpack_row(x->q + lane * width, nbhd_view_at(&p->q, batch, at, x->head), c->dtype, p->head_dim);
+            unpack_row(x->q + lane * width, row.q + token * p->q.axis[2], c->dtype, p->head_dim);
             unpack_row(x->d + lane * width_v, dout, c->dtype, p->head_dim_v);
+            x->delta[lane] = make_delta(c, row.o + token * p->o.axis[2], dout, dlse);
         }
         const int first = r * VF + b->lanes, rest = VF - b->lanes;
         memset(x->lse + first, 0, (size_t)rest * sizeof(float));
@@ -355,15 +370,13 @@ static void load_rows(const struct bwd_box *x, const struct lane_block *b, int z
 static void store_rows(const struct bwd_box *x, const struct lane_block *b, int z, int y, int rows)
 {
     const struct bwd_call *c = x->task->call;
-    for (int r = 0; r < rows; r++)
-        for (int l = 0; l < b->lanes; l++) {
-            int at[3];
-            tile_token(x, b, z, y, r, l, at);
-            char *row = nbhd_view_at(&c->dq, x->task->batch, at, x->head);
+    for (int r = 0; r < rows; r++) {
+        char *dq = row_at(x->task, &c->dq, (const int[2]){z, y + r}, x->head);
+        for (int l = 0; l < b->lanes; l++)
             for (int i = 0; i < c->p->head_dim; i += VF)
-                v_store_as(row, c->dtype, i, v_load(x->dq + (r * VF + l) * c->b->width + i),
-                           nbhd_min(VF, c->p->head_dim - i));
-        }
+                v_store_as(dq + b->query[l] * c->dq.axis[2], c->dtype, i,
+                           v_load(x->dq + (r * VF + l) * c->b->width + i), nbhd_min(VF, c->p->head_dim - i));
+    }
 }
 
 static void permute_tile(const struct bwd_box *x, const struct lane_block *b, int z, int y, int rows)

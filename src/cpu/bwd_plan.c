@@ -208,9 +208,13 @@ static void place_permute(const struct nbhd_problem *problem, struct nbhd_bwd *b
     b->at_v_lines = nbhd_place(end, (size_t)d->head_dim_v * line + pad);
 }
 
-/* Neighbouring kv heads whose tokens fit a quarter of a page and whose lines fit the cache. */
-static int choose_group(const nbhd_desc *d, const struct nbhd_bwd *b)
+/* Neighbouring kv heads whose tokens fit a quarter of a page and whose lines fit the cache, where windows are so small
+ * that fetching counts for more than products. */
+static int choose_group(const nbhd_desc *d, const struct nbhd_axis axis[3], const struct nbhd_bwd *b)
 {
+    enum { FEW_KEYS = 32 };
+    if ((double)axis[0].window * axis[1].window * axis[2].window > FEW_KEYS)
+        return 1;
     const double ring = (double)line_bytes(d, b) * b->ring[0] * b->ring[1];
     int group = 1;
     for (int i = 2; i <= d->kv_heads; i++)
@@ -226,7 +230,7 @@ static void build_permute(const struct nbhd_problem *problem, struct nbhd_bwd *b
     b->unpack = problem->desc.dtype != NBHD_F32 || b->width != problem->desc.head_dim;
     b->head_tile = 1;
     choose_box(problem, b, m);
-    b->group = choose_group(&problem->desc, b);
+    b->group = choose_group(&problem->desc, problem->axis, b);
     if (a.dilation > 1) /* groups lie end to end: one region of all positions */
         b->cut[2] = (struct nbhd_axis){a.length, a.length, a.length, 1, 1, NBHD_EDGE_NEAREST};
 }
