@@ -1,4 +1,5 @@
-# Two doors to CMake for a newcomer. Each installs what it lacks from the distribution (as root, or through sudo) and says so.
+# Two doors to CMake for a newcomer. Each installs what it lacks from the distribution (as root, or through sudo) and
+# says so.
 BUILD ?= build
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
@@ -12,7 +13,7 @@ test:
 	@cmake -S . -B $(BUILD) -DNBHD_TESTS=ON >/dev/null
 	@cmake --build $(BUILD) --parallel $(JOBS)
 	@scripts/fetch-nvrtc $(BUILD)
-	@ctest --test-dir $(BUILD) -L quick --output-on-failure
+	@ctest --test-dir $(BUILD) -L quick --output-on-failure --parallel $(JOBS)
 
 build:
 	@scripts/setup build

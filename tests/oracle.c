@@ -99,8 +99,9 @@ struct oracle {
     const struct oracle_tensors *t;
     bool *sees[3]; /* per axis [length][keys] */
     long long tokens, keys;
-    double *weights; /* [keys + extra] of one query: scores, then probabilities */
-    bool *visible;   /* [keys + extra] */
+    /* Of one query: the keys that it sees, in order, extra keys after the grid's; scores, then probabilities. */
+    long long *seen, count;
+    double *weights;
 };
 
 static void close_oracle(struct oracle *c)
@@ -108,7 +109,7 @@ static void close_oracle(struct oracle *c)
     for (int i = 0; i < 3; i++)
         free(c->sees[i]);
     free(c->weights);
-    free(c->visible);
+    free(c->seen);
 }
 
 static bool open_oracle(struct oracle *c, const struct oracle_problem *p, const struct oracle_tensors *t)
@@ -129,8 +130,8 @@ static bool open_oracle(struct oracle *c, const struct oracle_problem *p, const 
         ok = ok && c->sees[i];
     }
     c->weights = malloc(sizeof(double) * (size_t)(c->keys + p->extra));
-    c->visible = malloc(sizeof(bool) * (size_t)(c->keys + p->extra));
-    ok = ok && c->weights && c->visible;
+    c->seen = malloc(sizeof(long long) * (size_t)(c->keys + p->extra));
+    ok = ok && c->weights && c->seen;
     if (!ok)
         close_oracle(c);
     return ok;
@@ -147,16 +148,21 @@ static void coordinates(const struct oracle_problem *p, bool of_key, long long t
 
 static void find_visible(struct oracle *c, long long query)
 {
-    int x[3], y[3];
+    const struct oracle_axis *a = c->p->axis;
+    const bool *sees[3];
+    int x[3];
     coordinates(c->p, false, query, x);
-    for (long long key = 0; key < c->keys; key++) {
-        coordinates(c->p, true, key, y);
-        c->visible[key] = true;
-        for (int i = 0; i < 3; i++)
-            c->visible[key] &= c->sees[i][(size_t)x[i] * (size_t)c->p->axis[i].keys + (size_t)y[i]];
-    }
+    for (int i = 0; i < 3; i++)
+        sees[i] = c->sees[i] + (size_t)x[i] * (size_t)a[i].keys;
+    long long key = 0;
+    c->count = 0;
+    for (int i = 0; i < a[0].keys; i++)
+        for (int j = 0; j < a[1].keys; j++)
+            for (int k = 0; k < a[2].keys; k++, key++)
+                if (sees[0][i] && sees[1][j] && sees[2][k])
+                    c->seen[c->count++] = key;
     for (int e = 0; e < c->p->extra; e++)
-        c->visible[c->keys + e] = true;
+        c->seen[c->count++] = c->keys + e;
 }
 
 /* Row of a key, extra keys after the grid's, in k/v or a gradient of them. */
@@ -199,6 +205,11 @@ static double dot(const struct oracle *c, const double *a, const double *b, int 
 {
     const bool reversed = in_base_2(c->p);
     double sum = 0;
+    if (c->p->precision == ORACLE_EXACT) { /* the same as below, in less time */
+        for (int j = 0; j < n; j++)
+            sum += a[j] * b[j];
+        return sum;
+    }
     for (int j = 0; j < n; j++) {
         const int i = reversed ? n - 1 - j : j;
         sum = sum_up(c->p, sum + sum_up(c->p, element(c->p, a[i]) * element(c->p, b[i])));
@@ -213,31 +224,26 @@ static double softmax(struct oracle *c, int batch, long long query, int head, co
     const struct oracle_problem *p = c->p;
     const int kv_head = head / (p->heads / p->kv_heads);
     const double *q = query_row(c, c->t->q, batch, query, head, p->head_dim);
-    const long long all = c->keys + p->extra;
     const double unit = in_base_2(p) ? 1.44269504088896340736 : 1; /* of a score: log2(e) */
     const double scale = in_base_2(p) ? sum_up(p, p->scale * unit) : p->scale;
     double max = -INFINITY, sum = 0;
-    for (long long j = 0; j < all; j++) {
-        if (!c->visible[j])
-            continue;
+    for (long long i = 0; i < c->count; i++) {
+        const long long j = c->seen[i];
         double score = dot(c, q, key_row(c, c->t->k, c->t->extra_k, batch, j, kv_head, p->head_dim), p->head_dim);
         score = sum_up(p, score * scale);
         if (c->t->bias && j < c->keys)
             score = sum_up(p, score + sum_up(p, c->t->bias[bias_index(c, head, query, j)] * unit));
-        c->weights[j] = score;
+        c->weights[i] = score;
         max = score > max || isnan(score) ? score : max;
     }
-    for (long long j = 0; given && j < all; j++)
-        if (c->visible[j])
-            c->weights[j] = power(p, sum_up(p, c->weights[j] - sum_up(p, *given * unit)));
+    for (long long i = 0; given && i < c->count; i++)
+        c->weights[i] = power(p, sum_up(p, c->weights[i] - sum_up(p, *given * unit)));
     if (given)
         return *given;
-    for (long long j = 0; j < all; j++)
-        if (c->visible[j])
-            sum = sum_up(p, sum + (c->weights[j] = power(p, c->weights[j] - max)));
-    for (long long j = 0; j < all; j++)
-        if (c->visible[j])
-            c->weights[j] = sum_up(p, c->weights[j] / sum);
+    for (long long i = 0; i < c->count; i++)
+        sum = sum_up(p, sum + (c->weights[i] = power(p, c->weights[i] - max)));
+    for (long long i = 0; i < c->count; i++)
+        c->weights[i] = sum_up(p, c->weights[i] / sum);
     return sum_up(p, max / unit + log(sum));
 }
 
@@ -247,11 +253,9 @@ static void weigh_values(struct oracle *c, int batch, int head, double *o)
     const int kv_head = head / (p->heads / p->kv_heads);
     for (int d = 0; d < p->head_dim_v; d++)
         o[d] = 0;
-    for (long long j = 0; j < c->keys + p->extra; j++) {
-        if (!c->visible[j])
-            continue;
-        const double *v = key_row(c, c->t->v, c->t->extra_v, batch, j, kv_head, p->head_dim_v);
-        const double weight = operand(p, c->weights[j]);
+    for (long long i = 0; i < c->count; i++) {
+        const double *v = key_row(c, c->t->v, c->t->extra_v, batch, c->seen[i], kv_head, p->head_dim_v);
+        const double weight = operand(p, c->weights[i]);
         for (int d = 0; d < p->head_dim_v; d++)
             o[d] = sum_up(p, o[d] + sum_up(p, weight * element(p, v[d])));
     }
@@ -300,14 +304,13 @@ static void differentiate(struct oracle *c, int batch, long long query, int head
         delta = sum_up(p, delta + sum_up(p, o[d] * dout[d]));
     if (t->dlse)
         delta = sum_up(p, delta - *query_row(c, t->dlse, batch, query, head, 1));
-    for (long long j = 0; j < c->keys + p->extra; j++) {
-        if (!c->visible[j])
-            continue;
+    for (long long i = 0; i < c->count; i++) {
+        const long long j = c->seen[i];
         const double dp = dot(c, dout, key_row(c, t->v, t->extra_v, batch, j, kv_head, p->head_dim_v), p->head_dim_v);
-        const double ds = sum_up(p, c->weights[j] * (dp - delta));
+        const double ds = sum_up(p, c->weights[i] * (dp - delta));
         const double rounded = operand(p, ds);
         add_scaled(c, key_row(c, t->dv, t->dextra_v, batch, j, kv_head, p->head_dim_v),
-                   operand(p, c->weights[j]), dout, p->head_dim_v);
+                   operand(p, c->weights[i]), dout, p->head_dim_v);
         add_scaled(c, dq, rounded, key_row(c, t->k, t->extra_k, batch, j, kv_head, p->head_dim), p->head_dim);
         add_scaled(c, key_row(c, t->dk, t->dextra_k, batch, j, kv_head, p->head_dim), rounded, q, p->head_dim);
         if (t->dbias && j < c->keys) {
@@ -398,9 +401,8 @@ static bool each_pair(const struct oracle_problem *p, const struct oracle_tensor
         return false;
     for (long long query = 0; query < c.tokens; query++) {
         find_visible(&c, query);
-        for (long long key = 0; key < c.keys; key++) {
-            if (!c.visible[key])
-                continue;
+        for (long long i = 0; i < c.count; i++) {
+            const long long key = c.seen[i];
             const long long entry = entry_of(&c, query, key);
             for (int batch = 0; batch < p->batch; batch++)
                 for (int head = 0; head < p->heads; head++) {
