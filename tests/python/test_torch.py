@@ -126,27 +126,45 @@ def test_what_c_cannot_see_is_refused(call, says):
         call(*tensors(axes=(8, 9))[:3])
 
 
-def test_unaligned_tensors_are_planned_again(monkeypatch):
-    execute, flags = _lib.Plan.execute, []
-
-    def picky(plan, *rest):
-        if len(flags) == 1:
-            raise _lib.UnsupportedError("q.data is not aligned")
-        execute(plan, *rest)
-
-    make = _lib.plan
+def recorded_flags(monkeypatch):
+    """The flags of every plan from here on."""
+    make, flags = _lib.plan, []
 
     def plan(desc, kind, bits, *rest):
         flags.append(bits)
         return make(desc, kind, bits, *rest)
 
     monkeypatch.setattr(_lib, "plan", plan)
+    return flags
+
+
+def test_unaligned_tensors_are_planned_again(monkeypatch):
+    execute, flags = _lib.Plan.execute, recorded_flags(monkeypatch)
+
+    def picky(plan, *rest):
+        if len(flags) == 1:
+            raise _lib.UnsupportedError("q.data is not aligned")
+        execute(plan, *rest)
+
     monkeypatch.setattr(_lib.Plan, "execute", picky)
     q, k, v, _ = tensors(axes=(7, 11))
     o = nbhd.attention(q, k, v, (3, 5))
     assert flags == [_lib.ALIGNED, 0]
     monkeypatch.undo()
     torch.testing.assert_close(o, nbhd.attention(q, k, v, (3, 5)))
+
+
+def test_deterministic_algorithms_are_planned(monkeypatch):
+    flags = recorded_flags(monkeypatch)
+    q, k, v, _ = tensors(axes=(5, 13))
+    torch.use_deterministic_algorithms(True)
+    try:
+        nbhd.attention(q, k, v, 3).sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert flags == [_lib.ALIGNED | _lib.DETERMINISTIC] * 2  # forward and backward
+    nbhd.attention(q, k, v, 3)
+    assert flags[2:] == [_lib.ALIGNED]
 
 
 def test_kinds_of_arrays_do_not_mix():
