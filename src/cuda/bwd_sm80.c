@@ -1,9 +1,8 @@
 /* Host half of bwd_sm80.cu, bwd_sm80_dq.cu and bwd_sm80_dbias.cu: the launches that make up a backward.
  *
- *     delta     every query's statistics, into the workspace
+ *     dq        queries stationary; leaves every query's statistics in the workspace
  *     dk dv     keys stationary; both at once where registers allow, else one after the other
  *     the same for extra keys, as an axis of their own that every query sees whole
- *     dq        queries stationary
  *     dbias     where it is asked for: tables of parts of the queries, into the workspace; their sum */
 #include <limits.h>
 #include <stdio.h>
@@ -30,12 +29,11 @@ struct launch {
 /* keys[i], extra[i]: with both sums i is 0; split, 0 is dV and 1 is dK. */
 struct state {
     struct nbhd_cuda_module *key_module[2], *query_module, *bias_module;
-    struct CUfunc_st *delta, *bias_sum;
-    struct nbhd_cuda_grid delta_grid, bias_sum_grid;
+    struct CUfunc_st *bias_sum;
+    struct nbhd_cuda_grid bias_sum_grid;
     struct launch keys[2], extra[2], queries, bias;
     struct nbhd_axis extra_axis[3];
     int parts;      /* launches for dK and dV */
-    int delta_rows; /* of a block */
     int bias_parts; /* tables of biases of a head */
     size_t tables;  /* where they begin in the workspace */
 };
@@ -235,26 +233,13 @@ static nbhd_status build_keys(struct state *state, const struct nbhd_problem *p,
     return status;
 }
 
-/* LANES threads a row: as device/rows_sm80.cuh. */
-static nbhd_status build_delta(struct state *state, const struct nbhd_problem *p, size_t *workspace)
+/* Bytes of the queries' statistics. */
+static size_t stats_bytes(const struct nbhd_problem *p)
 {
-    const int widest = p->desc.head_dim > p->desc.head_dim_v ? p->desc.head_dim : p->desc.head_dim_v;
-    const int pieces = nbhd_sm80_padded(widest) * (int)nbhd_dtype_size(p->desc.dtype) / 16;
-    double rows = (double)p->desc.batch * p->desc.heads;
-    int lanes = 2;
-    while (lanes < pieces && lanes < 32)
-        lanes *= 2;
+    size_t queries = (size_t)p->desc.batch * (size_t)p->desc.heads;
     for (int i = 0; i < 3; i++)
-        rows *= p->axis[i].length;
-    const double blocks = rows * lanes / 256 + 1;
-    if (blocks > INT_MAX)
-        return nbhd_fail(NBHD_ERROR_UNSUPPORTED,
-                         "the problem has %.0f queries x heads; cuda.bwd_sm80 takes %.0f at most", rows,
-                         256.0 * INT_MAX / lanes);
-    *workspace = (size_t)rows * 8;
-    state->delta_rows = 256 / lanes;
-    state->delta_grid = (struct nbhd_cuda_grid){.blocks = {(unsigned)blocks, 1, 1}, .threads = {256, 1, 1}};
-    return nbhd_cuda_function(&state->delta, state->key_module[0], "nbhd_bwd_sm80_delta");
+        queries *= (size_t)p->axis[i].length;
+    return 8 * queries;
 }
 
 /* As many tables as there are CTAs at a time, but not more than 64 MiB of them. */
@@ -310,8 +295,9 @@ static nbhd_status build(struct nbhd_plan *plan)
              c.keys.variant->rows, k[0], k[1], k[2], c.keys.variant->n, kq[0], kq[1], kq[2],
              c.split ? ", one by one" : "", c.queries.variant->rows, q[0], q[1], q[2], c.queries.boxes.pack,
              c.queries.variant->n, qk[0], qk[1], qk[2]);
-    if ((status = build_keys(state, p, &c)) || (status = build_delta(state, p, &plan->workspace)))
+    if ((status = build_keys(state, p, &c)))
         return status;
+    plan->workspace = stats_bytes(p);
     if (p->desc.bias && (status = build_bias(state, p, &c, &machine, &plan->workspace)))
         return status;
     status = compile(&state->query_module, &state->queries.function, p, &c.queries, "bwd_sm80_dq.cu",
@@ -366,15 +352,12 @@ static nbhd_status run(const struct nbhd_plan *plan, const struct nbhd_params *p
     extra.bias = NULL; /* they have none */
     for (int i = 0; i < 3; i++)
         extra.axis[i] = state->extra_axis[i];
-    nbhd_status status = nbhd_cuda_launch(state->key_module[0], state->delta, &state->delta_grid, stream,
-                                          (void *[]){(void *)params, &wide, &workspace});
+    nbhd_status status = start(state->query_module, &state->queries, params, wide, workspace, stream);
     for (int i = 0; i < state->parts && params->extra && !status; i++)
         status = start(state->key_module[i], &state->extra[i], &extra, wide, workspace, stream);
     for (int i = 0; i < state->parts && !status; i++)
         status = start(state->key_module[i], &state->keys[i], params, wide, workspace, stream);
-    if (params->dbias && !status)
-        status = start_bias(state, params, wide, workspace, stream);
-    return status ? status : start(state->query_module, &state->queries, params, wide, workspace, stream);
+    return params->dbias && !status ? start_bias(state, params, wide, workspace, stream) : status;
 }
 
 /* ---- running many sequences ---- */
@@ -395,36 +378,14 @@ static nbhd_status start_many(const struct nbhd_plan *plan, const struct nbhd_cu
     return nbhd_cuda_launch(module, launch->function, &grid, stream, (void *[]){(void *)params, parts, &boxes, &stats});
 }
 
-static nbhd_status delta_many(const struct nbhd_plan *plan, const struct nbhd_params *params, struct nbhd_parts *parts,
-                              void *stats, void *stream)
-{
-    const struct state *state = plan->state;
-    struct nbhd_cuda_grid grid = state->delta_grid;
-    int wide = all_wide(&plan->problem.desc, params);
-    long long blocks = 0;
-    for (int s = 0; s < parts->count; s++) {
-        struct nbhd_part *one = &parts->part[s];
-        const long long rows = (long long)params->heads * one->length[0] * one->length[1] * one->length[2];
-        one->block = (int)(blocks < INT_MAX ? blocks : INT_MAX);
-        blocks += (rows + state->delta_rows - 1) / state->delta_rows;
-    }
-    if (blocks > INT_MAX)
-        return nbhd_fail(NBHD_ERROR_UNSUPPORTED,
-                         "the sequences have %lld blocks of queries; cuda.bwd_sm80 launches %d at most", blocks,
-                         INT_MAX);
-    grid.blocks[0] = (unsigned)blocks;
-    return nbhd_cuda_launch(state->key_module[0], state->delta, &grid, stream,
-                            (void *[]){(void *)params, parts, &wide, &stats});
-}
-
 static nbhd_status run_many(const struct nbhd_plan *plan, const struct nbhd_params *params, struct nbhd_parts *parts,
                             void *workspace, void *stream)
 {
     const struct state *s = plan->state;
-    nbhd_status status = delta_many(plan, params, parts, workspace, stream);
+    nbhd_status status = start_many(plan, s->query_module, &s->queries, false, params, parts, workspace, stream);
     for (int i = 0; i < s->parts && !status; i++)
         status = start_many(plan, s->key_module[i], &s->keys[i], true, params, parts, workspace, stream);
-    return status ? status : start_many(plan, s->query_module, &s->queries, false, params, parts, workspace, stream);
+    return status;
 }
 
 static void drop(struct nbhd_plan *plan)

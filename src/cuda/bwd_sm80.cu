@@ -1,4 +1,4 @@
-/* The sm80 backward: delta, dK and dV. Host half: bwd_sm80.c. dQ: bwd_sm80_dq.cu.
+/* The sm80 backward, dK and dV. Host half: bwd_sm80.c. dQ and the statistics, which come first: bwd_sm80_dq.cu.
  *
  * One CTA holds a box of keys (K and V), streams the boxes of queries that see them (Q, dO and their statistics),
  * for every query head of the key/value head, and sums up
@@ -31,66 +31,13 @@ struct sums {
 #endif
 };
 
-/* ---- statistics: LANES lanes a query, in the order of memory ---- */
-
-NBHD_FN float dot_piece(uint4 x, uint4 y)
-{
-    unsigned a[4] = {x.x, x.y, x.z, x.w}, b[4] = {y.x, y.y, y.z, y.w};
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-#if NBHD_DTYPE == NBHD_F32
-        sum += __uint_as_float(a[i]) * __uint_as_float(b[i]);
-#elif NBHD_DTYPE == NBHD_F16
-        sum += cvt_f32_f16((unsigned short)a[i]) * cvt_f32_f16((unsigned short)b[i]) +
-               cvt_f32_f16((unsigned short)(a[i] >> 16)) * cvt_f32_f16((unsigned short)(b[i] >> 16));
-#else
-        sum += cvt_f32_bf16((unsigned short)a[i]) * cvt_f32_bf16((unsigned short)b[i]) +
-               cvt_f32_bf16((unsigned short)(a[i] >> 16)) * cvt_f32_bf16((unsigned short)(b[i] >> 16));
-#endif
-    return sum;
-}
+/* ---- the grid of queries that see the CTA's keys ---- */
 
 NBHD_FN const char *query_address(const struct nbhd_view *view, int batch, const int *x, int head)
 {
     return view->data + batch * view->batch + x[0] * view->axis[0] + x[1] * view->axis[1] + x[2] * view->axis[2] +
            head * view->head;
 }
-
-extern "C" __global__ void __launch_bounds__(256)
-    nbhd_bwd_sm80_delta(NBHD_LAUNCH, int wide, char *stats)
-{
-    NBHD_ENTER
-    long long row = ((long long)turn.block * 256 + threadIdx.x) / LANES, rest = row / p.heads;
-    int head = (int)(row % p.heads), piece = (int)threadIdx.x % LANES, x[3];
-    float sum = 0;
-#pragma unroll
-    for (int a = 2; a >= 0; a--) {
-        x[a] = (int)(rest % p.axis[a].length);
-        rest /= p.axis[a].length;
-    }
-    for (int round = 0; round < ROUNDS && rest < p.batch; round++) {
-        int at = 16 * (piece + round * LANES), elements = nbhd_min(PIECE, NBHD_HEAD_DIM_V - at / ELEMENT);
-        const char *o = query_address(&p.o, (int)rest, x, head) + at;
-        const char *dout = query_address(&p.dout, (int)rest, x, head) + at;
-        if (wide && elements > 0)
-            sum += dot_piece(*(const uint4 *)o, *(const uint4 *)dout);
-        else
-            sum += dot_piece(gather_piece(o, elements), gather_piece(dout, elements));
-    }
-#pragma unroll
-    for (int i = 1; i < LANES; i *= 2)
-        sum += __shfl_xor_sync(~0u, sum, i);
-    if (rest >= p.batch || piece)
-        return;
-    float lse = *(const float *)query_address(&p.lse, (int)rest, x, head);
-    if (p.dlse.data)
-        sum -= *(const float *)query_address(&p.dlse, (int)rest, x, head);
-    *(float2 *)(stats + 8 * turn.before * p.heads + stats_offset(&p, (int)rest, head, x)) =
-        make_float2(lse * 1.44269504f, sum);
-}
-
-/* ---- the grid of queries that see the CTA's keys ---- */
 
 /* Twelve threads: for each stream, steps on three axes and the base. */
 NBHD_FN void set_grid(const struct nbhd_params *p, struct tables *tab, const char *stats, int head)

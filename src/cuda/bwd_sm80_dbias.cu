@@ -100,6 +100,19 @@ NBHD_FN void step(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, 
     add_box(p, b, mem->tab, sums, at);
 }
 
+/* What the dQ kernel has left of a tile's queries. */
+NBHD_FN void load_stats(const struct nbhd_params *p, const struct memory *mem, const char *stats)
+{
+    const struct place *t = &mem->tab->place;
+    for (int r = (int)threadIdx.x; r < NBHD_ROWS; r += THREADS) {
+        unsigned row = mem->tab->row[r];
+        float2 both = make_float2(0, 0);
+        if (!(row & NBHD_ROW_ABSENT))
+            both = *(const float2 *)(stats + row_stats_offset(p, t, row));
+        *(float2 *)(mem->stats + 8 * r) = both;
+    }
+}
+
 /* CTA x: part x / heads of head x % heads. */
 extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
     nbhd_bwd_sm80_dbias(const __grid_constant__ struct nbhd_params p, const __grid_constant__ struct nbhd_boxes_sm80 b,
@@ -119,7 +132,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
         if (is_past_end(&t))
             continue;
         __syncthreads(); /* no warp is at the tile before */
-        load_queries(&p, &b, &t, &mem, stats);
+        load_queries(&p, &b, &t, &mem);
+        load_stats(&p, &mem, stats);
         enter_grid(&p, &b, mem.tab, 0);
         fill_biases(&p, mem.tab, mem.biases, head, 1);
         __syncthreads();

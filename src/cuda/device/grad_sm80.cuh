@@ -6,8 +6,8 @@
  *     S = long rows x long columns^T     P = exp(S - logsumexp)
  *     dP = wide rows x wide columns^T    dS = P (dP - delta)
  * The logsumexp (times log2 e) and delta = rowsum(O dO) - dlse of every query stand in the workspace, as float2
- * [batch][heads][query tokens]; nbhd_bwd_sm80_delta writes them. In shared memory they lie beside the rows, or come
- * with each box of columns.
+ * [batch][heads][query tokens]; nbhd_bwd_sm80_dq, which is the first kernel, writes them. In shared memory they lie
+ * beside the rows, or come with each box of columns.
  *
  *     shared memory:  | rows, later what they become: ROWS x pitch, long, wide | columns: 2 x N x pitch, long, wide |
  *                     | statistics | struct tables | struct biases, with a bias |
@@ -191,31 +191,24 @@ NBHD_FN void store_sums(const struct nbhd_params *p, const struct nbhd_view *vie
 #if !NBHD_INVERSE
 /* ---- rows that are queries ---- */
 
-NBHD_FN void load_stats(const struct nbhd_params *p, const struct memory *mem, const char *stats)
+/* As stats_offset, of a row. */
+NBHD_FN long long row_stats_offset(const struct nbhd_params *p, const struct place *t, unsigned row)
 {
-    const struct place *t = &mem->tab->place;
-    for (int r = (int)threadIdx.x; r < NBHD_ROWS; r += THREADS) {
-        unsigned row = mem->tab->row[r];
-        float2 both = make_float2(0, 0);
-        int x[3];
+    int x[3];
 #pragma unroll
-        for (int a = 0; a < 3; a++)
-            x[a] = (t->origin[a] + byte_of(row, a)) * p->axis[a].dilation + t->group[a];
-        if (!(row & NBHD_ROW_ABSENT))
-            both = *(const float2 *)(stats + stats_offset(p, t->batch, t->head + byte_of(row, 3), x));
-        *(float2 *)(mem->stats + 8 * r) = both;
-    }
+    for (int a = 0; a < 3; a++)
+        x[a] = (t->origin[a] + byte_of(row, a)) * p->axis[a].dilation + t->group[a];
+    return stats_offset(p, t->batch, t->head + byte_of(row, 3), x);
 }
 
-/* Begins to load Q, dO and the statistics of a tile. Ends without a barrier, as enter_grid begins with one. */
+/* Begins to load Q and dO of a tile. Ends without a barrier, as enter_grid begins with one. */
 NBHD_FN void load_queries(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, const struct place *t,
-                          const struct memory *mem, const char *stats)
+                          const struct memory *mem)
 {
     fill_rows(b, t, mem->tab);
     __syncthreads();
     load_rows(p, &p->q, t, mem->tab, mem->long_rows, K_PITCH, NBHD_HEAD_DIM, b->wide);
     load_rows(p, &p->dout, t, mem->tab, mem->wide_rows, V_PITCH, NBHD_HEAD_DIM_V, b->wide);
-    load_stats(p, mem, stats);
 }
 
 NBHD_FN void load_box(const struct nbhd_boxes_sm80 *b, const struct memory *mem, int turn, const int *at, int flags)
