@@ -65,7 +65,7 @@ typedef enum nbhd_edge {
     NBHD_NEAREST = 0,   /* the window is shifted inwards: always `window` keys (the usual choice) */
     NBHD_CAUSAL = 1,    /* keys up to the query itself only */
     NBHD_TRUNCATED = 2, /* the window is cut off at the border, as a convolution's valid taps */
-    NBHD_PERIODIC = 3   /* the axis wraps around; reserved: every kernel refuses it as yet */
+    NBHD_PERIODIC = 3   /* the axis wraps around, as longitude does: always `window` keys */
 } nbhd_edge;
 
 /* In every field but head_dim and length, 0 means the default. Use NBHD_DESC_INIT, then set what differs. */
@@ -103,7 +103,8 @@ typedef struct nbhd_desc {
  * parse overwrites *desc; format writes the canonical order, leaving out defaults. INVALID names the bad field. */
 NBHD_API nbhd_status nbhd_desc_parse(nbhd_desc *desc, const char *text);
 NBHD_API nbhd_status nbhd_desc_format(const nbhd_desc *desc, char *text, size_t capacity);
-/* The keys that a query sees on one axis: tokens first, first + dilation, ... (count of them). */
+/* The keys that a query sees on one axis: tokens first, first + dilation, ... (count of them); on a periodic axis those
+ * at or past its length go on at query % dilation. */
 NBHD_API nbhd_status nbhd_desc_keys(const nbhd_desc *desc, int axis, int query, int *first, int *count);
 /* Visible (query, key) pairs over batch and heads, extra keys included; 0 and a sentence if desc is invalid. */
 NBHD_API double nbhd_desc_pairs(const nbhd_desc *desc);

@@ -5,6 +5,9 @@
  * x / dilation of group x % dilation, and all that follows works inside one group of n elements.
  * A query's keys are an interval whose two ends never decrease with the query. So the union and the intersection over a
  * tile of queries are read off its first and last query, and the queries that see a key are an interval too.
+ * A periodic axis is unwrapped: element x, of any sign, is an image of element x mod n (nbhd_wrap), queries and keys
+ * alike, and whatever holds of elements x and y holds of x + n and y + n. Intervals of a query or key of [0, n), and of
+ * tiles of them, lie in [-n, 2n); a query's window holds no key twice, though the union over a tile may.
  * Definitions: docs/mask.md. Tested against membership by definition in tests/test_geom.c. */
 #ifndef NBHD_GEOM_H
 #define NBHD_GEOM_H
@@ -53,19 +56,51 @@ NBHD_FN int nbhd_leader(struct nbhd_axis a, int n, int q)
     return nbhd_min(q / a.stride * a.stride + offset, n - 1);
 }
 
+/* Where the image of [0, n) begins that x lies in: of the multiples of n, the last that is not after x. */
+NBHD_FN int nbhd_image(int n, int x) { return x >= 0 ? x / n * n : -((n - 1 - x) / n) * n; }
+
+/* The element of a group of n that x is an image of; x itself where the axis does not wrap. */
+NBHD_FN int nbhd_wrap(struct nbhd_axis a, int n, int x)
+{
+    return a.edge != NBHD_EDGE_PERIODIC ? x : x < 0 ? x + n : x >= n ? x - n : x;
+}
+
+/* Elements from x on, up to `end`, that lie one after the other: to the end of x's image where the axis wraps. */
+NBHD_FN int nbhd_together(struct nbhd_axis a, int n, int x, int end)
+{
+    return (a.edge == NBHD_EDGE_PERIODIC ? nbhd_min(nbhd_image(n, x) + n, end) : end) - x;
+}
+
 /* Keys that query q of a group of n sees. */
 NBHD_FN struct nbhd_range nbhd_keys(struct nbhd_axis a, int n, int q)
 {
     if (a.keys != a.length)
         return nbhd_range_of(0, a.keys);
-    int leader = nbhd_leader(a, n, q);
+    int image = a.edge == NBHD_EDGE_PERIODIC ? nbhd_image(n, q) : 0;
+    int leader = nbhd_leader(a, n, q - image) + image;
     if (a.edge == NBHD_EDGE_CAUSAL)
         return nbhd_range_of(nbhd_max(leader - a.window + 1, 0), nbhd_min(q + 1, n));
     int begin = leader - a.window / 2;
     if (a.edge == NBHD_EDGE_TRUNCATED)
         return nbhd_range_of(nbhd_max(begin, 0), nbhd_min(begin + a.window, n));
-    begin = nbhd_max(nbhd_min(begin, n - a.window), 0);
+    if (a.edge == NBHD_EDGE_NEAREST)
+        begin = nbhd_max(nbhd_min(begin, n - a.window), 0);
     return nbhd_range_of(begin, begin + a.window);
+}
+
+/* The same for a periodic axis, where low <= leader(q) <= high: each is solved for in the image that it lies in. */
+NBHD_FN struct nbhd_range nbhd_queries_around(struct nbhd_axis a, int n, int low, int high)
+{
+    int offset = a.stride / 2;
+    int image = nbhd_image(n, low);
+    int group = nbhd_max(low - image - offset + a.stride - 1, 0) / a.stride;
+    int first = image + nbhd_min(group * a.stride, n);
+    image = nbhd_image(n, high);
+    high -= image;
+    if (high == n - 1)
+        return nbhd_range_of(first, image + n);
+    int groups = high < offset ? 0 : (high - offset) / a.stride + 1;
+    return nbhd_range_of(first, image + nbhd_min(groups * a.stride, n));
 }
 
 /* Queries that see key k of a group of n: the inverse neighborhood, over which dK and dV are summed.
@@ -76,6 +111,8 @@ NBHD_FN struct nbhd_range nbhd_queries(struct nbhd_axis a, int n, int k)
         return nbhd_range_of(0, n);
     int offset = a.edge == NBHD_EDGE_CAUSAL ? a.stride - 1 : a.stride / 2;
     int reach = a.edge == NBHD_EDGE_CAUSAL ? a.window - 1 : a.window / 2; /* leader - begin, away from borders */
+    if (a.edge == NBHD_EDGE_PERIODIC)
+        return nbhd_queries_around(a, n, k + reach - a.window + 1, k + reach);
     int first = k;
     if (a.edge != NBHD_EDGE_CAUSAL) {
         int low = k - a.window + 1 + reach - offset; /* the group's start must be at least this */

@@ -9,7 +9,8 @@
 
 static struct oracle_problem oracle_problem_of(const nbhd_desc *d, enum oracle_precision precision)
 {
-    static const enum oracle_edge edges[] = {ORACLE_NEAREST, ORACLE_CAUSAL, ORACLE_TRUNCATED};
+    static const enum oracle_edge edges[] = {ORACLE_NEAREST, ORACLE_CAUSAL, ORACLE_TRUNCATED,
+                                            ORACLE_PERIODIC};
     struct oracle_problem p = {.batch = d->batch, .heads = d->heads, .kv_heads = d->kv_heads, .head_dim = d->head_dim,
                                .head_dim_v = d->head_dim_v, .extra = d->extra, .scale = (double)d->scale,
                                .precision = precision};

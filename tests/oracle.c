@@ -7,22 +7,43 @@
 
 /* ---- the mask, by membership ---- */
 
+/* Of the dilation group that a token is in. */
+static int members_of(const struct oracle_axis *a, int token)
+{
+    return (a->length - token % a->dilation + a->dilation - 1) / a->dilation;
+}
+
+/* Queries come in groups of `stride`; all of a group use the window around one of them, or around the last member. */
+static int leader_of(const struct oracle_axis *a, int query)
+{
+    const int p = query / a->dilation, last = members_of(a, query) - 1;
+    const int leader = p - p % a->stride + (a->edge == ORACLE_CAUSAL ? a->stride - 1 : a->stride / 2);
+    return leader > last ? last : leader;
+}
+
+/* How far around the circle of its group a key lies from the query's leader, from -left to the rest of the circle. */
+static int around(const struct oracle_axis *a, int query, int key, int left)
+{
+    const int members = members_of(a, query);
+    int far = key / a->dilation - leader_of(a, query);
+    for (; far < -left; far += members) {}
+    for (; far >= members - left; far -= members) {}
+    return far;
+}
+
 bool oracle_sees(const struct oracle_axis *a, int query, int key)
 {
     if (a->keys != a->length)
         return true; /* cross attention: the whole axis */
     if (query % a->dilation != key % a->dilation)
         return false;
-    const int members = (a->length - query % a->dilation + a->dilation - 1) / a->dilation;
+    const int members = members_of(a, query), leader = leader_of(a, query);
     const int p = query / a->dilation, j = key / a->dilation;
-    /* Queries come in groups of `stride`; all of a group use the window around one of them, or around the last
-     * member. */
-    int leader = p - p % a->stride + (a->edge == ORACLE_CAUSAL ? a->stride - 1 : a->stride / 2);
-    if (leader > members - 1)
-        leader = members - 1;
     if (a->edge == ORACLE_CAUSAL)
         return j <= p && leader - j < a->window;
     int left = a->window / 2, right = a->window - 1 - left; /* how far the window reaches from its leader */
+    if (a->edge == ORACLE_PERIODIC)
+        return around(a, query, key, left) <= right;
     if (a->edge == ORACLE_NEAREST) {
         for (; leader - left < 0; left--) /* what the border cuts off on one side is given to the other */
             right++;
@@ -188,7 +209,10 @@ static long long bias_index(const struct oracle *c, int head, long long query, l
     long long at = head;
     for (int i = 0; i < 3; i++) {
         const struct oracle_axis *a = &c->p->axis[i];
-        at = at * (2 * a->window - 1) + (y[i] - x[i]) / a->dilation + a->window - 1;
+        int apart = (y[i] - x[i]) / a->dilation;
+        if (a->edge == ORACLE_PERIODIC)
+            apart = leader_of(a, x[i]) + around(a, x[i], y[i], a->window / 2) - x[i] / a->dilation;
+        at = at * (2 * a->window - 1) + apart + a->window - 1;
     }
     return at;
 }
@@ -377,6 +401,8 @@ static long long entry_of(const struct oracle *c, long long query, long long key
         int rank = 0;
         for (int j = 0; j < y[i]; j++)
             rank += c->sees[i][(size_t)x[i] * (size_t)a->keys + (size_t)j];
+        if (a->edge == ORACLE_PERIODIC)
+            rank = around(a, x[i], y[i], a->window / 2) + a->window / 2;
         entry = entry * a->window + rank;
     }
     return entry;

@@ -12,7 +12,7 @@ enum oracle_precision {
     ORACLE_EXACT, ORACLE_F32, ORACLE_F32_BASE2, ORACLE_F16, ORACLE_BF16, ORACLE_TF32, ORACLE_TF32_NEAREST
 };
 
-enum oracle_edge { ORACLE_NEAREST, ORACLE_CAUSAL, ORACLE_TRUNCATED };
+enum oracle_edge { ORACLE_NEAREST, ORACLE_CAUSAL, ORACLE_TRUNCATED, ORACLE_PERIODIC };
 
 struct oracle_axis {
     int length, keys, window, stride, dilation;
@@ -29,7 +29,9 @@ struct oracle_problem {
 /* All arrays are contiguous doubles: q, dq [batch, tokens, heads, head_dim]; k, dk [batch, keys, kv_heads, head_dim];
  * v, dv [.., head_dim_v]; o, dout [batch, tokens, heads, head_dim_v]; lse, dlse [batch, tokens, heads]; extra_k..
  * [batch, extra, kv_heads, dim]; bias, dbias [heads, 2 w0 - 1, 2 w1 - 1, 2 w2 - 1] or NULL; scores, dscores [batch,
- * tokens, heads, w0 w1 w2]: the entry of a key is, per axis, how many visible keys precede it. */
+ * tokens, heads, w0 w1 w2]: the entry of a key is, per axis, how many visible keys precede it. On a periodic axis keys
+ * follow each other around the circle, from the window's first on; biases are of how far a key lies from the query along
+ * the window, not of the tokens' difference. */
 struct oracle_tensors {
     double *q, *k, *v, *o, *lse, *extra_k, *extra_v, *bias;
     double *dout, *dlse, *dq, *dk, *dv, *dextra_k, *dextra_v, *dbias;

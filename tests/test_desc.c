@@ -50,7 +50,7 @@ static const struct {
     "'extra': extra must be"},
     {"d8 8 scale", "'scale': scale must be"}, {"d8 8 window=3", "'window=3' is no field"}, {"d8 10000000000000000000",
     "lengths must be"},
-    {"d8 8 ep", "periodic"},  {"qk d8 8 w3 extra=4", "extra"}, {"d8 5 kv=9 w3", "kv_length[0]"}, {"d8 5 kv=9 bias",
+    {"d8 300000000 w3 ep", "periodic"},  {"d8 9 kv=8 ep", "kv_length[0]"}, {"qk d8 8 w3 extra=4", "extra"}, {"d8 5 kv=9 w3", "kv_length[0]"}, {"d8 5 kv=9 bias",
     "bias"},
     {"b2000000000 h1000000 d512 1000000000x1000000000 w1x1", "too large"}, {"bf32 d8 8", "bf32"}, {"d8 1x1x1 w1x1",
     "w (window)"},

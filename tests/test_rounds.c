@@ -14,7 +14,8 @@ struct tally {
 
 static struct oracle_axis oracle_of(const struct nbhd_axis *a)
 {
-    static const enum oracle_edge edges[] = {ORACLE_NEAREST, ORACLE_CAUSAL, ORACLE_TRUNCATED};
+    static const enum oracle_edge edges[] = {ORACLE_NEAREST, ORACLE_CAUSAL, ORACLE_TRUNCATED,
+                                            ORACLE_PERIODIC};
     return (struct oracle_axis){a->length, a->keys, a->window, a->stride, a->dilation, edges[a->edge]};
 }
 

@@ -19,7 +19,8 @@ struct sums {
 
 static void fill(struct table *t, const struct nbhd_axis *a, int group, bool inverse)
 {
-    static const enum oracle_edge edges[] = {ORACLE_NEAREST, ORACLE_CAUSAL, ORACLE_TRUNCATED};
+    static const enum oracle_edge edges[] = {ORACLE_NEAREST, ORACLE_CAUSAL, ORACLE_TRUNCATED,
+                                            ORACLE_PERIODIC};
     const struct oracle_axis o = {a->length, a->keys, a->window, a->stride, a->dilation, edges[a->edge]};
     const int queries = (a->length - group + a->dilation - 1) / a->dilation;
     const int keys = a->keys != a->length ? a->keys : queries;
@@ -142,6 +143,29 @@ static void check_pairs(struct nbhd_axis a)
     CHECK(nbhd_axis_pairs(a) == pairs, "length %d window %d: %g of %g", a.length, a.window, nbhd_axis_pairs(a), pairs);
 }
 
+/* A periodic axis is the middle third of a truncated one, where strides meet the seams. */
+static void check_periodic(int length, int window, int stride)
+{
+    const struct nbhd_axis a = {length, length, window, stride, 1, NBHD_EDGE_PERIODIC};
+    const struct nbhd_axis thrice = {3 * length, 3 * length, window, stride, 1, NBHD_EDGE_TRUNCATED};
+    for (int i = 0; i < 16; i++)
+        for (int x = 0; x < length; x++) {
+            const int stay = 1 + i % 4, visit = i / 4 ? i / 4 + 1 : 1;
+            const enum nbhd_tiling tiling = length % visit ? NBHD_TILING_DYNAMIC : (enum nbhd_tiling)(x % 2);
+            if (x + stay > length)
+                continue;
+            const struct nbhd_tile t = nbhd_tile_at(a, length, x, stay, visit, tiling),
+                                   u = nbhd_tile_at(thrice, 3 * length, x + length, stay, visit, tiling),
+                                   v = nbhd_tile_at_inverse(a, length, x, stay, visit, tiling),
+                                   w = nbhd_tile_at_inverse(thrice, 3 * length, x + length, stay, visit, tiling);
+            CHECK(t.any.begin + length == u.any.begin && t.visited == u.visited && t.full == u.full &&
+                      v.any.begin + length == w.any.begin && v.visited == w.visited && v.full == w.full,
+                  "length %d window %d stride %d periodic, tile %d from %d visits %d: %d and %d tiles of %d and %d", length,
+                  window, stride, stay, x, visit, t.visited, v.visited, u.visited, w.visited);
+        }
+    CHECK(nbhd_axis_pairs(a) == (double)length * window, "%g pairs", nbhd_axis_pairs(a));
+}
+
 int main(void)
 {
     const int longest = test_full() ? 23 : 13;
@@ -149,11 +173,16 @@ int main(void)
         for (int dilation = 1; dilation <= 3 && dilation <= length; dilation++)
             for (int window = 1; window * dilation <= length; window++)
                 for (int stride = 1; stride <= window; stride++)
-                    for (int edge = 0; edge < 3; edge++) {
+                    for (int edge = NBHD_EDGE_NEAREST; edge <= NBHD_EDGE_TRUNCATED; edge++) {
                         const struct nbhd_axis a = {length, length, window, stride, dilation, edge};
                         check_tiles(a);
                         check_pairs(a);
                     }
+    for (int length = 1; length <= longest; length++)
+        for (int window = 1; window <= length; window++)
+            for (int stride = 1; stride <= window; stride++)
+                if (length % stride == 0)
+                    check_periodic(length, window, stride);
     const struct nbhd_axis cross = {11, 17, 17, 1, 1, NBHD_EDGE_NEAREST};
     check_tiles(cross);
     check_pairs(cross);

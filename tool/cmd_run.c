@@ -44,7 +44,7 @@ static int parse(int argc, char **argv, struct options *o)
         opt_extents("window", 'w', &o->window, "7x7", "keys that a query sees per axis, or 7 for all axes (all)"),
         opt_extents("stride", 's', &o->stride, "1x1", "neighbouring queries that share a window (1)"),
         opt_extents("dilation", 'r', &o->dilation, "1x1", "step between keys (1)"),
-        opt_text("edge", 'e', &o->edge, "nn", "a letter per axis: n nearest, c causal, t truncated (n)"),
+        opt_text("edge", 'e', &o->edge, "nn", "a letter per axis: n nearest, c causal, t truncated, p periodic (n)"),
         opt_text("lengths", 'l', &o->lengths, "30x40,16x16",
                  "ragged: the grids that lie one after the other in Q, K and V"),
         opt_text("kv-lengths", 0, &o->kv_lengths, "8x8,9x5", "ragged: those in K and V, where they are others"),

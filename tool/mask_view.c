@@ -8,18 +8,28 @@
 
 enum { SEEN = 1, UNION = 2, LOADED = 4, SELF = 8 };
 
-static unsigned char flags_of(const nbhd_sim_tile *t, const nbhd_sim_tile *own, int token, int query, bool cross)
+/* period: of a periodic axis, else 0. */
+static bool holds(int begin, int end, int e, int period)
+{
+    bool inside = e >= begin && e < end;
+    for (int image = -period; period && image <= period; image += 2 * period)
+        inside = inside || (e + image >= begin && e + image < end);
+    return inside;
+}
+
+static unsigned char flags_of(const nbhd_sim_tile *t, const nbhd_sim_tile *own, int token, int query, bool cross,
+                              int period)
 {
     const int step = cross ? 1 : t->dilation, group = cross ? 0 : t->group;
     if (token % step != group)
         return 0;
     const int e = token / step;
     unsigned flags = 0;
-    if (e >= own->any_begin && e < own->any_end)
+    if (holds(own->any_begin, own->any_end, e, period))
         flags |= SEEN;
-    if (e >= t->any_begin && e < t->any_end)
+    if (holds(t->any_begin, t->any_end, e, period))
         flags |= UNION;
-    if (e >= t->grid_begin && e < t->grid_begin + t->visited * t->kv_tile)
+    if (holds(t->grid_begin, t->grid_begin + t->visited * t->kv_tile, e, period))
         flags |= LOADED;
     if (token == query && !cross)
         flags |= SELF;
@@ -46,8 +56,9 @@ static int begin_axis(struct view *v, int at, int axis, int query)
     a->flags = malloc((size_t)keys);
     if (!a->flags)
         return tool_fail(TOOL_FAILED, "no memory for an axis of %d keys", keys);
+    a->period = v->desc.edge[axis] == NBHD_PERIODIC ? a->tile.elements : 0;
     for (int i = 0; i < keys; i++)
-        a->flags[i] = flags_of(&a->tile, &own, i, query, kv != length);
+        a->flags[i] = flags_of(&a->tile, &own, i, query, kv != length, a->period);
     int inside = 0;
     for (int i = 0; i < a->tile.visited; i++)
         inside += view_tile_inside(v, at, i);
@@ -104,6 +115,8 @@ void view_tile_span(const struct view *v, int axis, int i, int *begin, int *end)
 {
     const nbhd_sim_tile *t = &v->axis[axis].tile;
     *begin = t->grid_begin + i * t->kv_tile;
+    if (v->axis[axis].period)
+        *begin = (*begin + v->axis[axis].period) % v->axis[axis].period;
     *end = *begin + t->kv_tile < v->axis[axis].keys ? *begin + t->kv_tile : v->axis[axis].keys;
 }
 

@@ -21,7 +21,7 @@ enum view_tile { VIEW_FULL, VIEW_MASKED }; /* of a visited key tile: every pair 
 
 /* One axis of the view; the flags are bits by token. Axes are three, leading ones of length 1. */
 struct view_axis {
-    int keys, query;
+    int keys, query, period; /* period: of a periodic axis, else 0 */
     nbhd_sim_tile tile;
     unsigned char *flags; /* [keys] */
 };
@@ -40,7 +40,8 @@ struct view {
 int view_begin(struct view *v, const nbhd_desc *desc, const nbhd_sim_tiles *tiles, const int *query);
 void view_end(struct view *v);
 enum view_class view_class(const struct view *v, const int key[3]);
-/* Of visited key tile number i on axis `axis`: where it begins and ends as tokens (end cut to the axis); only without
+/* Of visited key tile number i on axis `axis`: where it begins and ends as tokens (end cut to the axis, also where that
+ * wraps around); only without
  * dilation, where a tile is one piece. */
 void view_tile_span(const struct view *v, int axis, int i, int *begin, int *end);
 /* Key tile i of an axis lies inside all windows of the query tile, on this axis. */

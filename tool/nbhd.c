@@ -82,7 +82,7 @@ static int help(void)
          "  dD  dD/DV                          head_dim, and that of the values where it differs; required\n"
          "  30x48x80                           length of each axis, slowest first; required\n"
          "  w...  s...  r...                   window (the whole axis), stride (1), dilation (1) per axis\n"
-         "  e + a letter per axis              n nearest, c causal, t truncated (all n)\n"
+         "  e + a letter per axis              n nearest, c causal, t truncated, p periodic (all n)\n"
          "  extra=N  scale=X                   additional keys (0), softmax scale (head_dim^-1/2)\n"
          "  bias  tf32                         with a table of biases; f32 may be multiplied as TF32 (neither)\n\n"
          "exit status: 0 done; 1 a check failed or the computation could not be done; 2 the input or the usage was "

@@ -47,7 +47,11 @@ def axis_mask(desc, axis):
         _lib.check(_lib.library().nbhd_desc_keys(ctypes.byref(desc), axis, query, ctypes.byref(first),
                                                  ctypes.byref(count)))
         step = desc.dilation[axis] or 1
-        mask[query, first.value:first.value + count.value * step:step] = True
+        end = first.value + count.value * step
+        mask[query, first.value:end:step] = True
+        if end - step >= keys: # a periodic axis goes on at its group's first token
+            beyond = (end - 1 - query % step) // step + 1 - len(range(query % step, keys, step))
+            mask[query, query % step:query % step + beyond * step:step] = True
     return mask
 
 

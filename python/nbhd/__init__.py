@@ -84,7 +84,7 @@ def attention(q: Array, k: Array, v: Array, window: Window = None, *, stride: Pe
     q: [batch, axes..., heads, head_dim]; k, v: the same axes (or others: cross attention), heads may be fewer (a
         divisor); v may have another head_dim. All float16, bfloat16 (PyTorch), float32 or float64, and of one type.
     window, stride, dilation: an int or one per axis. window None, for all or for an axis: the whole axis.
-    edge: "nearest", "causal" or "truncated", one for all axes or one per axis.
+    edge: "nearest", "causal", "truncated" or "periodic", one for all axes or one per axis.
     scale: factor on q.k, default head_dim ** -0.5.
     extra_kv: (k, v) of shape [batch, extra, kv_heads, dim], seen by every query.
     bias: float32 [heads, 2 w0 - 1, ...], added to the scores by relative position.

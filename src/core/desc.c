@@ -9,6 +9,7 @@
 
 #define MAX_HEAD_DIM 512
 #define MAX_LENGTH (1 << 30) /* so that length + window * dilation fits an int */
+#define MAX_PERIOD (1 << 28) /* so that elements two images away do */
 
 size_t nbhd_dtype_size(int dtype) { return dtype == NBHD_F64 ? 8 : dtype == NBHD_F32 ? 4 : 2; }
 
@@ -98,10 +99,11 @@ static nbhd_status fill_axis(nbhd_desc *d, int i)
                          length);
     if (d->window[i] == 0)
         d->window[i] = d->kv_length[i] != length ? d->kv_length[i] : length / d->dilation[i];
-    if (d->edge[i] == NBHD_PERIODIC)
-        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "edge[%d] is periodic; no kernel wraps an axis around yet", i);
     if (d->edge[i] < NBHD_NEAREST || d->edge[i] > NBHD_PERIODIC)
         return nbhd_fail(NBHD_ERROR_INVALID, "edge[%d] is %d; it must be 0 to 3 (nbhd_edge)", i, d->edge[i]);
+    if (d->edge[i] == NBHD_PERIODIC && length > MAX_PERIOD)
+        return nbhd_fail(NBHD_ERROR_INVALID, "length[%d] is %d; of a periodic axis it must be 1 to %d", i, length,
+                         MAX_PERIOD);
     if (d->kv_length[i] != length) {
         if (d->window[i] != d->kv_length[i] || d->stride[i] != 1 || d->dilation[i] != 1 || d->edge[i] != NBHD_NEAREST)
             return nbhd_fail(NBHD_ERROR_INVALID,
@@ -203,9 +205,9 @@ nbhd_status nbhd_desc_keys(const nbhd_desc *desc, int axis, int query, int *firs
     if (!first || !count)
         return nbhd_fail(NBHD_ERROR_INVALID, "%s is NULL", first ? "count" : "first");
     struct nbhd_axis a = problem.axis[problem.at[axis]];
-    int group = query % a.dilation;
-    struct nbhd_range keys = nbhd_keys(a, nbhd_group_size(a, group), query / a.dilation);
-    *first = keys.begin * a.dilation + group;
+    const int group = query % a.dilation, n = nbhd_group_size(a, group);
+    const struct nbhd_range keys = nbhd_keys(a, n, query / a.dilation);
+    *first = nbhd_wrap(a, n, keys.begin) * a.dilation + group;
     *count = keys.end - keys.begin;
     return NBHD_OK;
 }

@@ -80,7 +80,7 @@ static const struct {
     [STRIDE] = {"s (stride)", "one to three whole numbers of at least 1, as s16x8x8"},
     [DILATION] = {"r (dilation)", "one to three whole numbers of at least 1, as r1x1x2"},
     [KV] = {"kv (key tokens)", "one to three whole numbers of at least 1, as kv=8x8"},
-    [EDGE] = {"e (edge)", "one to three letters of n, c, t (p, periodic, is reserved), as enct"},
+    [EDGE] = {"e (edge)", "one to three letters of n, c, t, p, as enct"},
     [EXTRA] = {"extra", "one whole number, as extra=512"},
     [SCALE] = {"scale", "a number other than 0, as scale=0.125"},
     [BIAS] = {"bias", "without a value"},

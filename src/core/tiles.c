@@ -1,19 +1,19 @@
 /* Counting tiles, per axis: see tiles.h. */
 #include "core/tiles.h"
 
-/* Tiles of the grid that starts at origin which touch r. */
+/* Tiles of the grid that starts at origin, and goes on before it where a periodic axis is unwrapped, which touch r. */
 static int tiles_over(struct nbhd_range r, int tile, int origin)
 {
     if (r.end <= r.begin)
         return 0;
-    return (r.end - 1 - origin) / tile - (r.begin - origin) / tile + 1;
+    return (nbhd_image(tile, r.end - 1 - origin) - nbhd_image(tile, r.begin - origin)) / tile + 1;
 }
 
 /* Tiles of the grid that lie wholly inside r. */
 static int tiles_inside(struct nbhd_range r, int tile, int origin)
 {
-    int first = (r.begin - origin + tile - 1) / tile, end = (r.end - origin) / tile;
-    return r.end > r.begin && end > first ? end - first : 0;
+    int first = nbhd_image(tile, r.begin - origin + tile - 1), end = nbhd_image(tile, r.end - origin);
+    return r.end > r.begin && end > first ? (end - first) / tile : 0;
 }
 
 /* Who stays and who is visited: queries visit keys forward; keys visit queries where dK and dV are summed. */
@@ -139,7 +139,7 @@ double nbhd_axis_pairs(struct nbhd_axis a)
 {
     if (a.keys != a.length)
         return (double)a.length * a.keys;
-    if (a.edge == NBHD_EDGE_NEAREST)
+    if (a.edge == NBHD_EDGE_NEAREST || a.edge == NBHD_EDGE_PERIODIC)
         return (double)a.length * a.window;
     const int n = nbhd_group_size(a, 0), longs = a.length - (n - 1) * a.dilation; /* the other groups are shorter by one */
     return longs * group_pairs(a, n) + (a.dilation - longs) * group_pairs(a, n - 1);

@@ -8,7 +8,7 @@
 
 /* Elements of one dilation group per axis: the keys that a query sees, or the queries that see a key. */
 struct nbhd_box {
-    int group[3];
+    int group[3], size[3];
     int from[3]; /* the element whose box it is */
     struct nbhd_range axis[3];
 };
@@ -22,7 +22,7 @@ static inline struct nbhd_box nbhd_box_at(const struct nbhd_params *p, enum nbhd
         const struct nbhd_axis a = p->axis[i];
         box.group[i] = token[i] % a.dilation;
         box.from[i] = token[i] / a.dilation;
-        const int n = nbhd_group_size(a, box.group[i]);
+        const int n = box.size[i] = nbhd_group_size(a, box.group[i]);
         box.axis[i] = what == NBHD_KEYS_OF_QUERY ? nbhd_keys(a, n, box.from[i]) : nbhd_queries(a, n, box.from[i]);
     }
     return box;
@@ -60,7 +60,7 @@ static inline bool nbhd_box_next(const struct nbhd_box *box, int at[3])
 static inline void nbhd_box_token(const struct nbhd_params *p, const struct nbhd_box *box, const int at[3], int token[3])
 {
     for (int i = 0; i < 3; i++)
-        token[i] = at[i] * p->axis[i].dilation + box->group[i];
+        token[i] = nbhd_wrap(p->axis[i], box->size[i], at[i]) * p->axis[i].dilation + box->group[i];
 }
 
 /* Bias of the head's table for key element k seen by query element q; 0 without a table. */

@@ -6,8 +6,8 @@
  *     WRITES_KEYS      key[k]        = scale * sum over q of scores[q][k] query[q]   qk_bwd (dk); av_bwd (dv)
  *
  * A row of scores has the window's product of entries; a key's entry is its distance from the query's first key, per
- * axis. Where a causal or truncated window has fewer keys, the entries past its end are written as `fill` and never
- * read. */
+ * axis (around the circle of a periodic one). Where a causal or truncated window has fewer keys, the entries past its
+ * end are written as `fill` and never read. */
 #ifndef NBHD_CPU_UNFUSED_H
 #define NBHD_CPU_UNFUSED_H
 

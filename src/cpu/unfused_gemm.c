@@ -126,6 +126,14 @@ static long long tasks_of(const struct nbhd_problem *problem, enum nbhd_product_
     return tasks;
 }
 
+bool nbhd_gemm_refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
+{
+    for (int i = 0; i < problem->desc.rank; i++)
+        if (problem->desc.edge[i] == NBHD_PERIODIC)
+            return nbhd_refuse(why, "edge[%d] is periodic; its runs of keys do not wrap around", i);
+    return nbhd_unfused_refuse(problem, why);
+}
+
 /* q_tile is the first product's tile, k_tile the second's. The i-th best of each go together. */
 int nbhd_gemm_configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room, int vf)
 {

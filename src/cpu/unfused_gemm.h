@@ -21,6 +21,7 @@ struct nbhd_gemm {
     size_t table;        /* where the partial sums of the bias' gradient begin */
 };
 
+bool nbhd_gemm_refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT]);
 int nbhd_gemm_configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room, int vf);
 nbhd_status nbhd_gemm_build(struct nbhd_plan *plan);
 void nbhd_gemm_drop(struct nbhd_plan *plan);

@@ -470,4 +470,4 @@ static int gemm_configs(const struct nbhd_problem *problem, struct nbhd_config *
     return nbhd_gemm_configs(problem, configs, room, VF);
 }
 
-#define GEMM_OPS {nbhd_unfused_refuse, gemm_configs, nbhd_gemm_build, gemm_run, nbhd_gemm_drop}
+#define GEMM_OPS {nbhd_gemm_refuse, gemm_configs, nbhd_gemm_build, gemm_run, nbhd_gemm_drop}

@@ -43,8 +43,14 @@ V_FN long long offset_of(const struct nbhd_product *p, const struct line *l, con
 {
     long long offset = l->batch * v->batch + head * v->head;
     for (int i = 0; i < 3; i++)
-        offset += (e[i] * (long long)p->axis[i].dilation + l->group[i]) * v->axis[i];
+        offset += (nbhd_wrap(p->axis[i], l->size[i], e[i]) * (long long)p->axis[i].dilation + l->group[i]) * v->axis[i];
     return offset;
+}
+
+/* Elements along axis 2 from x on, before `end`, that lie one after the other; PIECE at most. */
+V_FN int piece_of(const struct nbhd_product *p, const struct line *l, int x, int end)
+{
+    return nbhd_min(nbhd_together(p->axis[2], l->size[2], x, end), PIECE);
 }
 
 V_FN int kv_head_of(const struct nbhd_product *p, int head) { return head / (p->heads / p->kv_heads); }
@@ -118,9 +124,9 @@ V_FN void scores_of_query(const struct nbhd_product *p, const struct line *l, in
     int k[3];
     for (k[0] = keys[0].begin; k[0] < keys[0].end; k[0]++)
         for (k[1] = keys[1].begin; k[1] < keys[1].end; k[1]++)
-            for (int j = 0; j < count; j += PIECE) {
-                const int n = count - j < PIECE ? count - j : PIECE;
+            for (int j = 0, n; j < count; j += n) {
                 k[2] = first[2] + j;
+                n = piece_of(p, l, k[2], keys[2].end);
                 const char *key = p->key.data + offset_of(p, l, &p->key, k, kv_head_of(p, l->head));
                 const long long entry = entry_of(p, k, first) + j;
                 const float *bias = p->bias ? p->bias + table_at(p, l, k, l->head) : NULL;
@@ -183,9 +189,9 @@ V_FN void columns_of_query(const struct nbhd_product *p, const struct line *l, i
     int k[3];
     for (k[0] = keys[0].begin; k[0] < keys[0].end; k[0]++)
         for (k[1] = keys[1].begin; k[1] < keys[1].end; k[1]++)
-            for (int j = 0; j < count; j += PIECE) {
-                const int n = count - j < PIECE ? count - j : PIECE;
+            for (int j = 0, n; j < count; j += n) {
                 k[2] = first[2] + j;
+                n = piece_of(p, l, k[2], keys[2].end);
                 load_weights(row, dtype, entry_of(p, k, first) + j, n, piece);
                 const char *key = p->key.data + offset_of(p, l, &p->key, k, kv_head_of(p, l->head));
                 add_rows(acc, piece, key, step, n, i, columns, dtype);
@@ -219,8 +225,8 @@ V_FN void columns_of_key(const struct nbhd_product *p, const struct line *l, int
     for (int c = 0; c < COLUMNS; c++)
         acc[c] = v_zero();
     int q[3], begin[PIECE];
-    for (int from = queries[2].begin; from < queries[2].end; from += PIECE) {
-        const int n = nbhd_min(queries[2].end - from, PIECE);
+    for (int from = queries[2].begin, n; from < queries[2].end; from += n) {
+        n = piece_of(p, l, from, queries[2].end);
         for (int j = 0; j < n; j++)
             begin[j] = nbhd_keys(p->axis[2], l->size[2], from + j).begin;
         q[2] = from;

@@ -18,7 +18,7 @@ NBHD_FN long long stats_index(const struct nbhd_params &p, const struct simt_til
     long long token = t.batch;
 #pragma unroll
     for (int i = 0; i < 3; i++)
-        token = token * p.axis[i].length + at[i] * t.axis[i].dilation + t.group[i];
+        token = token * p.axis[i].length + simt_place(t, i, at[i]);
     return token * p.heads + head;
 }
 
@@ -357,9 +357,10 @@ NBHD_FN int dbias_find(const struct nbhd_params &p, struct simt_tile &t, const i
         struct nbhd_axis a = p.axis[i];
         t.axis[i] = a;
         t.group[i] = x[i] % a.dilation;
+        t.size[i] = nbhd_group_size(a, t.group[i]);
         query[i] = x[i] / a.dilation;
         key[i] = query[i] + distance[i];
-        struct nbhd_range keys = nbhd_keys(a, nbhd_group_size(a, t.group[i]), query[i]);
+        struct nbhd_range keys = nbhd_keys(a, t.size[i], query[i]);
         sees &= key[i] >= keys.begin && key[i] < keys.end;
     }
     return sees;

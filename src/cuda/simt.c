@@ -7,9 +7,6 @@ enum { THREADS = 256, REGISTERS = 96 }; /* REGISTERS: 32-bit ones that accumulat
 
 bool nbhd_simt_refuses(const struct nbhd_problem *problem, char why[NBHD_TEXT])
 {
-    for (int i = 0; i < problem->desc.rank; i++)
-        if (problem->desc.edge[i] == NBHD_PERIODIC)
-            return nbhd_refuse(why, "edge[%d] is periodic, which no kernel computes yet", i);
     const struct nbhd_axis *a = problem->axis;
     const double plane = fmax((double)a[1].length * a[2].length, (double)a[1].keys * a[2].keys);
     if (plane > INT_MAX) /* indices inside one are ints */

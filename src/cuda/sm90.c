@@ -27,7 +27,7 @@ bool nbhd_sm90_refuses(const struct nbhd_problem *problem, char why[NBHD_TEXT])
                            d->scale);
     for (int a = 0; a < 3; a++)
         if (problem->axis[a].edge == NBHD_EDGE_PERIODIC)
-            return nbhd_refuse(why, "edge of axis %d is periodic, which no kernel computes yet", a);
+            return nbhd_refuse(why, "edge of axis %d is periodic: its boxes of keys do not wrap around", a);
     return false;
 }
 

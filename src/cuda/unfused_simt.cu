@@ -43,12 +43,18 @@ NBHD_FN struct token token_of(const struct nbhd_unfused &p, long long row, int h
     return t;
 }
 
+/* The token that element at of the token's group is on an axis. */
+NBHD_FN int place_of(const struct nbhd_unfused &p, const struct token &t, int axis, int at)
+{
+    return nbhd_wrap(p.axis[axis], t.size[axis], at) * p.axis[axis].dilation + t.group[axis];
+}
+
 /* The row of element at of the token's groups. */
 NBHD_FN char *row_of(const struct nbhd_unfused &p, const struct nbhd_view &v, const struct token &t, int at0, int at1,
                      int at2, int head)
 {
-    return v.data + nbhd_offset(v, t.batch, at0 * p.axis[0].dilation + t.group[0],
-                                at1 * p.axis[1].dilation + t.group[1], at2 * p.axis[2].dilation + t.group[2], head);
+    return v.data + nbhd_offset(v, t.batch, place_of(p, t, 0, at0), place_of(p, t, 1, at1), place_of(p, t, 2, at2),
+                                head);
 }
 
 NBHD_FN long long rows(const struct nbhd_unfused &p, int heads, int of_keys)

@@ -92,6 +92,9 @@ nbhd_status nbhd_sim_case_init(struct nbhd_sim_case *c, const nbhd_desc *desc, c
     c->tiling = tiles.tiling;
     if (c->tiling == NBHD_SIM_FLAT && c->problem.desc.pass == NBHD_BACKWARD)
         return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "tiling is flat; a backward pass is counted in boxes only");
+    for (int i = 0; i < c->problem.desc.rank && c->tiling == NBHD_SIM_FLAT; i++)
+        if (c->problem.desc.edge[i] == NBHD_PERIODIC)
+            return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "tiling is flat and edge[%d] periodic; that is counted in boxes only", i);
     if ((status = check_box(c, "q_tile", tiles.q_tile, c->q_tile)) ||
         (status = check_box(c, "kv_tile", tiles.kv_tile, c->kv_tile)))
         return status;
@@ -233,7 +236,7 @@ nbhd_status nbhd_sim_tile_of(const nbhd_desc *desc, const nbhd_sim_tiles *tiles,
     const enum nbhd_tiling tiling = dynamic ? NBHD_TILING_DYNAMIC : NBHD_TILING_STATIC;
     const struct nbhd_tile t = inverse ? nbhd_tile_at_inverse(a, n, begin, stay, visit, tiling)
                                        : nbhd_tile_at(a, n, begin, stay, visit, tiling);
-    const int grid = dynamic ? t.any.begin : t.any.begin / visit * visit;
+    const int grid = dynamic ? t.any.begin : nbhd_image(visit, t.any.begin);
     const nbhd_sim_tile result = {sizeof result, group,       a.dilation,  inverse ? keys : n, inverse ? n : keys,
                                   t.q.begin,     t.q.end,     t.any.begin, t.any.end,          t.all.begin,
                                   t.all.end,     grid,        visit,       t.visited};

@@ -17,6 +17,8 @@ def mask_of(desc):
             first, count = c.c_int(), c.c_int()
             _lib.check(_lib.library().nbhd_desc_keys(c.byref(desc), axis, query, c.byref(first), c.byref(count)))
             step = desc.dilation[axis]
-            sees[query, first.value:first.value + count.value * step:step] = True
+            for key in range(first.value, first.value + count.value * step, step):
+                group = range(query % step, length, step) # on a periodic axis keys go on at its first token
+                sees[query, key if key < keys else group[0] + (key - group[0]) % (len(group) * step)] = True
         full = np.kron(full, sees)
     return full

@@ -261,11 +261,17 @@ NBHD_FN long long simt_volume(const struct nbhd_range box[3])
     return (long long)(box[0].end - box[0].begin) * (box[1].end - box[1].begin) * (box[2].end - box[2].begin);
 }
 
+/* The token that element at of the tile's group is on an axis. */
+NBHD_FN int simt_place(const struct simt_tile &t, int axis, int at)
+{
+    return nbhd_wrap(t.axis[axis], t.size[axis], at) * t.axis[axis].dilation + t.group[axis];
+}
+
 /* The row of element at of the tile's group in view v. */
 NBHD_FN char *simt_row(const struct nbhd_view &v, const struct simt_tile &t, const int at[3], int head)
 {
-    return v.data + nbhd_offset(v, t.batch, at[0] * t.axis[0].dilation + t.group[0],
-                                at[1] * t.axis[1].dilation + t.group[1], at[2] * t.axis[2].dilation + t.group[2], head);
+    return v.data + nbhd_offset(v, t.batch, simt_place(t, 0, at[0]), simt_place(t, 1, at[1]), simt_place(t, 2, at[2]),
+                                head);
 }
 
 /* Entry i of the query table: element at, which sees what the mask says; there: whether there is such a query. */
@@ -287,7 +293,7 @@ NBHD_FN void simt_set_key(struct simt_keys &k, int i, const int at[3], int kind)
     k.kind[i] = kind;
 #pragma unroll
     for (int axis = 0; axis < 3; axis++)
-        k.at[axis][i] = kind == GRID ? at[axis] : -1; /* in no range */
+        k.at[axis][i] = kind == GRID ? at[axis] : -(1 << 30); /* in no range */
 }
 
 /* The table of the N keys from `first` on of a tile of queries: those of the box any, grid of them, then the extra
