@@ -19,6 +19,8 @@ static struct oracle_axis oracle_of(const struct nbhd_axis *a)
     return (struct oracle_axis){a->length, a->keys, a->window, a->stride, a->dilation, edges[a->edge]};
 }
 
+static bool inside(struct nbhd_range r, int x) { return r.begin <= x && x < r.end; }
+
 static bool claim(int *owner, int task)
 {
     const bool fine = *owner < 0 || *owner == task;
@@ -33,7 +35,10 @@ static bool meet(const struct nbhd_axis *a, const struct nbhd_region *region, in
     bool apart = true;
     for (int q = region->q.begin; q < region->q.end; q++)
         for (int k = region->keys.begin; k < region->keys.end; k++) {
-            const int query = q * a->dilation + region->group, key = k * a->dilation + region->group;
+            const int query = q * a->dilation + region->group;
+            const int key = nbhd_wrap(*a, region->size, k) * a->dilation + region->group;
+            if (!inside(nbhd_keys(*a, region->size, q), k))
+                continue; /* another image of a key that it sees */
             if (!oracle_sees(&o, query, key))
                 continue;
             apart &= claim(&t->query_task[query], task) && claim(&t->key_task[key], task);
@@ -69,7 +74,7 @@ static void check_axis(struct nbhd_axis a)
 {
     for (int tile = 1; tile <= 4; tile += tile)
         for (int regions = 1; regions <= 6; regions++)
-            for (int paired = 0; paired < 2; paired++)
+            for (int paired = 0; paired < (a.edge == NBHD_EDGE_PERIODIC ? 1 : 2); paired++)
                 check_rounds(&a, tile, regions, paired);
 }
 
@@ -79,7 +84,7 @@ static void check_windows(int length)
     for (a.dilation = 1; a.dilation <= nbhd_min(length, 4); a.dilation++)
         for (a.window = 1; a.window * a.dilation <= length; a.window++)
             for (a.stride = 1; a.stride <= a.window; a.stride++)
-                for (a.edge = NBHD_EDGE_NEAREST; a.edge <= NBHD_EDGE_TRUNCATED; a.edge++)
+                for (a.edge = NBHD_EDGE_NEAREST; a.edge <= NBHD_EDGE_PERIODIC; a.edge++)
                     check_axis(a);
 }
 

@@ -7,6 +7,7 @@ struct tile_axis {
     struct nbhd_cell cell;
     struct nbhd_range any, all;
     int count; /* coordinates */
+    bool twice; /* a periodic axis, shorter than any: some keys are in it twice */
     int low, high; /* coordinates below low have ended before the current key, those from high on have not begun */
     struct nbhd_range keys[FWD_LANES];
     uint64_t before[FWD_LANES + 1]; /* lanes whose coordinate is less than i */
@@ -327,6 +328,10 @@ static void count_block(const struct tile *t, const struct key_block *b)
     nbhd_count_visits(b->count - b->extra, masked);
 }
 
+/* Of the walk along an axis at element at. A block ends there, so that none holds a key twice: its gradients are added
+ * to memory several keys at a time. */
+static bool walk_seam(const struct tile_axis *x, int at) { return x->twice && nbhd_image(x->cell.size, at) == at; }
+
 /* Fills the block with the next keys; false if there are none. */
 static bool walk_block(const struct nbhd_params *p, struct tile *t, struct key_walk *w, struct key_block *b)
 {
@@ -336,37 +341,44 @@ static bool walk_block(const struct nbhd_params *p, struct tile *t, struct key_w
     if (w->extra < p->extra)
         walk_extra(p, t, w, b);
     b->extra = b->count;
-    int token[2];
-    while (b->count < WALK_KEYS && w->at[0] < t->axis[0].any.end) {
-        const char *k = w->k + w->at[0] * w->k_step[0] + w->at[1] * w->k_step[1];
-        const char *v = w->v + w->at[0] * w->v_step[0] + w->at[1] * w->v_step[1];
+    int element[2], token[2];
+    bool seam = false;
+    while (b->count < WALK_KEYS && w->at[0] < t->axis[0].any.end && !seam) {
+        for (int a = 0; a < 2; a++)
+            element[a] = nbhd_wrap(p->axis[a], t->axis[a].cell.size, w->at[a]);
+        const char *k = w->k + element[0] * w->k_step[0] + element[1] * w->k_step[1];
+        const char *v = w->v + element[0] * w->v_step[0] + element[1] * w->v_step[1];
         const float *bias = NULL;
         if (t->bias_base)
             bias = t->bias_base + w->at[0] * t->bias_step[0] + w->at[1] * t->bias_step[1];
         for (int a = 0; a < 2; a++)
-            token[a] = t->axis[a].cell.group + w->at[a] * p->axis[a].dilation;
+            token[a] = t->axis[a].cell.group + element[a] * p->axis[a].dilation;
         int end = nbhd_min(x->any.end, w->at[2] + WALK_KEYS - b->count);
-        while (w->at[2] < end) {
+        while (w->at[2] < end && !seam) {
             const uint64_t bits = w->row_bits & axis_bits(x, w->at[2]);
-            const int stop = nbhd_min(end, axis_change(x));
+            const int stop = w->at[2] + nbhd_together(p->axis[2], x->cell.size, w->at[2], nbhd_min(end, axis_change(x)));
+            int at = nbhd_wrap(p->axis[2], x->cell.size, w->at[2]);
             b->masked |= bits != t->everyone;
-            for (; w->at[2] < stop; w->at[2]++, b->count++) {
-                b->k[b->count] = (const float *)(k + w->at[2] * w->k_step[2]);
-                b->v[b->count] = (const float *)(v + w->at[2] * w->v_step[2]);
+            for (; w->at[2] < stop; w->at[2]++, at++, b->count++) {
+                b->k[b->count] = (const float *)(k + at * w->k_step[2]);
+                b->v[b->count] = (const float *)(v + at * w->v_step[2]);
                 b->bias[b->count] = bias ? bias + w->at[2] : NULL;
                 b->bits[b->count] = bits;
                 b->token[b->count][0] = token[0];
                 b->token[b->count][1] = token[1];
-                b->token[b->count][2] = x->cell.group + w->at[2] * p->axis[2].dilation;
+                b->token[b->count][2] = x->cell.group + at * p->axis[2].dilation;
             }
+            seam = walk_seam(x, w->at[2]);
         }
         if (w->at[2] < x->any.end)
             break;
         w->at[2] = x->any.begin;
-        if (++w->at[1] == t->axis[1].any.end) {
+        const bool next = ++w->at[1] == t->axis[1].any.end;
+        if (next) {
             w->at[1] = t->axis[1].any.begin;
             w->at[0]++;
         }
+        seam |= walk_seam(&t->axis[!next], w->at[!next]);
         if (w->at[0] < t->axis[0].any.end)
             walk_row(w, t);
     }
@@ -398,6 +410,7 @@ static void tile_axis_init(struct tile_axis *x, struct nbhd_axis a, struct nbhd_
     for (int i = 0; i < x->count; i++)
         x->keys[i] = nbhd_keys(a, cell.size, cell.q.begin + i);
     x->any = nbhd_range_of(x->keys[0].begin, x->keys[x->count - 1].end);
+    x->twice = a.edge == NBHD_EDGE_PERIODIC && x->any.end - x->any.begin > cell.size;
     for (int i = 0; i <= x->count; i++)
         x->before[i] = 0;
 }

@@ -229,7 +229,7 @@ static void list_ahead(struct bwd_box *x, const struct bwd_step *s, bool in_this
     struct nbhd_range q = nbhd_range_of(0, a.length), keys = q;
     if (a.dilation == 1) {
         q = s->q[2];
-        keys = nbhd_range_of(nbhd_keys(a, a.length, q.begin).begin, nbhd_keys(a, a.length, q.end - 1).end);
+        keys = near_keys(a, q);
     }
     int e[2] = {s->z, s->y};
     for (; e[1] < s->y + s->rows; e[1]++) {
@@ -275,7 +275,7 @@ static void begin_box(struct bwd_box *x, const struct bwd_step *s)
     for (int a = 0; a < 2; a++)
         x->cell[a] = (struct nbhd_cell){x->task->region[a].group, x->task->region[a].size, s->q[a]};
     for (int i = 0; i < c->b->group * c->b->ring[0] * c->b->ring[1]; i++)
-        x->tag[i] = -1;
+        x->tag[i] = NO_LINE;
     for (x->member = 0; x->member < c->b->group; x->member++) {
         x->kv_head = s->kv_head + x->member;
         pack_extra(x);

@@ -42,7 +42,7 @@ struct bwd_box {
     struct lane_block *block;
     struct bwd_keys *run;
     int *token;     /* of key positions */
-    long long *tag; /* of slots: e0 << 32 | e1 of the row of keys; -1: none */
+    long long *tag; /* of slots: of the row of keys, tag_of; NO_LINE: none */
     float *k_lines, *v_lines, *k_rows, *extra_k, *extra_v;
     float *qt, *dt, *q, *d, *dq; /* [dim][ROW_WIDTH] twice, [ROW_WIDTH][whole vectors] three times */
     float *s, *ds;               /* [FWD_BLOCK][ROW_WIDTH] */
@@ -117,7 +117,8 @@ static void run_bias_gradient(const struct bwd_box *x, const struct lane_block *
 
 /* ---- products with lanes of head dimensions ---- */
 
-/* Where a run's keys lie in a tensor: lane l's first one at row + at[l] * each, the next ones step bytes apart. */
+/* Where a run's keys lie in a tensor: lane l's first one at row + at[l] * each, the next ones step bytes apart. (Keys past a
+ * seam are nearer by circle[l] * each: key_lanes.) */
 struct row_walk {
     char *row;
     const int *at;
@@ -237,7 +238,11 @@ V_FN void key_lanes(const struct lane_block *b, const struct bwd_keys *run, cons
             }
         }
         char *key = side->walk.row + side->walk.at[l] * side->walk.each + from * side->walk.step;
-        for (int n = keys_passed(b, run, l, columns); n > 0; n--, left--, key += side->walk.step) {
+        const long long circle = b->circle[l] * side->walk.each;
+        int straight = b->seam[l] - from;
+        key -= straight < 0 ? circle : 0;
+        for (int n = keys_passed(b, run, l, columns); n > 0; n--, left--, straight--, key += side->walk.step) {
+            key -= straight == 0 ? circle : 0;
             float *sums = (float *)(void *)key + column;
 #pragma GCC unroll 4
             for (int i = 0; i < dims && left > 0; i++) {
@@ -302,7 +307,9 @@ static void key_product(const struct lane_block *b, const struct bwd_keys *run, 
 static char *row_at(const struct bwd_task *t, const struct nbhd_view *view, const int e[2], int head)
 {
     const struct nbhd_axis *a = t->call->p->axis;
-    const int token[3] = {t->region[0].group + e[0] * a[0].dilation, t->region[1].group + e[1] * a[1].dilation, 0};
+    int token[3] = {0, 0, 0};
+    for (int i = 0; i < 2; i++)
+        token[i] = t->region[i].group + nbhd_wrap(a[i], t->region[i].size, e[i]) * a[i].dilation;
     return nbhd_view_at(view, t->batch, token, head);
 }
 

@@ -47,7 +47,8 @@ static int list_cuts(const struct nbhd_bwd *b, int axis, int vf, struct cut cuts
     const struct nbhd_axis a = b->cut[axis];
     const int tiles = (nbhd_group_size(a, 0) + tile - 1) / tile;
     int n = 0;
-    for (int paired = 0; paired < (permute ? 1 : 2); paired++)
+    const bool pairs = !permute && a.edge != NBHD_EDGE_PERIODIC;
+    for (int paired = 0; paired <= pairs; paired++)
         for (size_t i = 0; i < sizeof regions / sizeof *regions && (!i || regions[i] <= tiles); i++) {
             if (paired && regions[i] == 1)
                 continue;
@@ -227,7 +228,7 @@ static void build_permute(const struct nbhd_problem *problem, struct nbhd_bwd *b
 {
     const struct nbhd_axis a = problem->axis[2];
     b->columns = nbhd_permute_columns(a, m->fwd.vf, m->fwd.columns);
-    b->unpack = problem->desc.dtype != NBHD_F32 || b->width != problem->desc.head_dim;
+    b->unpack = problem->desc.dtype != NBHD_F32 || b->width != problem->desc.head_dim || a.edge == NBHD_EDGE_PERIODIC;
     b->head_tile = 1;
     choose_box(problem, b, m);
     b->group = choose_group(&problem->desc, problem->axis, b);

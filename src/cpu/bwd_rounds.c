@@ -1,19 +1,33 @@
 /* See bwd_rounds.h. */
 #include "cpu/bwd_rounds.h"
 
+/* Where region i of a group of n begins; on a periodic axis regions go on around the circle. */
+static int region_begin(int n, int regions, int extent, int i)
+{
+    return i < regions ? i * extent : n + nbhd_min((i - regions) * extent, n);
+}
+
 /* For a dilation group of n: keys are visited in order by queries in order, so regions i and i + c are disjoint if the
  * one ends before the other begins. */
 static int count_colours(struct nbhd_axis a, int n, int extent)
 {
-    const int regions = (n + extent - 1) / extent;
+    const int regions = (n + extent - 1) / extent, all = a.edge == NBHD_EDGE_PERIODIC ? 2 * regions : regions;
     int colours = 1;
     for (int i = 0, next = 1; i < regions; i++) {
         const int last = nbhd_min((i + 1) * extent, n) - 1, end = nbhd_keys(a, n, last).end;
-        while (next < regions && (next <= i || nbhd_keys(a, n, next * extent).begin < end))
+        while (next < all && (next <= i || nbhd_keys(a, n, region_begin(n, regions, extent, next)).begin < end))
             next++;
         colours = nbhd_max(colours, next - i);
     }
-    return colours;
+    return nbhd_min(colours, regions);
+}
+
+/* Of so many regions, those that are coloured; around a circle, those past the last whole turn of colours would meet the
+ * first ones, and have rounds of their own. */
+static int coloured(const struct nbhd_rounds *r, struct nbhd_axis a, int regions)
+{
+    const int colours = nbhd_min(r->colours, regions);
+    return a.edge == NBHD_EDGE_PERIODIC && regions ? regions / colours * colours : regions;
 }
 
 struct nbhd_rounds nbhd_rounds_make(struct nbhd_axis a, int tile, int regions, bool paired)
@@ -23,8 +37,10 @@ struct nbhd_rounds nbhd_rounds_make(struct nbhd_axis a, int tile, int regions, b
     const int each = r.regions.tiles_long;
     /* Groups come in two sizes; last windows of the shorter ones may share keys where those of the longer do not. */
     const int shorter = nbhd_group_size(a, a.dilation - 1);
-    r.rounds = paired ? each : nbhd_max(count_colours(a, n, extent), count_colours(a, shorter, extent));
-    r.slots = r.groups * (paired ? each : (each + r.rounds - 1) / r.rounds);
+    r.colours = paired ? each : nbhd_max(count_colours(a, n, extent), count_colours(a, shorter, extent));
+    const int few = r.groups > r.regions.longs ? r.regions.tiles_short : each;
+    r.rounds = r.colours + nbhd_max(each - coloured(&r, a, each), few - coloured(&r, a, few));
+    r.slots = r.groups * (paired ? each : (each + r.colours - 1) / r.colours);
     return r;
 }
 
@@ -52,8 +68,13 @@ bool nbhd_rounds_at(const struct nbhd_rounds *r, struct nbhd_axis a, int round, 
 {
     const int each = r->slots / r->groups, group = slot / each, n = nbhd_group_size(a, group);
     const int regions = group < r->regions.longs ? r->regions.tiles_long : r->regions.tiles_short;
-    const int i = r->paired ? slot % each : slot % each * r->rounds + round;
-    if (i >= regions || (r->paired && round >= regions))
+    const int whole = coloured(r, a, regions);
+    int i = r->paired ? slot % each : slot % each * r->colours + round, end = regions;
+    if (!r->paired && round < r->colours)
+        end = whole;
+    else if (!r->paired)
+        i = slot % each ? regions : whole + round - r->colours;
+    if (i >= end || (r->paired && round >= regions))
         return false;
     region->group = group;
     region->size = n;

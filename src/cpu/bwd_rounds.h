@@ -6,10 +6,11 @@
  * or query; rounds follow one another. An axis is divided in one of two ways:
  *
  *   coloured: region i runs in round i mod c, with all its keys; c is the least for which regions i and i + c have no
- *             key in common. Two or three rounds where windows are small beside the axis.
+ *             key in common. Two or three rounds where windows are small beside the axis. Around a periodic axis the
+ *             last regions meet the first: those past a multiple of c have rounds of their own.
  *   paired:   keys are cut into as many regions as queries, n; in round r query region i meets key region
  *             (i + r) mod n. For windows about as long as the axis, where all regions share keys. dq then is summed
- *             over rounds too.
+ *             over rounds too. Not for periodic axes.
  *
  * Dilation groups share nothing and are regions apart. The cut depends on the problem alone, never on threads. */
 #ifndef NBHD_CPU_BWD_ROUNDS_H
@@ -22,6 +23,7 @@ struct nbhd_rounds {
     struct nbhd_grid regions;
     int groups;
     bool paired;
+    int colours;
     int rounds, slots; /* on this axis; slots: tasks of a round, a few of which may be void */
 };
 

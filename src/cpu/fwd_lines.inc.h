@@ -21,7 +21,8 @@ static const char *key_row(const struct permute_task *t, const struct nbhd_view 
 {
     const char *row = view->data + t->batch * view->batch + t->kv_head * view->head;
     for (int a = 0; a < 2; a++)
-        row += (t->cell[a].group + e[a] * (long long)t->p->axis[a].dilation) * view->axis[a];
+        row += (t->cell[a].group + nbhd_wrap(t->p->axis[a], t->cell[a].size, e[a]) * (long long)t->p->axis[a].dilation) *
+               view->axis[a];
     return row;
 }
 
@@ -256,7 +257,7 @@ static void find_near(struct permute_task *t, struct nbhd_range queries)
     t->near_q = t->near_k = nbhd_range_of(0, a.length);
     if (t->f->grid[2].count > 1) {
         t->near_q = queries;
-        t->near_k = nbhd_range_of(nbhd_keys(a, a.length, queries.begin).begin, nbhd_keys(a, a.length, queries.end - 1).end);
+        t->near_k = near_keys(a, queries);
     }
 }
 
@@ -325,7 +326,7 @@ static void permute_task(const struct nbhd_params *p, const struct nbhd_fwd *f, 
             t.blocks = make_blocks(p->axis[2], queries, t.keys.begin, share, t.block);
         }
         for (int slot = 0; slot < f->group * f->ring[0] * f->ring[1]; slot++)
-            t.tag[slot] = -1;
+            t.tag[slot] = NO_LINE;
         find_extra_values(&t, (float *)(scratch + f->at_extra));
         struct permute_task after = t;
         if (i + 1 < end)

@@ -13,9 +13,6 @@ bool nbhd_fwd_refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
     const nbhd_desc *d = &problem->desc;
     if (d->dtype == NBHD_F64)
         return nbhd_refuse(why, "dtype is f64; it computes in float32");
-    for (int i = 0; i < d->rank; i++)
-        if (d->edge[i] == NBHD_PERIODIC)
-            return nbhd_refuse(why, "edge[%d] is periodic; it must be nearest, causal or truncated", i);
     double table = 1;
     for (int i = 0; i < 3 && d->bias; i++)
         table *= 2.0 * problem->axis[i].window - 1;

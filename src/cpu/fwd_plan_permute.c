@@ -27,15 +27,27 @@ static struct nbhd_axis position_axis(struct nbhd_axis a)
 }
 
 /* About what t positions of queries see: groups seldom end among them. */
-static int mean_positions(struct nbhd_axis a, int t) { return nbhd_min(a.length, t + a.window + a.stride - 2); }
+static int mean_positions(struct nbhd_axis a, int t)
+{
+    const int mean = t + a.window + a.stride - 2;
+    return a.edge == NBHD_EDGE_PERIODIC ? mean : nbhd_min(a.length, mean);
+}
 
 /* Multiples of 512 bytes are bad; of 128 too, but where a vector is a cache line of its own. */
 static int line_step(int positions, int vf) { return nbhd_line_step(positions, vf, vf < 16 ? 32 : 128); }
 
-static size_t line_bytes(const nbhd_desc *d, int positions, int vf)
+/* Values are read in place where all of a window's lie one after the other, as vectors. */
+static bool packs_values(const struct nbhd_problem *problem, int vf)
 {
+    const nbhd_desc *d = &problem->desc;
+    return d->head_dim_v % vf || d->dtype != NBHD_F32 || problem->axis[2].edge == NBHD_EDGE_PERIODIC;
+}
+
+static size_t line_bytes(const struct nbhd_problem *problem, int positions, int vf)
+{
+    const nbhd_desc *d = &problem->desc;
     size_t floats = (size_t)d->head_dim * (size_t)line_step(positions, vf);
-    if (d->head_dim_v % vf || d->dtype != NBHD_F32)
+    if (packs_values(problem, vf))
         floats += (size_t)positions * (size_t)nbhd_whole(d->head_dim_v, vf);
     return floats * sizeof(float);
 }
@@ -94,7 +106,7 @@ static double permute_cycles(const struct nbhd_problem *problem, const struct nb
     else
         packed =
             ceil((double)c->extent[1] / c->chunk) * nbhd_most_keys(a[0], c->extent[0]) * nbhd_most_keys(a[1], c->chunk);
-    if (lines * (double)line_bytes(d, most, m->vf) > MOST_BYTES)
+    if (lines * (double)line_bytes(problem, most, m->vf) > MOST_BYTES)
         return HUGE_VAL;
     const double vectors =
         ((double)d->head_dim * nbhd_whole(positions, m->vf) + (double)d->head_dim_v * positions) / m->vf;
@@ -209,7 +221,7 @@ static void build_part(const struct nbhd_problem *problem, const struct nbhd_con
     f->line_step = line_step(positions, m->vf);
     f->line_size = (size_t)d->head_dim * (size_t)f->line_step;
     f->value_width = nbhd_whole(d->head_dim_v, m->vf);
-    f->pack_values = f->value_width != d->head_dim_v || d->dtype != NBHD_F32;
+    f->pack_values = packs_values(problem, m->vf);
     f->values_size = f->pack_values ? (size_t)positions * (size_t)f->value_width : 0;
     const size_t row = (size_t)(FWD_ROWS * m->vf) * sizeof(float);
     const size_t lines = (size_t)f->group * (size_t)f->ring[0] * (size_t)f->ring[1];

@@ -35,19 +35,42 @@ static void position_next(struct nbhd_axis a, struct position *x)
     }
 }
 
+/* Elements before and after a group's that have key positions too: those that windows wrap around to. */
+static struct nbhd_range beyond(struct nbhd_axis a)
+{
+    if (a.edge != NBHD_EDGE_PERIODIC)
+        return nbhd_range_of(0, 0);
+    return nbhd_range_of(-(a.window / 2), a.window - 1 - a.window / 2);
+}
+
+/* The key position of an element of the group of x, which is query position i. */
+static int key_position(struct nbhd_axis a, struct position x, int i, int element)
+{
+    const struct nbhd_range more = beyond(a);
+    return i - x.element + x.group * (more.end - more.begin) - more.begin + element;
+}
+
 /* Key positions that the queries see; their tokens go to token[]. */
 static struct nbhd_range find_keys(struct nbhd_axis a, struct nbhd_range queries, int *token)
 {
     const struct position first = position_of(a, queries.begin), last = position_of(a, queries.end - 1);
-    const int begin = queries.begin - first.element + nbhd_keys(a, first.size, first.element).begin;
-    const int end = queries.end - 1 - last.element + nbhd_keys(a, last.size, last.element).end;
-    struct position x = position_of(a, begin);
+    const struct nbhd_range keys = nbhd_keys(a, first.size, first.element), more = beyond(a);
+    const int begin = key_position(a, first, queries.begin, keys.begin);
+    const int end = key_position(a, last, queries.end - 1, nbhd_keys(a, last.size, last.element).end);
+    struct position x = {first.group, keys.begin, first.size};
     for (int i = 0; i < end - begin; i++) {
-        token[i] = x.group + x.element * a.dilation;
-        if (i + 1 < end - begin)
-            position_next(a, &x);
+        token[i] = x.group + nbhd_wrap(a, x.size, x.element) * a.dilation;
+        if (++x.element == x.size + more.end && i + 1 < end - begin)
+            x = (struct position){x.group + 1, more.begin, nbhd_group_size(a, x.group + 1)};
     }
     return nbhd_range_of(begin, end);
+}
+
+/* Tokens of an axis without dilation that the queries see, but those that they wrap around to. */
+static struct nbhd_range near_keys(struct nbhd_axis a, struct nbhd_range queries)
+{
+    const struct nbhd_range any = nbhd_tile_any(a, a.length, queries);
+    return nbhd_range_of(nbhd_max(any.begin, 0), nbhd_min(any.end, a.length));
 }
 
 /* ---- blocks of lanes ---- */
@@ -68,6 +91,8 @@ struct lane_block {
     int query[VF];  /* token of the query */
     int key[VF];    /* position of the first key */
     int token[VF];  /* its token */
+    int seam[VF];   /* keys from there on that lie one after the other; */
+    int circle[VF]; /* those past them, so many tokens before where they would follow */
     int bias[VF];   /* column of the bias table for j = 0 */
 };
 
@@ -75,11 +100,13 @@ struct lane_block {
 static void set_lane(struct nbhd_axis a, struct lane_block *b, int l, struct position x, int i, int first_key)
 {
     const struct nbhd_range keys = nbhd_keys(a, x.size, x.element);
-    b->key[l] = i - x.element + keys.begin - first_key; /* the group begins at i - x.element */
+    b->key[l] = key_position(a, x, i, keys.begin) - first_key;
     b->start[l] = b->key[l] - b->key[0];
     b->count[l] = keys.end - keys.begin;
     b->query[l] = x.group + x.element * a.dilation;
-    b->token[l] = x.group + keys.begin * a.dilation;
+    b->token[l] = x.group + nbhd_wrap(a, x.size, keys.begin) * a.dilation;
+    b->seam[l] = nbhd_together(a, x.size, keys.begin, keys.end);
+    b->circle[l] = x.size * a.dilation;
     b->bias[l] = keys.begin - x.element + a.window - 1;
     b->ragged |= b->count[l] != a.window;
     b->straight &= b->start[l] == l;
@@ -91,6 +118,7 @@ static void repeat_lane(struct lane_block *b, int from, int to)
 {
     b->key[to] = b->key[from], b->start[to] = b->start[from], b->count[to] = b->count[from];
     b->query[to] = b->query[from], b->token[to] = b->token[from], b->bias[to] = b->bias[from];
+    b->seam[to] = b->seam[from], b->circle[to] = b->circle[from];
 }
 
 /* The second row's lanes; its relative positions on axis 1 are less by one. */
@@ -129,12 +157,15 @@ static int make_blocks(struct nbhd_axis a, struct nbhd_range queries, int first_
 
 /* ---- lines ---- */
 
-/* Lines stay in a ring of slots for each kv head of a group; which row of keys a slot holds is its tag, -1 if none. */
-static long long tag_of(const int e[2]) { return (long long)e[0] << 32 | e[1]; }
+/* Lines stay in a ring of slots for each kv head of a group; which row of keys a slot holds is its tag: elements of axis 0
+ * and 1, unwrapped, for a ring holds any that follow each other. */
+#define NO_LINE LLONG_MIN
+
+static long long tag_of(const int e[2]) { return e[0] * (1ll << 32) + e[1]; }
 
 static long long ring_slot(const int ring[2], int member, const int e[2])
 {
-    return ((long long)member * ring[0] + e[0] % ring[0]) * ring[1] + e[1] % ring[1];
+    return ((long long)member * ring[0] + e[0] - nbhd_image(ring[0], e[0])) * ring[1] + e[1] - nbhd_image(ring[1], e[1]);
 }
 
 /* line[i][key] = element i < d of the key's row; token 0's at `row`. Keys past the last one repeat it, never looked up. */

@@ -26,22 +26,32 @@ static inline int nbhd_line_step(int positions, int vf, int far)
     return step % far ? step : step + vf;
 }
 
-/* Key elements that t neighbouring queries of one group see at most. */
+/* Key elements that t neighbouring queries of one group see at most, unwrapped. */
 static inline int nbhd_most_keys(struct nbhd_axis a, int t)
 {
-    return nbhd_min(nbhd_group_size(a, 0), t + a.window + a.stride - 2);
+    const int most = t + a.window + a.stride - 2;
+    return a.edge == NBHD_EDGE_PERIODIC ? most : nbhd_min(nbhd_group_size(a, 0), most);
 }
 
-/* Key positions of axis 2 that t positions of queries need at most. */
+/* Most dilation groups that n neighbouring positions of queries come to the end of. */
+static inline int nbhd_most_ends(struct nbhd_axis a, int n)
+{
+    return a.dilation > 1 ? nbhd_min(a.dilation - 1, (n - 2) / nbhd_group_size(a, a.dilation - 1) + 1) : 0;
+}
+
+/* Key positions of axis 2 that t positions of queries need at most. A periodic axis has positions of its own for what a
+ * group's windows wrap around to. */
 static inline int nbhd_most_positions(struct nbhd_axis a, int t)
 {
-    return nbhd_min(a.length, t + 2 * (a.window + a.stride));
+    const int most = t + 2 * (a.window + a.stride);
+    return a.edge == NBHD_EDGE_PERIODIC ? most + nbhd_most_ends(a, t) * (a.window - 1) : nbhd_min(a.length, most);
 }
 
 /* Columns that a table of two vectors can serve, `most` at most: the lanes' first keys are up to `spread` apart. */
 static inline int nbhd_permute_columns(struct nbhd_axis a, int vf, int most)
 {
-    const int spread = vf - 1 + a.stride - 1 + (a.dilation > 1 ? a.window - 1 : 0);
+    const int ends = a.edge == NBHD_EDGE_PERIODIC ? nbhd_most_ends(a, vf) : a.dilation > 1;
+    const int spread = vf - 1 + a.stride - 1 + ends * (a.window - 1);
     return nbhd_min(most, 2 * vf - spread);
 }
 
