@@ -17,6 +17,10 @@ t mask "d64 30x48 w5x3" --query 3
 t mask "d64 30x48 w5x3" --query a,b
 t mask "d64 30x48 w5x3" --query=-1,2
 t mask "d64 30x48 w5x3" --query 1,2,3,4
+t mask "d64 6x14 w3x5 enp" --query 2,0
+t mask "d64 12 w5 s2 ep" --dynamic
+t mask "bwd d64 12 w5 ep" --query 11
+t sim "d64 24x48 w5x7 enp" --flat
 t mask "d64 30x48 w5x3" --flat
 t mask "d64 30x48 w5x3" -o picture.gif
 t mask "d64 30x48 w5x3" -o nowhere/picture.svg

@@ -32,7 +32,9 @@ def dense(q, k, v, mask):
 @pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-12), (np.float32, 2e-6), (np.float16, 2e-3)])
 @pytest.mark.parametrize("axes, options", [
     ((30,), dict(window=7)), ((8, 11), dict(window=(3, 5), dilation=(1, 2))),
-    ((4, 5, 9), dict(window=(3, 4, 5), stride=(1, 2, 3), edge=("nearest", "causal", "truncated")))])
+    ((4, 5, 9), dict(window=(3, 4, 5), stride=(1, 2, 3), edge=("nearest", "causal", "truncated"))),
+    ((7, 11), dict(window=(4, 3), stride=(2, 1), dilation=(1, 3), edge="periodic")),
+    ((4, 5, 9), dict(window=(3, 5, 4), edge=("nearest", "truncated", "periodic")))])
 def test_values(axes, options, dtype, tolerance):
     q, k, v = arrays(axes, dtype=dtype)
     o, lse = nbhd.attention(q, k, v, return_lse=True, scale=0.25, **options)

@@ -8,6 +8,7 @@ CASES = [
     ((20,), dict(window=5)),
     ((9, 12), dict(window=(3, 4), dilation=(1, 3), edge=("nearest", "causal"))),
     ((4, 6, 8), dict(window=(3, 4, 5), stride=(1, 2, 3), edge=("nearest", "truncated", "nearest"))),
+    ((7, 11), dict(window=(4, 3), stride=(2, 1), dilation=(1, 3), edge=("truncated", "periodic"))),
 ]
 
 
