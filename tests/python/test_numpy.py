@@ -78,8 +78,8 @@ def test_the_c_sentence_is_raised(change, says):
 
 def test_errors_travel_between_processes():
     q, k, v = arrays(axes=(8, 9))
-    with pytest.raises(nbhd.UnsupportedError, match="periodic") as caught:
-        nbhd.attention(q, k, v, window=3, edge="periodic")
+    with pytest.raises(nbhd.UnsupportedError, match="cpu.bwd_scalar") as caught:
+        nbhd.attention(q, k, v, window=3, kernel="cpu.bwd_scalar")
     other = pickle.loads(pickle.dumps(caught.value))
     assert (type(other), other.status, str(other)) == (nbhd.UnsupportedError, 2, str(caught.value))
 
