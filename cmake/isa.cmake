@@ -1,5 +1,5 @@
-# The only list of instruction-set flags. A file of src/cpu whose name ends in _<suffix>.c is compiled with that suffix's
-# flags, and only for that processor; a suffix that stands here for another processor leaves the file out.
+# The only list of instruction-set flags. A file of src/cpu whose name ends in _<suffix>.c is compiled with that
+# suffix's flags, and only for that processor; a suffix that stands here for another processor leaves the file out.
 # Files without a listed suffix are baseline code.
 set(NBHD_ISA_x86_64_avx2 -mavx2 -mfma -mf16c)
 set(NBHD_ISA_x86_64_avx512 ${NBHD_ISA_x86_64_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)

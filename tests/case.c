@@ -1,4 +1,5 @@
-/* See case.h. Plans and runs a case in buffers of the kernel's dtype and layout; case_tensors.c makes them, case_oracle.c judges. */
+/* See case.h. Plans and runs a case in buffers of the kernel's dtype and layout; case_tensors.c makes them,
+ * case_oracle.c judges. */
 #define _GNU_SOURCE
 #include <math.h>
 #include <stdio.h>

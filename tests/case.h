@@ -1,5 +1,5 @@
-/* One problem, run by one kernel and compared with the oracle. Uses the public interface and the oracle only, so that the
- * command's `check` and every test of a kernel are the same code. */
+/* One problem, run by one kernel and compared with the oracle. Uses the public interface and the oracle only, so that
+ * the command's `check` and every test of a kernel are the same code. */
 #ifndef NBHD_TESTS_CASE_H
 #define NBHD_TESTS_CASE_H
 

@@ -53,7 +53,8 @@ static double *part_of(const struct run *r, int which, int sequence, bool plain)
     return case_of_extra(which) ? all + (long long)sequence * t->shape[3] * t->shape[4] * t->shape[5] : all;
 }
 
-/* o and lse as a forward would have stored them: a backward is given these. (In double it computes lse, a float, anew.) */
+/* o and lse as a forward would have stored them: a backward is given these. (In double it computes lse, a float,
+ * anew.) */
 static void store_forward(struct run *r)
 {
     static const int stored[] = {O, LSE};
@@ -134,9 +135,9 @@ static bool consult_worst(struct run *r, enum oracle_precision one, enum oracle_
     return ok;
 }
 
-/* TF32: what cuts the scores' operands off makes all scores a little smaller, which a softmax hardly notices; what rounds them to
- * nearest errs less, but each score by itself. Scores of some hundreds in float32: the roundings of the few that decide depend on
- * the order of their sums and their unit. Either is plain. */
+/* TF32: what cuts the scores' operands off makes all scores a little smaller, which a softmax hardly notices; what
+ * rounds them to nearest errs less, but each score by itself. Scores of some hundreds in float32: the roundings of the
+ * few that decide depend on the order of their sums and their unit. Either is plain. */
 bool case_consult(struct run *r, bool plain)
 {
     const nbhd_desc *d = &r->desc;
@@ -161,9 +162,10 @@ static double largest_of(const struct tensor *t)
     return largest;
 }
 
-/* dS = P (dP - delta) may cancel to 0, as with a window of one key. The plain computation forms dP and delta alike, so its
- * error vanishes too; a kernel's differ by the roundings of a sum of head_dim_v products: of floats, or on tensor cores of
- * terms cut off 2^-20 below the largest, or where all of a gradient is 0 and only the roundings to TF32 are left, of these. */
+/* dS = P (dP - delta) may cancel to 0, as with a window of one key. The plain computation forms dP and delta alike, so
+ * its error vanishes too; a kernel's differ by the roundings of a sum of head_dim_v products: of floats, or on tensor
+ * cores of terms cut off 2^-20 below the largest, or where all of a gradient is 0 and only the roundings to TF32 are
+ * left, of these. */
 static double cancelled_error(const struct run *r, bool to_zero)
 {
     if (r->desc.pass != NBHD_BACKWARD || r->desc.dtype == NBHD_F64)
@@ -174,9 +176,9 @@ static double cancelled_error(const struct run *r, bool to_zero)
     return unit * sum * factor;
 }
 
-/* Allowed: twice the plain computation's own largest error, which counts as no less than the rounding of the largest value (it
- * may have been lucky there), and a few float32 roundings. With large values the roundings of a few scores decide, and two
- * equally good orders of summation differ by up to a factor of three. */
+/* Allowed: twice the plain computation's own largest error, which counts as no less than the rounding of the largest
+ * value (it may have been lucky there), and a few float32 roundings. With large values the roundings of a few scores
+ * decide, and two equally good orders of summation differ by up to a factor of three. */
 bool case_compare(const struct run *r, const struct tensor *t, const char *got, struct case_result *result)
 {
     double largest = 0, plain_error = 0, error = 0;

@@ -1,5 +1,5 @@
-/* A case under way, between case.c, case_tensors.c and case_oracle.c. A tensor has a double original, for the oracle, and a
- * buffer in the kernel's dtype and layout. */
+/* A case under way, between case.c, case_tensors.c and case_oracle.c. A tensor has a double original, for the oracle,
+ * and a buffer in the kernel's dtype and layout. */
 #ifndef NBHD_TESTS_CASE_RUN_H
 #define NBHD_TESTS_CASE_RUN_H
 

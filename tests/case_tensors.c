@@ -1,4 +1,5 @@
-/* The tensors of a case: elements of every dtype, shapes by pass, layouts, ragged batches, random and poisoned values. */
+/* The tensors of a case: elements of every dtype, shapes by pass, layouts, ragged batches, random and poisoned
+ * values. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

@@ -7,7 +7,8 @@
 
 /* The arithmetic to compute in. EXACT: double. The others are a plain computation in that precision, whose own error is
  * the yardstick for a kernel's: sums in float, probabilities and results rounded to the type. F32_BASE2: as plain, but
- * scores are in powers of two, as kernels have them, and dot products begin at the last dimension. TF32: float32 tensors, whose products take the upper 11 bits of their operands. */
+ * scores are in powers of two, as kernels have them, and dot products begin at the last dimension. TF32: float32
+ * tensors, whose products take the upper 11 bits of their operands. */
 enum oracle_precision {
     ORACLE_EXACT, ORACLE_F32, ORACLE_F32_BASE2, ORACLE_F16, ORACLE_BF16, ORACLE_TF32, ORACLE_TF32_NEAREST
 };

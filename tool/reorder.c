@@ -1,4 +1,4 @@
-/* Arrays as numpy may save them, in Fortran's order of axes or with the bytes of each number reversed, into C's order. */
+/* Arrays as numpy may save them, in Fortran's order of axes or with each number's bytes reversed, into C's order. */
 #include <string.h>
 
 #include "array.h"

@@ -210,7 +210,8 @@ def test_autocast():
     q, k, v, _ = tensors(axes=(8, 9))
     with torch.autocast("cpu", torch.bfloat16):
         mixed = nbhd.attention(q.bfloat16(), k, v, 3)
-    assert mixed.dtype == torch.bfloat16
+        double = nbhd.attention(q.double(), k.double(), v.double(), 3)
+    assert mixed.dtype == torch.bfloat16 and double.dtype == torch.float64
     assert torch.equal(mixed, nbhd.attention(*(t.bfloat16() for t in (q, k, v)), 3))
 
 
