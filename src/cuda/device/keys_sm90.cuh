@@ -139,15 +139,23 @@ NBHD_FN struct memory lay_out(char *shared)
 #define FLAG_MORE (15 << 6)
 #define FLAG_UNSEEN(i) (7 << (10 + 3 * (i)))
 
+/* Of three values in registers, that of axis a. */
+NBHD_FN int of_axis(const int *x, int a) { return a == 0 ? x[0] : a == 1 ? x[1] : x[2]; }
+
 /* The shape of query boxes that covers the tile's union with the fewest. */
 NBHD_FN int best_shape(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, const struct place *t)
 {
     int length[3], best = 0, least = 0;
+#pragma unroll 1
     for (int a = 0; a < 3; a++) {
-        int last = nbhd_min(t->origin[a] + b->k_box[a], t->keys[a]) - 1;
-        length[a] = nbhd_queries(p->axis[a], t->queries[a], last).end -
-                    nbhd_queries(p->axis[a], t->queries[a], t->origin[a]).begin;
+        int origin = of_axis(t->origin, a), queries = of_axis(t->queries, a);
+        int last = nbhd_min(origin + b->k_box[a], of_axis(t->keys, a)) - 1;
+        int count = nbhd_queries(p->axis[a], queries, last).end - nbhd_queries(p->axis[a], queries, origin).begin;
+        length[0] = a == 0 ? count : length[0];
+        length[1] = a == 1 ? count : length[1];
+        length[2] = count;
     }
+#pragma unroll 1
     for (int i = 0; i < b->shapes; i++) {
         int count = 1;
         for (int a = 0; a < 3; a++)
@@ -179,7 +187,7 @@ NBHD_FN struct place tile_place(const struct nbhd_params *p, const struct nbhd_b
     t.kv_head = at.y;
     t.head = t.kv_head * (p->heads / p->kv_heads);
     t.head_end = t.head + p->heads / p->kv_heads;
-    t.shape = b->shapes > 1 ? best_shape(p, b, &t) : 0;
+    t.shape = NBHD_MAPS > 1 && b->shapes > 1 ? best_shape(p, b, &t) : 0; /* each shape has maps of its own */
     t.map = b->sliced ? at.z : t.shape; /* where sliced, there is one shape */
     return t;
 }
@@ -316,6 +324,7 @@ NBHD_FN void write_probes(const struct nbhd_bwd_boxes *b, const struct tables *t
  * 7). */
 NBHD_FN void write_mask_queries(const struct nbhd_query_box *q, unsigned queries)
 {
+#pragma unroll 1
     for (int i = threadIdx.x; i < 2 * NBHD_MASK_STEPS * NBHD_N; i += THREADS) {
         int piece = i / NBHD_N, r = i % NBHD_N; /* 8 columns of a query */
         int at[3] = {r / (q->extent[1] * q->extent[2]), r / q->extent[2] % q->extent[1], r % q->extent[2]};
@@ -542,10 +551,14 @@ NBHD_FN void prepare(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
         tab->place = *t;
         tab->q = *q;
     }
+    int first[3] = {0, b->k_box[0], b->k_box[0] + b->k_box[1]};
+#pragma unroll 1 /* here and below: what runs once a CTA is compiled once */
     for (int i = thread; i < ROWS; i += THREADS)
         tab->row[i] = b->row[i];
+#pragma unroll 1
     for (int i = thread; i < SLOTS * NBHD_N; i += THREADS) /* rows past a box: never loaded */
         tab->lse[0][i] = tab->delta[0][i] = 0;
+#pragma unroll 1
     for (int i = thread; i < q->queries; i += THREADS) {
         int at[3] = {i / (q->extent[1] * q->extent[2]), i / q->extent[2] % q->extent[1], i % q->extent[2]};
         int distance = 0;
@@ -553,13 +566,14 @@ NBHD_FN void prepare(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
             distance = distance * p->axis[a].length + at[a] * p->axis[a].dilation;
         tab->query[i] = make_int2(at[0] | at[1] << 8 | at[2] << 16, distance);
     }
-    for (int a = 0, first = 0; a < 3; first += b->k_box[a++])
-        for (int i = thread; i < b->k_box[a]; i += THREADS) {
-            struct nbhd_range seen = nbhd_range_of(NOWHERE, 0);
-            if (t->origin[a] + i < t->keys[a])
-                seen = nbhd_queries(p->axis[a], t->queries[a], t->origin[a] + i);
-            tab->window[first + i] = make_int2(seen.begin, seen.end);
-        }
+#pragma unroll 1
+    for (int i = thread; i < first[2] + b->k_box[2]; i += THREADS) {
+        int a = (i >= first[1]) + (i >= first[2]), key = of_axis(t->origin, a) + i - of_axis(first, a);
+        struct nbhd_range seen = nbhd_range_of(NOWHERE, 0);
+        if (key < of_axis(t->keys, a))
+            seen = nbhd_queries(p->axis[a], of_axis(t->queries, a), key);
+        tab->window[i] = make_int2(seen.begin, seen.end);
+    }
 }
 
 /* The tile's union and the warpgroups' intersections, read off the windows by one thread per axis. */
@@ -583,6 +597,7 @@ NBHD_FN void prepare_bounds(const struct nbhd_bwd_boxes *b, struct tables *tab)
 NBHD_FN void clear_rows(unsigned tiles, int chunks, int rows, int used)
 {
     int unused = (rows - used) * 8; /* 16-byte pieces of a chunk */
+#pragma unroll 1
     for (int i = threadIdx.x; i < unused * chunks; i += THREADS)
         st_shared_v4(tiles + i / unused * (rows * 128) + used * 128 + i % unused * 16, make_uint4(0, 0, 0, 0));
 }
