@@ -58,12 +58,18 @@ def test_what_c_cannot_read_is_copied():
     want = nbhd.attention(*(np.ascontiguousarray(t[..., ::2]) for t in arrays_), window=5)
     np.testing.assert_array_equal(nbhd.attention(*(t[..., ::2] for t in arrays_), window=5), want)
     np.testing.assert_array_equal(nbhd.attention(*(np.asfortranarray(t[..., ::2]) for t in arrays_), window=5), want)
-    shifted = []
+    shifted, unaligned = [], []
     for array in arrays_:
         odd = np.frombuffer(b"x" + array.tobytes(), np.float32, array.size, 1).reshape(array.shape)
         assert not odd.flags.aligned
+        unaligned.append(odd)
         shifted.append(odd[..., ::2])
     np.testing.assert_array_equal(nbhd.attention(*shifted, window=5), want)
+    whole = nbhd.attention(*(np.ascontiguousarray(t) for t in arrays_), window=5)
+    np.testing.assert_array_equal(nbhd.attention(*unaligned, window=5), whole)
+    row = arrays_[2][:1, :1, :1, :1]  # seen everywhere: strides of 0
+    alike = nbhd.attention(*arrays_[:2], np.broadcast_to(row, arrays_[2].shape), window=5)
+    np.testing.assert_allclose(alike, np.broadcast_to(row, alike.shape), rtol=1e-5)
 
 
 @pytest.mark.parametrize("change, says", [

@@ -220,6 +220,13 @@ def test_an_empty_batch_has_an_empty_result():
     o = nbhd.attention(q[:0], k[:0], v[:0], 3)
     assert o.shape == (0, 8, 9, 2, 16)
     assert all(g.shape == t.shape for g, t in zip(torch.autograd.grad(o.sum(), (q, k, v)), (q, k, v)))
+    bias = torch.randn(2, 5, 5, requires_grad=True)
+    torch.use_deterministic_algorithms(True)  # torch.empty is then filled with NaN
+    try:
+        grad, = torch.autograd.grad(nbhd.attention(q[:0], k[:0], v[:0], 3, bias=bias).sum(), bias)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert grad.shape == bias.shape and not grad.any()
 
 
 def test_forward_mode_is_refused_and_not_zero():
