@@ -35,8 +35,13 @@ struct key_walk {
 
 /* ---- products ---- */
 
-/* s[n keys][nv vectors] (+)= sum over begin <= i < end of qt[i][nv vectors] * k[key][i]; rows of s and qt are `width` floats
- * apart. begin 0 sets, others add. */
+/* PRODUCT_STEP(a, b, sum) is sum + a b: of floats, or of what an including file takes for one, as pairs of bfloat16. */
+#ifndef PRODUCT_STEP
+#define PRODUCT_STEP v_fma
+#endif
+
+/* s[n keys][nv vectors] (+)= sum over begin <= i < end of qt[i][nv vectors] * k[key][i]; rows of s and qt are `width`
+ * floats apart. begin 0 sets, others add. */
 V_FN void qk_micro(const float *qt, int begin, int end, const float *const *k, float *s, const int width, const int n,
                    const int nv)
 {
@@ -56,7 +61,7 @@ V_FN void qk_micro(const float *qt, int begin, int end, const float *const *k, f
             vf key = v_set1(k[r][i]);
 #pragma GCC unroll 4
             for (int v = 0; v < nv; v++)
-                acc[r][v] = v_fma(q[v], key, acc[r][v]);
+                acc[r][v] = PRODUCT_STEP(q[v], key, acc[r][v]);
         }
     }
 #pragma GCC unroll 8
@@ -103,8 +108,8 @@ V_FN void ask_rows(struct rows_ahead *a)
 }
 
 /* far: the keys are read for the first time. */
-V_FN void qk_panel(const float *qt, int d, const float *const *k, int keys, float *s, const int width, const int nv, bool far,
-                   struct rows_ahead *ahead)
+V_FN void qk_panel(const float *qt, int d, const float *const *k, int keys, float *s, const int width, const int nv,
+                   bool far, struct rows_ahead *ahead)
 {
     const int panel = PANEL_FLOATS / width;
     for (int begin = 0; begin < d; begin += panel) {
@@ -129,8 +134,8 @@ V_FN void qk_panel(const float *qt, int d, const float *const *k, int keys, floa
     }
 }
 
-/* ot[n columns][nv vectors] = alpha * ot + sum over keys of p[key][nv vectors] * v[key][column]; rows of p and ot are `width`
- * floats apart. */
+/* ot[n columns][nv vectors] = alpha * ot + sum over keys of p[key][nv vectors] * v[key][column]; rows of p and ot are
+ * `width` floats apart. */
 V_FN void pv_micro(const float *p, const float *const *value, int column, int keys, const float *alpha, float *ot,
                    const int width, const int n, const int nv)
 {
@@ -153,7 +158,7 @@ V_FN void pv_micro(const float *p, const float *const *value, int column, int ke
             vf y = v_set1(row[r]);
 #pragma GCC unroll 4
             for (int v = 0; v < nv; v++)
-                acc[r][v] = v_fma(x[v], y, acc[r][v]);
+                acc[r][v] = PRODUCT_STEP(x[v], y, acc[r][v]);
         }
     }
 #pragma GCC unroll 8
@@ -228,6 +233,18 @@ static inline void block_output(const float *p, const float *const *value, int k
 {
     for (int v = 0; v < vectors; v += V_STRIP)
         pv_strip(p + v * VF, value, keys, columns, alpha + v * VF, ot + v * VF, FWD_LANES, nbhd_min(V_STRIP, vectors - v));
+}
+
+/* m[nv vectors] = the largest of the keys' scores, whose rows are `width` floats apart. */
+V_FN void strip_maximum(const float *s, int width, int keys, vf *m, const int nv)
+{
+#pragma GCC unroll 4
+    for (int v = 0; v < nv; v++)
+        m[v] = v_set1(-INFINITY);
+    for (int i = 0; i < keys; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < nv; v++)
+            m[v] = v_max(v_load(s + i * width + v * VF), m[v]);
 }
 
 /* Of keys [begin, end) of a block, whose scores are s: s = factor * s + log2(e) * bias, of n vectors of lanes from the tile's

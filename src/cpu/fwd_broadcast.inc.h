@@ -19,13 +19,7 @@ enum { STRIP = V_STRIP * VF };
 V_FN void softmax_vectors(float *s, int keys, float factor, float *maximum, float *sum, float *alpha, const int nv)
 {
     vf m[V_STRIP], l[V_STRIP];
-#pragma GCC unroll 4
-    for (int v = 0; v < nv; v++)
-        m[v] = v_set1(-INFINITY);
-    for (int i = 0; i < keys; i++)
-#pragma GCC unroll 4
-        for (int v = 0; v < nv; v++)
-            m[v] = v_max(v_load(s + i * STRIP + v * VF), m[v]);
+    strip_maximum(s, STRIP, keys, m, nv);
 #pragma GCC unroll 4
     for (int v = 0; v < nv; v++) {
         vf old = v_load(maximum + v * VF);

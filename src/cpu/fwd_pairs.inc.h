@@ -25,6 +25,8 @@
 #define LN2   0.69314718055994530942f
 #define V_ALL ((1u << VF) - 1u)
 
+#define PRODUCT_STEP v_pair_step
+
 #include "cpu/rows.inc.h"
 #include "cpu/fwd_common.inc.h"
 #include "cpu/broadcast.inc.h"
@@ -209,13 +211,7 @@ V_FN bool move_reference(const float *s, int keys, float factor, float *referenc
 {
     unsigned moved = 0;
     vf m[V_STRIP];
-#pragma GCC unroll 4
-    for (int v = 0; v < nv; v++)
-        m[v] = v_set1(-INFINITY);
-    for (int i = 0; i < keys; i++)
-#pragma GCC unroll 4
-        for (int v = 0; v < nv; v++)
-            m[v] = v_max(v_load(s + i * FWD_LANES + v * VF), m[v]);
+    strip_maximum(s, FWD_LANES, keys, m, nv);
 #pragma GCC unroll 4
     for (int v = 0; v < nv; v++) {
         const vf old = v_load(reference + v * VF), top = v_mul(m[v], v_set1(factor));

@@ -1,17 +1,22 @@
-/* The body of nbhd_peak_loop_<isa>, over a vocabulary: as many chains as the microkernels have accumulators. */
+/* The body of nbhd_peak_loop_<isa>, over a vocabulary: as many chains as the microkernels have accumulators.
+ * PEAK_STEP(a, b, sum) is sum + a b, of floats or of what else is one in a vector. */
 #include "cpu/peak.h"
 
-V_FN double peak_loop(long rounds)
+#ifndef PEAK_STEP
+#define PEAK_STEP v_fma
+#endif
+
+V_FN double peak_loop(long rounds, const vf a, const vf b)
 {
     enum { CHAINS = V_ROWS * V_STRIP };
-    vf acc[CHAINS], scale = v_set1(0.999f), step = v_set1(0.001f), sum = v_zero();
+    vf acc[CHAINS], sum = v_zero();
 #pragma GCC unroll 32
     for (int i = 0; i < CHAINS; i++)
         acc[i] = v_set1((float)i);
     for (long r = 0; r < rounds; r++)
 #pragma GCC unroll 32
         for (int i = 0; i < CHAINS; i++)
-            acc[i] = v_fma(acc[i], scale, step);
+            acc[i] = PEAK_STEP(a, b, acc[i]);
 #pragma GCC unroll 32
     for (int i = 0; i < CHAINS; i++)
         sum = v_add(sum, acc[i]);

@@ -62,6 +62,8 @@ V_FN vi v_pair_of(vf low, vf high)
 }
 /* sum + the pairs' products: lane l adds a[2 l] b[2 l] and a[2 l + 1] b[2 l + 1]. Subnormal values count as 0. */
 V_FN vf v_pair_dot(vf sum, vi a, vi b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+/* The same of pairs that travel as floats, in the order of v_fma. */
+V_FN vf v_pair_step(vf a, vf b, vf sum) { return v_pair_dot(sum, (vi)a, (vi)b); }
 /* Pairs (a[i], b[i]) of the values i < VF, or of those from VF on. */
 V_FN vi v_pair_zip_low(vi a, vi b)
 {
