@@ -99,6 +99,7 @@
 #include "nbhd_params.h"
 #include "device/boxes_sm90.cuh"
 #include "device/ptx.cuh"
+#include "device/scores_sm90.cuh"
 #include "device/tma_sm90.cuh"
 #include "device/wgmma_sm90.cuh"
 

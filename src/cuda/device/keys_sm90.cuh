@@ -57,6 +57,7 @@
 #include "nbhd_params.h"
 #include "device/bwd_boxes_sm90.cuh"
 #include "device/ptx.cuh"
+#include "device/scores_sm90.cuh"
 #include "device/tma_sm90.cuh"
 #include "device/wgmma_sm90.cuh"
 
@@ -72,7 +73,6 @@
 #define PROBE_STEP (BLOCKS * 128 * 32)
 #define PROBE_BYTES (NBHD_MASK_STEPS * PROBE_STEP)
 #define MASK_BYTES (NBHD_MASK_STEPS * NBHD_N * 32)
-#define MASK_BIAS 256 /* as in fwd_sm90.cu: origins and bounds count from the begin of the union, plus this */
 #define STAGES 2
 #define SLOTS 4 /* twice the stages: what is small of a box is loaded before its stage is free */
 #define THREADS (128 * (NBHD_GROUPS + 1))
@@ -192,8 +192,6 @@ NBHD_FN struct place tile_place(const struct nbhd_params *p, const struct nbhd_b
     return t;
 }
 
-NBHD_FN int coordinate(unsigned row, int axis) { return row >> 8 * axis & 0xff; }
-
 /* ---- the boxes of queries, in the order in which all roles meet them ---- */
 
 /* A loading warp has 24 registers a thread, so it keeps the box that it is at in shared memory. */
@@ -283,10 +281,6 @@ NBHD_FN int column_axis(const struct nbhd_query_box *q, int column)
 
 /* ---- masks ---- */
 
-/* Times MASK_ONE, what a query that does not see a key adds to their score: -2^100, in float16 -2^30. */
-#define MASK_FAR (NBHD_DTYPE == 2 ? 0xf180f180u : 0xf800f800u)
-#define MASK_ONE (NBHD_DTYPE == 2 ? 0x3f80u : 0x7800u)
-
 /* What a thread knows of its rows' mask columns: columns 2q, 2q + 1, 2q + 8, 2q + 9 of each step. For each the bounds
  * between which a box's origin must lie, as 0x8000 - bound, row 1's in the upper half: a sum with an origin has the
  * sign bit of a half set where the origin has reached the bound. In shared memory, 16 bytes a thread for the begins,
@@ -352,10 +346,8 @@ NBHD_FN void find_mask(unsigned *a, const struct tables *tab, int slot, unsigned
         unsigned unseen[4] = {~(low.x + begin.x) | (low.x + end.x), ~(low.y + begin.y) | (low.y + end.y),
                               ~(high.x + begin.z) | (high.x + end.z), ~(high.y + begin.w) | (high.y + end.w)};
 #pragma unroll
-        for (int c = 0; c < 2; c++) { /* the sign of each lower half, 16 times; of each upper half */
-            a[4 * i + 2 * c] = prmt_b32(unseen[2 * c], unseen[2 * c + 1], 0xdd99) & MASK_FAR;
-            a[4 * i + 2 * c + 1] = prmt_b32(unseen[2 * c], unseen[2 * c + 1], 0xffbb) & MASK_FAR;
-        }
+        for (int c = 0; c < 2; c++)
+            mask_operands(a + 4 * i + 2 * c, unseen[2 * c], unseen[2 * c + 1]);
     }
 }
 
@@ -383,7 +375,6 @@ NBHD_FN void issue_mask(float *s, const struct tables *tab, int slot, unsigned p
 /* Scores of queries outside the rows' windows become -inf, where a box is consecutive queries. */
 NBHD_FN void compare_mask(float *s, const struct nbhd_bwd_boxes *b, const struct tables *tab, int slot, int number)
 {
-    const float masked = -__int_as_float(0x7f800000);
     int origin = tab->origin[slot] + 2 * (threadIdx.x & 3);
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -395,17 +386,12 @@ NBHD_FN void compare_mask(float *s, const struct nbhd_bwd_boxes *b, const struct
         for (int i = 0; i < NBHD_N / 4; i++) {
             int column = i / 2 * 8 + i % 2;
             float *x = &s[i / 2 * 4 + 2 * r + i % 2];
-            *x = column >= w.x && column < w.y ? *x : masked;
+            *x = column >= w.x && column < w.y ? *x : MASKED;
         }
     }
 }
 
 /* ---- the products ---- */
-
-NBHD_FN unsigned pack(float low, float high)
-{
-    return NBHD_DTYPE == 2 ? cvt_rn_bf16x2_f32(low, high) : cvt_rn_f16x2_f32(low, high);
-}
 
 /* x = A B^T for 64 rows of a key tile and a box of queries, to be committed. */
 NBHD_FN void add_scores(float *x, unsigned long long a, unsigned long long b, int steps)

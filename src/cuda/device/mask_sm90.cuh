@@ -7,12 +7,8 @@
 #ifndef NBHD_DEVICE_MASK_SM90_CUH
 #define NBHD_DEVICE_MASK_SM90_CUH
 
-/* Origins of boxes and bounds of windows, where masks compare them, count from the begin of the tile's union, plus
- * this: a window may begin a box's extent before it. */
-#define MASK_BIAS 256
 #define MASK_BYTES (NBHD_MASK_STEPS * NBHD_N * 32)
 #define MASK_SLOTS (NBHD_SHAPES > 1 ? NBHD_TILES : 1) /* of keys' columns: one for each tile, or one for all */
-#define MASKED (-__int_as_float(0x7f800000))
 
 /* How a warpgroup masks a box: the steps of more columns of the product that it needs, as bits; or bit by bit. flags:
  * of the box, uniform. */
@@ -50,21 +46,6 @@ NBHD_FN int extra_flags(int left) { return NBHD_SM90_EXTRA | (left < NBHD_N) * N
 
 /* ---- bits ---- */
 
-/* A bit for each column of a row that a lane holds: bit 2j + c is column 8j + 2q + c. */
-#if NBHD_N <= 128
-typedef unsigned word;
-#else
-typedef unsigned long long word;
-#endif
-
-/* Bits of the columns below x where columns are consecutive tokens. */
-NBHD_FN word bits_below(int x, int q)
-{
-    x = nbhd_max(0, nbhd_min(x, NBHD_N));
-    int bits = 2 * (x >> 3) + nbhd_max(0, nbhd_min((x & 7) - 2 * q, 2));
-    return sizeof(word) == 4 ? ~(word)shl_b32(~0u, bits) : ~(word)shl_b64(~0ull, bits);
-}
-
 /* The bits of a box of consecutive keys that one row sees; window: the tile's; q: the lane's quarter. */
 NBHD_FN word row_bits(const struct nbhd_boxes *b, const int2 *window, struct box box, int extra_keys, unsigned row,
                       int q)
@@ -73,17 +54,6 @@ NBHD_FN word row_bits(const struct nbhd_boxes *b, const int2 *window, struct box
         return bits_below(extra_keys - box.begin, q);
     int2 keys = window[b->q_box[0] + b->q_box[1] + coordinate(row, 2)];
     return bits_below(keys.y - box.begin, q) & ~bits_below(keys.x - box.begin, q);
-}
-
-/* Row by row: ptxas then moves a byte of the word to predicates at a time. */
-NBHD_FN void apply_bits(float *s, word row0, word row1)
-{
-#pragma unroll
-    for (int e = 0; e < NBHD_N / 4; e++)
-        s[4 * (e / 2) + e % 2] = row0 >> e & 1 ? s[4 * (e / 2) + e % 2] : MASKED;
-#pragma unroll
-    for (int e = 0; e < NBHD_N / 4; e++)
-        s[4 * (e / 2) + 2 + e % 2] = row1 >> e & 1 ? s[4 * (e / 2) + 2 + e % 2] : MASKED;
 }
 
 /* Columns from `keys` on, which are no keys: in the last NBHD_PAD blocks of 8. */
@@ -160,10 +130,6 @@ NBHD_FN void find_probes(struct probes *p, const struct tile *t, const int2 *win
     }
 }
 
-/* Times MASK_ONE, what a key that is not seen adds to its score: -2^100, or -2^30 where float16 allows no more. */
-#define MASK_FAR (NBHD_DTYPE == 2 ? 0xf180f180u : 0xf800f800u)
-#define MASK_ONE (NBHD_DTYPE == 2 ? 0x3f80u : 0x7800u)
-
 /* The A operands of a step's mask columns for the box with these origins. */
 NBHD_FN void find_mask(unsigned *a, const struct probes *p, const unsigned *origin, int step, int q)
 {
@@ -172,8 +138,8 @@ NBHD_FN void find_mask(unsigned *a, const struct probes *p, const unsigned *orig
         uint2 at = *(const uint2 *)&origin[mask_column(2 * i, q)];
         unsigned unseen0 = ~(at.x + p->begin[2 * i]) | (at.x + p->end[2 * i]);
         unsigned unseen1 = ~(at.y + p->begin[2 * i + 1]) | (at.y + p->end[2 * i + 1]);
-        *a++ = prmt_b32(unseen0, unseen1, 0xdd99) & MASK_FAR; /* the sign of each lower half, 16 times */
-        *a++ = prmt_b32(unseen0, unseen1, 0xffbb) & MASK_FAR;
+        mask_operands(a, unseen0, unseen1);
+        a += 2;
     }
 }
 

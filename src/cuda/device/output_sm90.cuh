@@ -2,11 +2,6 @@
 #ifndef NBHD_DEVICE_OUTPUT_SM90_CUH
 #define NBHD_DEVICE_OUTPUT_SM90_CUH
 
-NBHD_FN unsigned pack(float low, float high)
-{
-    return NBHD_DTYPE == 2 ? cvt_rn_bf16x2_f32(low, high) : cvt_rn_f16x2_f32(low, high);
-}
-
 /* Transposes the 4 x 4 words of four neighbouring lanes: word j of lane q goes to word q of lane j. */
 NBHD_FN void transpose_quad(unsigned *w)
 {

@@ -59,6 +59,7 @@
 #include "nbhd_params.h"
 #include "device/boxes_sm90.cuh"
 #include "device/ptx.cuh"
+#include "device/scores_sm90.cuh"
 #include "device/tma_sm90.cuh"
 #include "device/wgmma_sm90.cuh"
 
@@ -69,18 +70,8 @@
 #define Q_ROWS (64 * NBHD_GROUPS)
 #define K_BYTES (QK_CHUNKS * NBHD_N * 128)
 #define V_BYTES (PV_CHUNKS * NBHD_N * 128)
-/* Origins of boxes and bounds of windows, where masks compare them, count from the begin of the tile's union, plus
- * this: a window may begin a box's extent before it. */
-#define MASK_BIAS 256
 #define MASK_BYTES (NBHD_MASK_STEPS * NBHD_N * 32)
 #define THREADS (128 * (NBHD_GROUPS + 1))
-
-/* A bit for each column of a row that a lane holds: bit 2j + c is column 8j + 2q + c. */
-#if NBHD_N <= 128
-typedef unsigned word;
-#else
-typedef unsigned long long word;
-#endif
 
 struct maps {
     struct nbhd_tensor_map q[NBHD_MAPS], kv[2][NBHD_MAPS], extra[2]; /* kv, extra: of K, of V; kv[slice][shape] */
@@ -131,8 +122,6 @@ NBHD_FN struct place tile_place(const struct nbhd_params *p, const struct nbhd_b
     t.kv_head = p->heads == p->kv_heads ? t.head : t.head / (p->heads / p->kv_heads);
     return t;
 }
-
-NBHD_FN int coordinate(unsigned row, int axis) { return row >> 8 * axis & 0xff; }
 
 NBHD_FN int map_coordinate(const struct nbhd_boxes *b, const struct tables *tab, const int *origin, int axis)
 {
@@ -230,14 +219,6 @@ NBHD_FN void load_boxes(const struct nbhd_boxes *b, struct tables *tab, int v, u
     } while (!flags);
 }
 
-/* Bits of the columns below x where columns are consecutive tokens. */
-NBHD_FN word bits_below(int x, int q)
-{
-    x = nbhd_max(0, nbhd_min(x, NBHD_N));
-    int bits = 2 * (x >> 3) + nbhd_max(0, nbhd_min((x & 7) - 2 * q, 2));
-    return sizeof(word) == 4 ? ~(word)shl_b32(~0u, bits) : ~(word)shl_b64(~0ull, bits);
-}
-
 /* The bits of a box of consecutive keys that one row sees; q: the lane's quarter. */
 NBHD_FN word row_bits(const struct nbhd_boxes *b, const struct tables *tab, int4 box, int extra_keys, unsigned row,
                       int q)
@@ -247,18 +228,6 @@ NBHD_FN word row_bits(const struct nbhd_boxes *b, const struct tables *tab, int4
     int2 window = tab->window[b->q_box[0] + b->q_box[1] + coordinate(row, 2)];
     int end = nbhd_min(window.y - box.z, b->shape[0].tokens);
     return bits_below(end, q) & ~bits_below(window.x - box.z, q);
-}
-
-/* Scores outside the mask become -inf. Row by row: ptxas then moves a byte of the word to predicates at a time. */
-NBHD_FN void apply_bits(float *s, word row0, word row1)
-{
-    const float masked = -__int_as_float(0x7f800000);
-#pragma unroll
-    for (int e = 0; e < NBHD_N / 4; e++)
-        s[4 * (e / 2) + e % 2] = row0 >> e & 1 ? s[4 * (e / 2) + e % 2] : masked;
-#pragma unroll
-    for (int e = 0; e < NBHD_N / 4; e++)
-        s[4 * (e / 2) + 2 + e % 2] = row1 >> e & 1 ? s[4 * (e / 2) + 2 + e % 2] : masked;
 }
 
 /* What a thread knows of its part of the queries' mask columns. An A operand of a step has four columns of it: 2q,
@@ -293,10 +262,6 @@ NBHD_FN void find_probes(struct probes *p, const struct nbhd_boxes *b, const str
     }
 }
 
-/* Times MASK_ONE, what a key that is not seen adds to its score: -2^100, or -2^30 where float16 allows no more. */
-#define MASK_FAR (NBHD_DTYPE == 2 ? 0xf180f180u : 0xf800f800u)
-#define MASK_ONE (NBHD_DTYPE == 2 ? 0x3f80u : 0x7800u)
-
 /* The A operands of the mask columns for the box in this stage. */
 NBHD_FN void find_mask(unsigned *a, const struct probes *p, const struct tables *tab, int stage)
 {
@@ -308,8 +273,7 @@ NBHD_FN void find_mask(unsigned *a, const struct probes *p, const struct tables 
             unsigned origin = tab->origin[stage][p->axis[2 * i + c]];
             unseen[c] = ~(origin + p->begin[2 * i + c]) | (origin + p->end[2 * i + c]);
         }
-        a[2 * i] = prmt_b32(unseen[0], unseen[1], 0xdd99) & MASK_FAR; /* the sign of each lower half, 16 times */
-        a[2 * i + 1] = prmt_b32(unseen[0], unseen[1], 0xffbb) & MASK_FAR;
+        mask_operands(a + 2 * i, unseen[0], unseen[1]);
     }
 }
 
@@ -351,11 +315,6 @@ NBHD_FN int box_flags(int4 box, int group)
 {
     int how = NBHD_MASK_STEPS && !(box.w & NBHD_SM90_EXTRA) ? BY_COLUMNS : NBHD_MASK_BITS ? BY_BITS : 0;
     return __shfl_sync(~0u, box.w >> 4 * group & 7 ? how : 0, 0); /* uniform */
-}
-
-NBHD_FN unsigned pack(float low, float high)
-{
-    return NBHD_DTYPE == 2 ? cvt_rn_bf16x2_f32(low, high) : cvt_rn_f16x2_f32(low, high);
 }
 
 /* Token of a row, in the tensor; 0 if the row has none. */

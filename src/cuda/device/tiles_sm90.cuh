@@ -201,8 +201,6 @@ NBHD_STATIC_ASSERT(NBHD_SM90_MOST <= 32, "a lane for each tile of a CTA");
 
 /* ---- where ---- */
 
-NBHD_FN int coordinate(unsigned row, int axis) { return row >> 8 * axis & 0xff; }
-
 /* Keys seen from each coordinate of the query box, axis after axis, and a place more; behind the tables. */
 NBHD_FN int2 *windows_of(const struct nbhd_boxes *b, struct tables *tab, int slot)
 {
