@@ -55,7 +55,8 @@ NBHD_FN struct statistics load_statistics(const struct nbhd_params *p, const str
     for (int i = 0; i < 2; i++) {
         int at = number + ((int)threadIdx.x >> 2 & 7) + 8 * i;
         unsigned row = tab->row[at];
-        long long x[3], offset = (long long)t->batch * p->heads + t->head + (int)(row >> 24);
+        int x[3];
+        long long offset = (long long)t->batch * p->heads + t->head + (int)(row >> 24);
         if (!row_token(p, b, t, row, at, x))
             continue;
         for (int a = 0; a < 3; a++)

@@ -111,24 +111,6 @@ NBHD_FN void prepare_tiles(const struct nbhd_params *p, const struct nbhd_boxes 
 
 /* ---- the loading warps ---- */
 
-/* Moves origin to the next box of the union. */
-NBHD_FN void next_box(const struct nbhd_key_box *k, const struct tile *t, int *origin)
-{
-#pragma unroll
-    for (int a = 2; a >= 0; a--) {
-        origin[a] += k->extent[a];
-        if (origin[a] < t->any[a].y)
-            return;
-        origin[a] = t->any[a].x;
-    }
-}
-
-NBHD_FN int is_last_box(const struct nbhd_key_box *k, const struct tile *t, const int *origin)
-{
-    return origin[0] + k->extent[0] >= t->any[0].y && origin[1] + k->extent[1] >= t->any[1].y &&
-           origin[2] + k->extent[2] >= t->any[2].y;
-}
-
 /* Where a loading warp stands in its ring of stages. v: 0 for K, 1 for V; tiles: the first stage. */
 struct ring {
     unsigned tiles;
@@ -203,11 +185,11 @@ NBHD_FN void load_grid(struct ring *r, const struct nbhd_boxes *b, const struct 
         unsigned column = column_origin(origin, axis, from);
         int x0 = map_coordinate(b, &t->place, origin, 0), x1 = map_coordinate(b, &t->place, origin, 1),
             x2 = map_coordinate(b, &t->place, origin, 2);
-        is_last = is_last_box(k, t, origin);
+        is_last = is_last_box(k, t->any, origin);
         struct box box = {origin[2], k->tokens, 0};
         if (!r->v)
             box.flags = (is_last ? last : 0) | mask_flags(k, t, origin);
-        next_box(k, t, origin);
+        next_box(k, t->any, origin);
         open_stage(r, tab, k->tokens);
         if (!r->v && lane < MASK_COLUMNS)
             tab->origin[r->stage][lane] = column;

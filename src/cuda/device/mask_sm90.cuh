@@ -42,8 +42,6 @@ NBHD_FN int mask_flags(const struct nbhd_key_box *k, const struct tile *t, const
     return flags;
 }
 
-NBHD_FN int extra_flags(int left) { return NBHD_SM90_EXTRA | (left < NBHD_N) * NBHD_SM90_ALL_GROUPS; }
-
 /* ---- bits ---- */
 
 /* The bits of a box of consecutive keys that one row sees; window: the tile's; q: the lane's quarter. */

@@ -56,6 +56,8 @@
 #error "NBHD_REGISTERS_LOAD, NBHD_REGISTERS_MATH: per thread of the loading and of the consumer warpgroups"
 #endif
 
+#define NBHD_DILATED 1
+
 #include "nbhd_params.h"
 #include "device/boxes_sm90.cuh"
 #include "device/ptx.cuh"
@@ -79,7 +81,7 @@ struct maps {
 
 /* Where this CTA's tile lies: origin in elements of its dilation group, and the group. */
 struct place {
-    int origin[3], group[3], size[3];
+    int origin[3], group[3], size[3], shift[3]; /* shift: selects the group and the batch in the maps' coordinates */
     int batch, head, kv_head;
 };
 
@@ -92,12 +94,13 @@ struct tables {
     int2 window[Q_ROWS + 2];     /* keys seen from each coordinate of the query box, axis after axis */
     int2 any[3], all[NBHD_GROUPS][3]; /* keys that some row of the tile, that all rows of a warpgroup see, per axis */
     struct place place;          /* here, since no role has the registers for it */
-    int shift[3];                /* what selects the dilation group and the batch in the maps' coordinates */
     int shape;                   /* of this tile's key boxes */
     unsigned scratch;
 };
 
 NBHD_STATIC_ASSERT(sizeof(struct tables) <= NBHD_SM90_TABLES(NBHD_GROUPS, K_STAGES), "the host counts on it");
+
+#include "device/query_tiles_sm90.cuh"
 
 NBHD_FN struct place tile_place(const struct nbhd_params *p, const struct nbhd_boxes *b)
 {
@@ -118,14 +121,11 @@ NBHD_FN struct place tile_place(const struct nbhd_params *p, const struct nbhd_b
         }
     }
     t.batch = slice;
+    for (int a = 0; a < 3; a++) /* rank 3 with a batch is sliced, so group or batch is 0 */
+        t.shift[a] = b->sliced ? 0 : t.group[a] + (a == 0 ? t.batch : 0);
     t.head = blockIdx.y * b->pack;
     t.kv_head = p->heads == p->kv_heads ? t.head : t.head / (p->heads / p->kv_heads);
     return t;
-}
-
-NBHD_FN int map_coordinate(const struct nbhd_boxes *b, const struct tables *tab, const int *origin, int axis)
-{
-    return origin[axis] * b->step[axis] + tab->shift[axis];
 }
 
 /* Part of q_full's copies: the tile's rows of Q or of a gradient of O, `chunks` of 64 columns. */
@@ -134,8 +134,8 @@ NBHD_FN void load_rows(const struct nbhd_boxes *b, const struct place *t, const 
 {
     for (int c = 0; c < chunks; c++)
         tma_load_5d(tile + c * (Q_ROWS * 128), map, smem_address(&tab->q_full), 64 * c, t->head,
-                    map_coordinate(b, tab, t->origin, 2), map_coordinate(b, tab, t->origin, 1),
-                    map_coordinate(b, tab, t->origin, 0));
+                    map_coordinate(b, t, t->origin, 2), map_coordinate(b, t, t->origin, 1),
+                    map_coordinate(b, t, t->origin, 0));
 }
 
 /* Axes, as bits 4g + a, on which warpgroup g needs a mask for the box at origin. */
@@ -151,26 +151,6 @@ NBHD_FN int mask_flags(const struct nbhd_key_box *k, const struct tables *tab, c
         }
     return flags;
 }
-
-/* Moves origin to the next box of the union. */
-NBHD_FN void next_box(const struct nbhd_key_box *k, const struct tables *tab, int *origin)
-{
-#pragma unroll
-    for (int a = 2; a >= 0; a--) {
-        origin[a] += k->extent[a];
-        if (origin[a] < tab->any[a].y)
-            return;
-        origin[a] = tab->any[a].x;
-    }
-}
-
-NBHD_FN int is_last_box(const struct nbhd_key_box *k, const struct tables *tab, const int *origin)
-{
-    return origin[0] + k->extent[0] >= tab->any[0].y && origin[1] + k->extent[1] >= tab->any[1].y &&
-           origin[2] + k->extent[2] >= tab->any[2].y;
-}
-
-NBHD_FN int extra_flags(int left) { return NBHD_SM90_EXTRA | (left < NBHD_N) * NBHD_SM90_ALL_GROUPS; }
 
 /* One loading thread: all boxes of K (v = 0) or V (v = 1) that the tile needs, extra keys first. K's also tells the
  * consumers where each box lies and what mask it needs. tiles: the first stage; map, extra: K's or V's.
@@ -200,11 +180,11 @@ NBHD_FN void load_boxes(const struct nbhd_boxes *b, struct tables *tab, int v, u
         unsigned from_union[3];
         for (int a = 0; a < 3; a++)
             from_union[a] = (unsigned)(origin[a] - tab->any[a].x + MASK_BIAS) * 0x10001;
-        int x0 = map_coordinate(b, tab, origin, 0), x1 = map_coordinate(b, tab, origin, 1),
-            x2 = map_coordinate(b, tab, origin, 2);
-        flags = is_last_box(k, tab, origin) ? NBHD_SM90_LAST : 0;
+        int x0 = map_coordinate(b, &tab->place, origin, 0), x1 = map_coordinate(b, &tab->place, origin, 1),
+            x2 = map_coordinate(b, &tab->place, origin, 2);
+        flags = is_last_box(k, tab->any, origin) ? NBHD_SM90_LAST : 0;
         box.w = v ? 0 : flags | mask_flags(k, tab, origin);
-        next_box(k, tab, origin);
+        next_box(k, tab->any, origin);
         mbar_wait(smem_address(&tab->empty[v][stage]), phase);
         if (!v) {
             tab->box[stage] = box;
@@ -317,33 +297,13 @@ NBHD_FN int box_flags(int4 box, int group)
     return __shfl_sync(~0u, box.w >> 4 * group & 7 ? how : 0, 0); /* uniform */
 }
 
-/* Token of a row, in the tensor; 0 if the row has none. */
-NBHD_FN int row_token(const struct nbhd_params *p, const struct nbhd_boxes *b, const struct place *t, unsigned row,
-                      int number, long long *x)
-{
-    int inside = number < b->rows;
-#pragma unroll
-    for (int a = 0; a < 3; a++) {
-        int at = t->origin[a] + coordinate(row, a);
-        inside &= at < t->size[a];
-        x[a] = (long long)at * p->axis[a].dilation + t->group[a];
-    }
-    return inside;
-}
-
-NBHD_FN char *row_address(const struct nbhd_view *view, const struct place *t, unsigned row, const long long *x)
-{
-    return view->data + t->batch * view->batch + x[0] * view->axis[0] + x[1] * view->axis[1] + x[2] * view->axis[2] +
-           (long long)(t->head + (int)(row >> 24)) * view->head;
-}
-
 /* Writes a warp's 16 rows from shared memory, eight lanes a row, 16 bytes each. stage: [chunk][Q_ROWS][128 bytes] from the
  * warp's first row on, swizzled; number: of that row. */
 NBHD_FN void copy_rows_out(const struct nbhd_params *p, const struct nbhd_boxes *b, const struct tables *tab,
                            const struct nbhd_view *view, unsigned stage, int number, int dim)
 {
     int lane = threadIdx.x & 31;
-    long long x[3];
+    int x[3];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         int at = 4 * i + (lane >> 3), piece = lane & 7;
@@ -394,10 +354,6 @@ NBHD_FN void prepare_barriers(const struct nbhd_boxes *b, const struct place *t,
             mbar_init(smem_address(&tab->empty[v][i]), 4 * NBHD_GROUPS); /* one lane of each consumer warp */
         }
     mbar_fence_init();
-    for (int a = 0; a < 3; a++)
-        tab->shift[a] = b->sliced ? 0 : t->group[a];
-    if (!b->sliced)
-        tab->shift[0] += t->batch; /* rank 3 with a batch is sliced, so one of the two is 0 */
     tab->place = *t;
 }
 

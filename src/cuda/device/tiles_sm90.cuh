@@ -201,41 +201,18 @@ NBHD_STATIC_ASSERT(NBHD_SM90_MOST <= 32, "a lane for each tile of a CTA");
 
 /* ---- where ---- */
 
+#include "device/query_tiles_sm90.cuh"
+
 /* Keys seen from each coordinate of the query box, axis after axis, and a place more; behind the tables. */
 NBHD_FN int2 *windows_of(const struct nbhd_boxes *b, struct tables *tab, int slot)
 {
     return (int2 *)(tab + 1) + slot * (b->q_box[0] + b->q_box[1] + b->q_box[2] + 1);
 }
 
-NBHD_FN int map_coordinate(const struct nbhd_boxes *b, const struct place *at, const int *origin, int axis)
-{
-    return origin[axis] * b->step[axis] + at->shift[axis];
-}
-
 /* Which of a tensor's maps a place is in. */
 NBHD_FN int map_of(const struct nbhd_boxes *b, const struct place *at)
 {
     return b->sliced || NBHD_MANY ? at->slice : 0;
-}
-
-/* Token of a row, in the tensor; 0 if the row has none. */
-NBHD_FN int row_token(const struct nbhd_params *p, const struct nbhd_boxes *b, const struct place *t, unsigned row,
-                      int number, int *x)
-{
-    int inside = number < b->rows;
-#pragma unroll
-    for (int a = 0; a < 3; a++) {
-        int at = t->origin[a] + coordinate(row, a);
-        inside &= at < t->size[a];
-        x[a] = NBHD_DILATED ? at * p->axis[a].dilation + t->group[a] : at;
-    }
-    return inside;
-}
-
-NBHD_FN char *row_address(const struct nbhd_view *view, const struct place *t, unsigned row, const int *x)
-{
-    return view->data + t->batch * view->batch + x[0] * view->axis[0] + x[1] * view->axis[1] + x[2] * view->axis[2] +
-           (long long)(t->head + (int)(row >> 24)) * view->head;
 }
 
 #endif
