@@ -107,7 +107,8 @@ static void check_shape(const char *line, const struct nbhd_problem *p, const st
                         const struct nbhd_query_box *q)
 {
     int columns = 0;
-    CHECK(q->queries == q->extent[0] * q->extent[1] * q->extent[2] && q->queries <= plan->n, "%s: %d queries", line, q->queries);
+    CHECK(q->queries == q->extent[0] * q->extent[1] * q->extent[2] && q->queries <= plan->n, "%s: %d queries", line,
+          q->queries);
     for (int a = 0; a < 3; a++) {
         CHECK(plan->mask_bits || q->mask_at[a] == columns || (p->axis[a].length == 1 && p->axis[a].keys == 1),
               "%s: axis %d has its mask at %d", line, a, q->mask_at[a]);
@@ -141,7 +142,8 @@ static void check_plan(const char *line, const struct nbhd_problem *p, const str
     CHECK(b.shapes == 1 || (b.shapes <= NBHD_BWD_SM90_SHAPES && !plan->sliced), "%s: %d shapes", line, b.shapes);
     for (int i = 0; i < b.shapes; i++)
         check_shape(line, p, plan, &b.shape[i]);
-    CHECK(nbhd_sm90_bwd_shared(p, plan) <= SHARED, "%s: %d bytes of shared memory", line, nbhd_sm90_bwd_shared(p, plan));
+    CHECK(nbhd_sm90_bwd_shared(p, plan) <= SHARED, "%s: %d bytes of shared memory", line,
+          nbhd_sm90_bwd_shared(p, plan));
     check_rows(line, &b);
     for (int a = 0; a < 3; a++)
         slices *= p->axis[a].dilation;
@@ -178,7 +180,8 @@ int main(void)
             const bool wide = nbhd_max(desc.head_dim, desc.head_dim_v) > 128; /* dQ does not fit beside dK and dV */
             CHECK((count >= 1) == !(wide && adds_dq), "%s: %d plans, adds_dq %d", lines[i], count, adds_dq);
             for (int k = 0; k < count; k++) {
-                CHECK(k == 0 || plans[k].ms >= plans[k - 1].ms, "%s: plan %d is faster than the one before", lines[i], k);
+                CHECK(k == 0 || plans[k].ms >= plans[k - 1].ms, "%s: plan %d is faster than the one before", lines[i],
+                      k);
                 check_plan(lines[i], &problem, &plans[k]);
             }
         }

@@ -11,8 +11,8 @@ struct nbhd_bwd_sm90_dq {
 
 /* ---- the plan ---- */
 
-/* Warpgroups, CTAs of a multiprocessor, and registers for S, dP, dQ and what goes with them, by the steps of the mask: what
- * compiles without spills. */
+/* Warpgroups, CTAs of a multiprocessor, and registers for S, dP, dQ and what goes with them, by the steps of the mask:
+ * what compiles without spills. */
 static const struct kind {
     int groups, ctas, room[3];
 } kinds[] = {{2, 1, {208, 208, 208}}, {3, 1, {124, 124, 116}}, {1, 2, {184, 184, 184}}, {1, 3, {88, 88, 80}}};
@@ -59,7 +59,8 @@ static double box_clocks(const nbhd_desc *d, const struct nbhd_sm90_variant *v)
     double matrix = scores + v->groups * v->n * k / 32.0;
     double others = (v->groups == 2 ? 6.1 : 5.1) * v->groups * v->n;
     double load = v->n * (double)(d->head_dim + d->head_dim_v) * 2 / 40;
-    return fmax(fmax(0.5 * matrix + others, 1.18 * matrix), load) + (v->groups == 1 ? 90 + 3 * nbhd_max(0, 64 - v->n) : 100 + 50 * v->groups);
+    double step = v->groups == 1 ? 90 + 3 * nbhd_max(0, 64 - v->n) : 100 + 50 * v->groups;
+    return fmax(fmax(0.5 * matrix + others, 1.18 * matrix), load) + step;
 }
 
 static double mask_clocks(const struct nbhd_sm90_plan *p)
@@ -72,8 +73,8 @@ static double plan_ms(const struct nbhd_problem *problem, const struct nbhd_sm90
 {
     const nbhd_desc *d = &problem->desc;
     const double slices = nbhd_sm90_slices(problem, p), extra = (d->extra + p->variant.n - 1) / p->variant.n * p->tiles;
-    const double clocks = (p->boxes + extra) * box_clocks(d, &p->variant) + (p->boxes - p->full_boxes) * mask_clocks(p) +
-                          p->tiles * 8000 / p->variant.ctas;
+    const double clocks = (p->boxes + extra) * box_clocks(d, &p->variant) +
+                          (p->boxes - p->full_boxes) * mask_clocks(p) + p->tiles * 8000 / p->variant.ctas;
     const double waves = p->tiles * slices / (multiprocessors * p->variant.ctas);
     const double uneven = waves > 8 ? 1 + 0.5 / waves : ceil(waves) / waves;
     return clocks * slices / multiprocessors * uneven / 1.755e6;
@@ -82,7 +83,8 @@ static double plan_ms(const struct nbhd_problem *problem, const struct nbhd_sm90
 const struct nbhd_sm90_kernel nbhd_sm90_dq = {
     .variants = variants_of, .shared = shared_bytes, .has_registers = has_registers, .ms = plan_ms, .pad_columns = 1};
 
-/* The best plan for this thread's machine. It is asked for three times and takes milliseconds, so the thread keeps its last. */
+/* The best plan for this thread's machine. It is asked for three times and takes milliseconds, so the thread keeps its
+ * last. */
 static bool plan_here(const struct nbhd_problem *problem, struct nbhd_sm90_plan *plan)
 {
     static _Thread_local struct {

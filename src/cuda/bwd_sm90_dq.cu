@@ -1,17 +1,19 @@
 /* The gradient of Q on Hopper: wgmma and TMA. Host half: bwd_sm90_dq.c; dK and dV: bwd_sm90.cu.
  *
- * As the forward: one CTA holds a tile of queries, Q and dO, 64 rows per consumer warpgroup, streams the boxes of K and V that
- * they see (device/queries_sm90.cuh), and sums up
+ * As the forward: one CTA holds a tile of queries, Q and dO, 64 rows per consumer warpgroup, streams the boxes of K and
+ * V that they see (device/queries_sm90.cuh), and sums up
  *     S = Q K^T + mask    P = exp2(S - logsumexp)    dP = dO V^T    dS = P (dP - delta)    dQ += dS K
- * in registers. Nothing is shared between CTAs or warpgroups, so the sums have one order: the result is the same bits every
- * time. dS goes from accumulator to operand without leaving its registers; K is read k-major for S, mn-major for dQ.
+ * in registers. Nothing is shared between CTAs or warpgroups, so the sums have one order: the result is the same bits
+ * every time. dS goes from accumulator to operand without leaving its registers; K is read k-major for S, mn-major for
+ * dQ.
  *
- *     warpgroup 0      warp 0, one thread: Q, dO, then K boxes, and what each box needs of a mask    NBHD_REGISTERS_LOAD
+ *     warpgroup 0      warp 0, one thread: Q, dO, K boxes, and what each needs of a mask    NBHD_REGISTERS_LOAD
  *                      warp 1, one thread: V boxes
- *     warpgroups 1..   64 rows each                                                                 NBHD_REGISTERS_MATH
+ *     warpgroups 1..   64 rows each                                                         NBHD_REGISTERS_MATH
  *
  *     shared memory, from a multiple of 1024:
- *     | Q, later dQ: chunks x 64 G rows x 128 | dO: the same | K: stages x chunks x N x 128 | V | mask keys | struct tables |
+ *     | Q, later dQ: chunks x 64 G rows x 128 | dO: the same | K: stages x chunks x N x 128 | V | mask keys |
+ *     | struct tables |
  *
  * A consumer's step j; the other warpgroup's products fill the gaps:
  *     issue S(j) | wait dQ(j-1), free K(j-1) | issue dP(j) | wait S, exp2 | wait dP, free V(j) | dS | issue dQ(j)
@@ -47,7 +49,8 @@ struct statistics {
 
 /* Both arrays are [batch][heads][tokens of the tensor]. What rows without a token get is finite and never stored. */
 NBHD_FN struct statistics load_statistics(const struct nbhd_params *p, const struct nbhd_boxes *b,
-                                          const struct tables *tab, const float *lse_log2, const float *delta, int number)
+                                          const struct tables *tab, const float *lse_log2, const float *delta,
+                                          int number)
 {
     struct statistics s = {{0, 0}, {0, 0}};
     const struct place *t = &tab->place;
@@ -75,8 +78,8 @@ NBHD_FN void issue_scores(float *d, unsigned long long a, unsigned tile, int ste
     NBHD_FIRST(d, a, b);
 #pragma unroll
     for (int i = 1; i < steps; i++)
-        NBHD_QK(d, wgmma_advance(a, i / 4 * (Q_ROWS * 8) + i % 4 * 2), wgmma_advance(b, i / 4 * (NBHD_N * 8) + i % 4 * 2),
-                1);
+        NBHD_QK(d, wgmma_advance(a, i / 4 * (Q_ROWS * 8) + i % 4 * 2),
+                wgmma_advance(b, i / 4 * (NBHD_N * 8) + i % 4 * 2), 1);
 }
 
 /* Issues dQ += dS K. */
@@ -90,7 +93,8 @@ NBHD_FN void issue_dq(float *dq, const unsigned *ds, unsigned tile)
     wgmma_commit();
 }
 
-/* Scores become probabilities. Returns a word whose upper bit is clear and that needs all of them: wgmma_wait_0_after_bits. */
+/* Scores become probabilities. Returns a word whose upper bit is clear and that needs all of them, for
+ * wgmma_wait_0_after_bits. */
 NBHD_FN unsigned find_probabilities(float *s, const struct statistics *r, float scale_log2)
 {
     unsigned all = 0;

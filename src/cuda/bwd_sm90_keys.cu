@@ -12,9 +12,9 @@
  *
  * A step, with dK of the step before still running when it begins:
  *     issue S, mask | issue dP | wait S | P | wait dP | issue dV | dS | issue dK | wait dV
- * With two warpgroups, one skips the boxes of which none of its 64 keys is seen: at the ends of the tile's union. And they
- * take turns: one issues its S only when the other's is complete, so that its products fill the time of the other's
- * exponentials.
+ * With two warpgroups, one skips the boxes of which none of its 64 keys is seen: at the ends of the tile's union. And
+ * they take turns: one issues its S only when the other's is complete, so that its products fill the time of the
+ * other's exponentials.
  *
  * Registers of a consumer thread: dK head_dim/2, dV head_dim_v/2, S, dP N/2 each, P and dS N/4 each. */
 #define SKIPS (NBHD_GROUPS == 2)

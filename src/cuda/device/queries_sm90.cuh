@@ -1,18 +1,13 @@
 /* The frame of bwd_sm90_dq.cu: a CTA that holds a tile of queries and streams the boxes of keys that they
  * see. Where the tile lies, its tables in shared memory, the threads that load the boxes, masks, and rows out.
  *
- * A tile is a box of tokens x the packed heads of one key/value head = 64 rows per consumer warpgroup. It visits the union
- * of its queries' windows in boxes of N keys, starting at the union's own corner. TMA reads all boxes straight from
- * [batch, axes, heads, head_dim]; tokens outside the tensor arrive as zeros, and the window masks them. A row of shared
- * memory is one token of a 64-column chunk (128 bytes, 128-byte swizzle), the row's number its row-major place in the box:
- * the layout wgmma reads.
+ * Tiles, boxes and rows of shared memory are as in fwd_sm90.cu, but a CTA has one tile.
  *
  * A mask is one or two more k-steps of Q K^T (struct nbhd_key_box): it adds -2^100 per axis on which a query does not
  * see a key (-2^30 in float16: there scores must stay below 2^29). Problems of one axis and the tail of extra keys are
  * masked bit by bit instead. Only boxes that reach past what all rows of a warpgroup see are masked at all.
- * NaN or infinite keys reach all queries of the tiles that load them, not only those that see them.
  *
- * The kernel defines, before it includes this: K_STAGES, V_STAGES: boxes of K, of V, in flight, K_STAGES >= V_STAGES. */
+ * The kernel defines, before it includes this: K_STAGES, V_STAGES: boxes of K, of V, in flight, the first no fewer. */
 #ifndef NBHD_DEVICE_QUERIES_SM90_CUH
 #define NBHD_DEVICE_QUERIES_SM90_CUH
 
@@ -297,8 +292,8 @@ NBHD_FN int box_flags(int4 box, int group)
     return __shfl_sync(~0u, box.w >> 4 * group & 7 ? how : 0, 0); /* uniform */
 }
 
-/* Writes a warp's 16 rows from shared memory, eight lanes a row, 16 bytes each. stage: [chunk][Q_ROWS][128 bytes] from the
- * warp's first row on, swizzled; number: of that row. */
+/* Writes a warp's 16 rows from shared memory, eight lanes a row, 16 bytes each. stage: [chunk][Q_ROWS][128 bytes] from
+ * the warp's first row on, swizzled; number: of that row. */
 NBHD_FN void copy_rows_out(const struct nbhd_params *p, const struct nbhd_boxes *b, const struct tables *tab,
                            const struct nbhd_view *view, unsigned stage, int number, int dim)
 {
@@ -383,7 +378,8 @@ NBHD_FN void prepare_bounds(const struct nbhd_boxes *b, struct tables *tab)
         tab->all[g][a] = make_int2(window[coordinate(b->high[g], a)].x, window[coordinate(b->low[g], a)].y);
 }
 
-/* What depends on the shape that choose_shape chose. Rows past the box meet zero probabilities, so they must not be NaN. */
+/* What depends on the shape that choose_shape chose. Rows past the box meet zero probabilities, so they must not be
+ * NaN. */
 NBHD_FN void prepare_shape(const struct nbhd_boxes *b, struct tables *tab, unsigned k_tiles, unsigned mask_keys)
 {
     const struct nbhd_key_box *k = &b->shape[tab->shape];
