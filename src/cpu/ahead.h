@@ -1,6 +1,6 @@
-/* Memory asked for before it is used. What a kernel will read next is listed as rows in the order of memory, and asked for
- * a little at a time while it works: requests in a burst queue up, and a machine fetches neighbours three times faster than
- * lines at random. Into the second-level cache: what a step of work reads would not fit the first. */
+/* Memory asked for before it is used. What a kernel will read next is listed as rows in the order of memory, and asked
+ * for a little at a time while it works: requests in a burst queue up, and a machine fetches neighbours three times
+ * faster than lines at random. Into the second-level cache: what a step of work reads would not fit the first. */
 #ifndef NBHD_CPU_AHEAD_H
 #define NBHD_CPU_AHEAD_H
 
@@ -30,8 +30,10 @@ static inline void ahead_clear(struct look_ahead *a, int tiles)
     a->lines = a->asked = 0;
 }
 
-/* Rows past AHEAD_ROWS are not asked for. Pieces that touch become portions of 4 lines: one by one cost more than they help. */
-static inline void ahead_add(struct look_ahead *a, const char *data, long long step, const int *token, int count, int bytes)
+/* Rows past AHEAD_ROWS are not asked for. Pieces that touch become portions of 4 lines: one by one cost more than they
+ * help. */
+static inline void ahead_add(struct look_ahead *a, const char *data, long long step, const int *token, int count,
+                             int bytes)
 {
     if (a->rows == AHEAD_ROWS || count <= 0)
         return;
@@ -60,10 +62,10 @@ static inline void ahead_ask(struct look_ahead *a, long long due)
     }
 }
 
-/* What is due at beat number `beat` of `beats` of a tile's work. */
+/* What is due at beat number `beat` of `beats` of a tile's work; a division of integers would take longer. */
 static inline void ahead_beat(struct look_ahead *a, int beat, int beats)
 {
-    ahead_ask(a, a->lines * ((long long)a->tile * beats + beat) / ((long long)a->tiles * beats));
+    ahead_ask(a, (long long)((double)a->lines * (a->tile + (double)beat / beats) / a->tiles));
 }
 
 #endif

@@ -1,5 +1,6 @@
-/* The permuted forward's other half: a task walks its part of the grid step by step (a step is up to FWD_ROWS query rows at
- * one element of axis 0), keeps the lines of K that the steps see in a ring of slots, and hands tiles to permute_tile.
+/* The permuted forward's other half: a task walks its part of the grid step by step (a step is up to FWD_ROWS query
+ * rows at one element of axis 0), keeps the lines of K that the steps see in a ring of slots, and hands tiles to
+ * permute_tile.
  *
  *     for chunks of axis 1, f->chunk queries each
  *         for elements of axis 0                      a slot's line stays as long as the windows move on
@@ -37,8 +38,8 @@ static size_t find_line(const struct permute_task *t, const int e[2])
     const size_t slot = slot_of(t, e);
     if (t->tag[slot] != tag_of(e)) {
         t->tag[slot] = tag_of(e);
-        pack_line(key_row(t, &t->p->k, e), t->p->k.axis[2], t->token, t->keys.end - t->keys.begin, t->f->dtype, t->p->head_dim,
-                  t->lines + slot * t->f->line_size, t->f->line_step);
+        pack_line(key_row(t, &t->p->k, e), t->p->k.axis[2], t->token, t->keys.end - t->keys.begin, t->f->dtype,
+                  t->p->head_dim, t->lines + slot * t->f->line_size, t->f->line_step);
         if (t->f->pack_values)
             pack_values(t, key_row(t, &t->p->v, e), t->p->v.axis[2], t->token, t->keys.end - t->keys.begin,
                         t->values + slot * t->f->values_size);
@@ -67,7 +68,8 @@ static struct step step_at(const struct permute_task *t, int z, int y, int end)
 static bool next_step(const struct permute_task *t, struct step *s)
 {
     const struct nbhd_range z = t->cell[0].q, y = t->cell[1].q;
-    const int chunk = y.begin + (s->y - y.begin) / t->f->chunk * t->f->chunk, end = nbhd_min(chunk + t->f->chunk, y.end);
+    const int chunk = y.begin + (s->y - y.begin) / t->f->chunk * t->f->chunk;
+    const int end = nbhd_min(chunk + t->f->chunk, y.end);
     if (s->y + FWD_ROWS < end)
         *s = step_at(t, s->z, s->y + FWD_ROWS, end);
     else if (s->z + 1 < z.end)
@@ -105,6 +107,23 @@ static void list_extra_runs(struct permute_task *t, int rows)
     }
 }
 
+/* Which rows of each part of a tile see the runs: see struct key_run. */
+static void find_seen(struct permute_task *t)
+{
+    for (int i = t->run_count - 1; i >= 0; i--) {
+        struct key_run *run = &t->runs[i];
+        const bool follows = i + 1 < t->run_count && run[1].entry > 0 && run->line && run[1].line;
+        for (int part = 0; part < FWD_ROWS / V_OUT_ROWS; part++) {
+            const int top = part * V_OUT_ROWS;
+            const int begin = nbhd_max(run->begin - top, 0), end = nbhd_min(run->end - top, V_OUT_ROWS);
+            run->seen[part].rows = begin < end ? 8 * begin + end : 0;
+            run->seen[part].alike = 1;
+            if (follows && run[1].seen[part].rows == run->seen[part].rows)
+                run->seen[part].alike += run[1].seen[part].alike;
+        }
+    }
+}
+
 static void list_runs(struct permute_task *t, const struct step *s)
 {
     const struct nbhd_params *p = t->p;
@@ -124,11 +143,13 @@ static void list_runs(struct permute_task *t, const struct step *s)
             run->line = t->lines + slot * t->f->line_size;
             run->k = NULL;
             run->v = t->f->pack_values ? (const char *)(t->values + slot * t->f->values_size) : key_row(t, &p->v, e);
-            run->bias = (e[0] - s->z + p->axis[0].window - 1) * plane + (e[1] - s->y + p->axis[1].window - 1) * row_size;
+            run->bias =
+                (e[0] - s->z + p->axis[0].window - 1) * plane + (e[1] - s->y + p->axis[1].window - 1) * row_size;
             run->begin = begin;
             run->end = end;
         }
     }
+    find_seen(t);
 }
 
 /* Rows of a tensor along axis 2, token 0 of the first of `heads` heads at `data`; those tokens, or where they are not

@@ -138,17 +138,24 @@ static void softmax_vector(const struct permute_task *t, const struct lane_block
                            int v, float factor)
 {
     const int first = v << b->shared, end = (v + 1) << b->shared; /* rows of queries */
-    vf old = v_load(t->maximum + v * VF), m = v_set1(-INFINITY);
+    vf old = v_load(t->maximum + v * VF), m = v_set1(-INFINITY), other = m;
     for (const struct key_run *run = runs; run < runs + n; run++) {
         const float *s = t->s + run->entry * ROW_WIDTH + v * VF;
-        for (int j = 0; j < run->columns && run->begin < end && first < run->end; j++)
+        const int columns = run->begin < end && first < run->end ? run->columns : 0;
+        int j = 0;
+        for (; j + 1 < columns; j += 2) {
+            m = v_max(v_load(s + j * ROW_WIDTH), m);
+            other = v_max(v_load(s + (j + 1) * ROW_WIDTH), other);
+        }
+        if (j < columns)
             m = v_max(v_load(s + j * ROW_WIDTH), m);
     }
-    m = v_max(v_mul(m, v_set1(factor)), old);
+    m = v_max(v_mul(v_max(m, other), v_set1(factor)), old);
     vf alpha = v_exp2(v_sub(old, m)), sum = v_mul(alpha, v_load(t->sum + v * VF));
     for (const struct key_run *run = runs; run < runs + n; run++) {
         float *s = t->s + run->entry * ROW_WIDTH + v * VF;
-        for (int j = 0; j < run->columns && run->begin < end && first < run->end; j++) {
+        const int columns = run->begin < end && first < run->end ? run->columns : 0;
+        for (int j = 0; j < columns; j++) {
             vf x = v_exp2(v_fms(v_load(s + j * ROW_WIDTH), v_set1(factor), m));
             sum = v_add(sum, x);
             v_store(s + j * ROW_WIDTH, x);
@@ -161,23 +168,59 @@ static void softmax_vector(const struct permute_task *t, const struct lane_block
 
 /* ---- output ---- */
 
-/* p[r * row]: row r's probability of the first column. */
-V_FN void pv_run(vf acc[V_OUT_ROWS][V_OUT_DIMS], const char *v, long long step, const float *p, int count,
-                 const int begin, const int end, const int row, const int dims)
+/* Where one lane finds its columns of a run. */
+struct lane_columns {
+    long long key, step; /* bytes from the run's first value to the lane's; from column to column */
+    const float *p;      /* entry 0's probabilities of row 0 */
+    int count;
+};
+
+/* One column: p[r * row] is row r's probability. */
+V_FN void pv_column(vf acc[V_OUT_ROWS][V_OUT_DIMS], const char *v, const float *p, const int begin, const int end,
+                    const int row, const int dims)
 {
-    for (int j = 0; j < count; j++, v += step, p += ROW_WIDTH) {
-        vf value[V_OUT_DIMS];
+    vf value[V_OUT_DIMS];
+#pragma GCC unroll 4
+    for (int i = 0; i < dims; i++)
+        value[i] = v_keep(v_load((const float *)v + i * VF));
+#pragma GCC unroll 4
+    for (int r = begin; r < end; r++) {
+        vf weight = v_set1(p[r * row]);
 #pragma GCC unroll 4
         for (int i = 0; i < dims; i++)
-            value[i] = v_keep(v_load((const float *)v + i * VF));
-#pragma GCC unroll 4
-        for (int r = begin; r < end; r++) {
-            vf weight = v_set1(p[r * row]);
-#pragma GCC unroll 4
-            for (int i = 0; i < dims; i++)
-                acc[r][i] = v_fma(weight, value[i], acc[r][i]);
-        }
+            acc[r][i] = v_fma(weight, value[i], acc[r][i]);
     }
+}
+
+/* Runs that rows [begin, end) see. Fewer than 4 sums would wait for each other: each is made as two. */
+V_FN void pv_runs(vf acc[V_OUT_ROWS][V_OUT_DIMS], const struct key_run *run, int n, const struct lane_columns *at,
+                  const int begin, const int end, const int row, const int dims)
+{
+    const bool twice = (end - begin) * dims < 4;
+    const long long step = at->step;
+    const int count = at->count;
+    vf other[V_OUT_ROWS][V_OUT_DIMS];
+#pragma GCC unroll 4
+    for (int r = begin; r < end && twice; r++)
+#pragma GCC unroll 4
+        for (int i = 0; i < dims; i++)
+            other[r][i] = v_zero();
+    for (const struct key_run *last = run + n; run < last; run++) {
+        const char *v = run->v + at->key;
+        const float *p = at->p + run->entry * ROW_WIDTH;
+        int j = 0;
+        for (; j + 1 < count && twice; j += 2, v += 2 * step, p += 2 * ROW_WIDTH) {
+            pv_column(acc, v, p, begin, end, row, dims);
+            pv_column(other, v + step, p + ROW_WIDTH, begin, end, row, dims);
+        }
+        for (; j < count; j++, v += step, p += ROW_WIDTH)
+            pv_column(acc, v, p, begin, end, row, dims);
+    }
+#pragma GCC unroll 4
+    for (int r = begin; r < end && twice; r++)
+#pragma GCC unroll 4
+        for (int i = 0; i < dims; i++)
+            acc[r][i] = v_add(acc[r][i], other[r][i]);
 }
 
 /* One lane's output of V_OUT_ROWS rows, the first of them `from`, from some runs, for `dims` vectors of the head from
@@ -198,29 +241,33 @@ V_FN void pv_lane(const struct permute_task *t, const struct lane_block *b, cons
         for (int i = 0; i < dims; i++)
             acc[r][i] = first ? v_zero()
                               : v_mul(v_set1(t->alpha[(top + r) * row + lane]), v_load(o + r * o_step + i * VF));
-    for (const struct key_run *run = runs; run < runs + n; run++) {
-        const bool extra = !run->line;
-        const long long key = extra ? 0 : t->f->pack_values ? b->key[lane] : b->token[lane];
-        const char *v = run->v + column * (long long)sizeof(float) + key * t->v_lane_step;
-        const long long step = extra ? t->extra_v_step : t->v_step;
-        const int count = extra ? run->columns : b->count[lane];
-        const float *p = t->s + run->entry * ROW_WIDTH + top * row + lane;
-        const int begin = all ? run->begin : nbhd_max(run->begin - top, 0);
-        const int end = all ? run->end : nbhd_min(run->end - top, V_OUT_ROWS);
-        switch (begin * 8 + end) { /* begin >= end: none of these */
-        case 0 * 8 + 1: pv_run(acc, v, step, p, count, 0, 1, row, dims); break;
-        case 0 * 8 + 2: pv_run(acc, v, step, p, count, 0, 2, row, dims); break;
-        case 1 * 8 + 2: pv_run(acc, v, step, p, count, 1, 2, row, dims); break;
+    const int part = top / V_OUT_ROWS;
+    const long long key = t->f->pack_values ? b->key[lane] : b->token[lane];
+    const struct lane_columns of_window = {column * (long long)sizeof(float) + key * t->v_lane_step, t->v_step,
+                                           t->s + top * row + lane, b->count[lane]};
+    for (const struct key_run *run = runs, *const end = runs + n; run < end;) {
+        const int alike = run->seen[part].alike;
+        struct lane_columns at = of_window;
+        if (!run->line) {
+            at.key = column * (long long)sizeof(float);
+            at.step = t->extra_v_step;
+            at.count = run->columns;
+        }
+        switch (run->seen[part].rows) { /* none of these: no row */
+        case 0 * 8 + 1: pv_runs(acc, run, alike, &at, 0, 1, row, dims); break;
+        case 0 * 8 + 2: pv_runs(acc, run, alike, &at, 0, 2, row, dims); break;
+        case 1 * 8 + 2: pv_runs(acc, run, alike, &at, 1, 2, row, dims); break;
 #if V_OUT_ROWS > 2
-        case 0 * 8 + 3: pv_run(acc, v, step, p, count, 0, 3, row, dims); break;
-        case 0 * 8 + 4: pv_run(acc, v, step, p, count, 0, 4, row, dims); break;
-        case 1 * 8 + 3: pv_run(acc, v, step, p, count, 1, 3, row, dims); break;
-        case 1 * 8 + 4: pv_run(acc, v, step, p, count, 1, 4, row, dims); break;
-        case 2 * 8 + 3: pv_run(acc, v, step, p, count, 2, 3, row, dims); break;
-        case 2 * 8 + 4: pv_run(acc, v, step, p, count, 2, 4, row, dims); break;
-        case 3 * 8 + 4: pv_run(acc, v, step, p, count, 3, 4, row, dims); break;
+        case 0 * 8 + 3: pv_runs(acc, run, alike, &at, 0, 3, row, dims); break;
+        case 0 * 8 + 4: pv_runs(acc, run, alike, &at, 0, 4, row, dims); break;
+        case 1 * 8 + 3: pv_runs(acc, run, alike, &at, 1, 3, row, dims); break;
+        case 1 * 8 + 4: pv_runs(acc, run, alike, &at, 1, 4, row, dims); break;
+        case 2 * 8 + 3: pv_runs(acc, run, alike, &at, 2, 3, row, dims); break;
+        case 2 * 8 + 4: pv_runs(acc, run, alike, &at, 2, 4, row, dims); break;
+        case 3 * 8 + 4: pv_runs(acc, run, alike, &at, 3, 4, row, dims); break;
 #endif
         }
+        run += alike;
     }
     const int columns = t->p->head_dim_v - column;
 #pragma GCC unroll 4

@@ -31,6 +31,10 @@ struct key_run {
     long long bias;    /* element of the head's table for query row 0 and column 0 */
     int begin, end;
     int columns, entry; /* keys; index of the first one's scores */
+    struct { /* of the rows whose outputs are made together: those that see the run */
+        int rows;  /* 8 begin + end, 0 if none */
+        int alike; /* runs from this one on, of scores held at once, that the same rows see */
+    } seen[FWD_ROWS / 2];
 };
 
 enum { NBHD_FWD_BROADCAST = 0, NBHD_FWD_PERMUTE = 1 };

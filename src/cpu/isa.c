@@ -6,6 +6,12 @@
 #include "cpu/isa.h"
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__has_include)
+#if __has_include(<sys/platform/x86.h>)
+#include <sys/platform/x86.h>
+#define HAVE_LIBRARY_CPUID /* glibc from 2.33 on */
+#endif
+#endif
 #endif
 #if defined(__linux__) && defined(__x86_64__)
 #include <sys/syscall.h>
@@ -56,15 +62,25 @@ static bool tiles_permitted(void)
 #endif
 }
 
-/* Only what is needed: in a virtual machine each of these instructions traps, which takes microseconds. */
-static unsigned detect(void)
+/* In a virtual machine each cpuid instruction traps, which takes microseconds: the C library keeps the answers. */
+#if defined(HAVE_LIBRARY_CPUID)
+static struct nbhd_cpuid read_cpuid(void)
+{
+    enum { EAX, EBX, ECX, EDX };
+    const unsigned *leaf1 = __x86_get_cpuid_feature_leaf(CPUID_INDEX_1)->cpuid_array;
+    const unsigned *leaf7 = __x86_get_cpuid_feature_leaf(CPUID_INDEX_7)->cpuid_array;
+    const unsigned *leaf7_1 = __x86_get_cpuid_feature_leaf(CPUID_INDEX_7_ECX_1)->cpuid_array;
+    return (struct nbhd_cpuid){.leaf1_ecx = leaf1[ECX], .leaf7_ebx = leaf7[EBX], .leaf7_edx = leaf7[EDX],
+                               .leaf7_1_eax = leaf7_1[EAX]};
+}
+#else
+static struct nbhd_cpuid read_cpuid(void)
 {
     struct nbhd_cpuid words = {0};
     uint32_t a, b, c, d;
     __cpuid(1, a, b, c, d);
     words.leaf1_ecx = c;
     if (bit(c, 27)) { /* xgetbv, and with it leaf 13, so leaf 7 too */
-        words.xcr0 = read_xcr0();
         uint32_t subleaves;
         __cpuid_count(7, 0, subleaves, b, c, d);
         words.leaf7_ebx = b;
@@ -74,6 +90,15 @@ static unsigned detect(void)
             words.leaf7_1_eax = a;
         }
     }
+    return words;
+}
+#endif
+
+static unsigned detect(void)
+{
+    struct nbhd_cpuid words = read_cpuid();
+    if (bit(words.leaf1_ecx, 27)) /* xgetbv */
+        words.xcr0 = read_xcr0();
     unsigned isa = nbhd_isa_from_cpuid(&words);
     if (isa & NBHD_ISA_AMX && !tiles_permitted())
         isa &= ~(unsigned)NBHD_ISA_AMX;
