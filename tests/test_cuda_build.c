@@ -54,6 +54,8 @@ static const char *const lines[] = {
     "bf16 h4 d256 56x56 w9x9 bias scale=-1",
     "f16 h4/2 d256 16x44x80 w15x24x15",
     "bf16 h2 d136/200 40x50 w13x14 ecn extra=5",
+    "bf16 h32 d32 8x90x180 w5x7x7 ennp",
+    "f16 h4/2 d128 40x50 w13x14 epp bias extra=5",
 };
 
 struct seen {

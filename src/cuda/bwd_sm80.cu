@@ -56,6 +56,7 @@ NBHD_FN void set_grid(const struct nbhd_params *p, struct tables *tab, const cha
     for (int x = 2; x > a && s == STATISTICS; x--)
         pitch *= p->axis[x].length;
     tab->step[s][a] = p->axis[a].dilation * pitch;
+    set_circle(p, tab, a, 0);
 }
 
 /* Fills the tables. Begins and ends with a barrier. */
@@ -77,10 +78,10 @@ NBHD_FN void enter_grid(const struct nbhd_params *p, const struct nbhd_boxes_sm8
 NBHD_FN void load_stats(const struct tables *tab, char *to, const int *at, int flags)
 {
     unsigned last = last_inside(tab, at);
-    const char *from = tab->base[STATISTICS] + at[0] * tab->step[STATISTICS][0] + at[1] * tab->step[STATISTICS][1] +
-                       at[2] * tab->step[STATISTICS][2];
+    const struct corner corner = corner_of(tab, at);
+    const char *from = corner_address(tab, STATISTICS, &corner);
     for (int i = (int)threadIdx.x; i < NBHD_N; i += THREADS)
-        cp_async_8(shared_address(to + 8 * i), from + tab->offset[STATISTICS][i],
+        cp_async_8(shared_address(to + 8 * i), from + tab->offset[STATISTICS][i] - column_back(tab, STATISTICS, &corner, i),
                    !(flags & BOX_EDGE) || column_inside(tab, last, i) ? 8 : 0);
 }
 

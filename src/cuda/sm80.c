@@ -239,6 +239,11 @@ void nbhd_sm80_options(struct nbhd_options *options, const nbhd_desc *desc, cons
                 desc->head_dim, desc->head_dim_v, desc->bias != 0);
     nbhd_option(options, "-DNBHD_ROWS=%d -DNBHD_WARPS=%d -DNBHD_N=%d -DNBHD_CTAS=%d", v->rows, v->warps, v->n,
                 choice->resident);
+    bool wraps = false;
+    for (int i = 0; i < desc->rank; i++)
+        wraps |= desc->edge[i] == NBHD_PERIODIC;
+    if (wraps)
+        nbhd_option(options, "-DNBHD_WRAPS=1");
 }
 
 double nbhd_sm80_blocks(const struct nbhd_problem *problem, const struct nbhd_boxes_sm80 *boxes, int heads)
@@ -357,8 +362,6 @@ bool nbhd_sm80_refuses(const struct nbhd_problem *problem, char why[NBHD_TEXT])
         return nbhd_refuse(why, "head_dim_v is %d; it must be 1 to 256", d->head_dim_v);
     double biases = d->heads;
     for (int i = 0; i < 3; i++) {
-        if (problem->axis[i].edge == NBHD_EDGE_PERIODIC)
-            return nbhd_refuse(why, "edge[%d] is periodic; it must be nearest, causal or truncated", i);
         biases *= 2.0 * problem->axis[i].window - 1;
     }
     if (d->bias && biases > INT_MAX / 2)

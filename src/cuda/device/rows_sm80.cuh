@@ -100,13 +100,59 @@ NBHD_FN int piece_elements(int width, int round)
     return piece < PADDED(width) / PIECE ? nbhd_max(0, nbhd_min(PIECE, width - PIECE * piece)) : -1;
 }
 
+/* A box as addresses see it: its first element, and whether some of its columns are past the end of a circle. */
+struct corner {
+    int at[3], crosses;
+};
+
+NBHD_FN struct corner corner_of(const struct tables *tab, const int *at)
+{
+    struct corner c = {{at[0], at[1], at[2]}, 0};
+#if NBHD_WRAPS
+#pragma unroll
+    for (int a = 0; a < 3; a++) {
+        int n = tab->circle[a];
+        if (n == 0)
+            continue;
+        c.at[a] += at[a] < 0 ? n : at[a] >= n ? -n : 0;
+        c.crosses |= c.at[a] + tab->box[a] > n;
+    }
+#endif
+    return c;
+}
+
+NBHD_FN const char *corner_address(const struct tables *tab, int stream, const struct corner *c)
+{
+    return tab->base[stream] + c->at[0] * tab->step[stream][0] + c->at[1] * tab->step[stream][1] +
+           c->at[2] * tab->step[stream][2];
+}
+
+/* Bytes by which a column is before its place from there; of those outside the union, whatever. The union ends before
+ * the third circle. */
+NBHD_FN long long column_back(const struct tables *tab, int stream, const struct corner *c, int column)
+{
+    long long back = 0;
+#if NBHD_WRAPS
+    if (c->crosses) {
+#pragma unroll
+        for (int a = 0; a < 3; a++) {
+            int n = tab->circle[a], x = c->at[a] + byte_of(tab->column[column], a);
+            if (n && x >= n)
+                back += (x >= 2 * n ? 2 * n : n) * tab->step[stream][a];
+        }
+    }
+#endif
+    return back;
+}
+
 /* The columns of the box at `at`, of one of the streams. */
 NBHD_FN void load_columns(const struct tables *tab, int stream, char *tile, int pitch, int width, const int *at,
                           unsigned inside, int wide)
 {
-    const char *from = tab->base[stream] + at[0] * tab->step[stream][0] + at[1] * tab->step[stream][1] +
-                       at[2] * tab->step[stream][2] + threadIdx.x % LANES * 16;
+    const struct corner corner = corner_of(tab, at);
+    const char *from = corner_address(tab, stream, &corner) + threadIdx.x % LANES * 16;
     const long long *offset = tab->offset[stream] + threadIdx.x / LANES;
+    const int first = (int)threadIdx.x / LANES;
     unsigned to = lane_piece(shared_address(tile), pitch);
 #pragma unroll
     for (int round = 0; round < ROUNDS; round++) {
@@ -117,13 +163,16 @@ NBHD_FN void load_columns(const struct tables *tab, int stream, char *tile, int 
 #pragma unroll
             for (int i = 0; i < COLUMN_STEPS; i++)
                 if (NBHD_N % ROW_STEP == 0 || (int)threadIdx.x / LANES + i * ROW_STEP < NBHD_N)
-                    cp_async_16(to + (unsigned)(i * ROW_STEP * pitch), from + offset[i * ROW_STEP],
+                    cp_async_16(to + (unsigned)(i * ROW_STEP * pitch),
+                                from + offset[i * ROW_STEP] - column_back(tab, stream, &corner, first + i * ROW_STEP),
                                 inside >> i & 1 ? ELEMENT * elements : 0);
         } else {
 #pragma unroll 1
             for (int i = 0; i < COLUMN_STEPS && (int)threadIdx.x / LANES + i * ROW_STEP < NBHD_N; i++)
                 st_shared_v4(to + (unsigned)(i * ROW_STEP * pitch),
-                             gather_piece(from + offset[i * ROW_STEP], inside >> i & 1 ? elements : 0));
+                             gather_piece(from + offset[i * ROW_STEP] -
+                                              column_back(tab, stream, &corner, first + i * ROW_STEP),
+                                          inside >> i & 1 ? elements : 0));
         }
         from += 16 * LANES;
         to += 16 * LANES;

@@ -10,10 +10,10 @@
  *             lane holds of a row of an accumulator (mma_sm80.cuh).
  *     prefix  words of the columns whose coordinate on an axis is below x, for every x: an interval is two look-ups.
  * Tokens are fetched with an address per row (rows_sm80.cuh), so strides, dilation and views of any kind cost nothing;
- * columns past the union are 0 in shared memory and masked.
+ * columns past the union are 0 in shared memory and masked. A periodic axis is walked unwrapped; addresses wrap.
  *
  * Parameters: NBHD_ROWS, NBHD_N, NBHD_WARPS, NBHD_STREAMS (tensors of the columns), NBHD_INVERSE (1: rows are keys,
- * columns are the queries that see them). */
+ * columns are the queries that see them), NBHD_WRAPS (1: some axis is periodic; 0 if it is not given). */
 #ifndef NBHD_DEVICE_STREAM_SM80_CUH
 #define NBHD_DEVICE_STREAM_SM80_CUH
 
@@ -21,6 +21,10 @@
 #include "device/many.cuh"
 #include "device/problem.cuh"
 #include "device/mma_sm80.cuh"
+
+#ifndef NBHD_WRAPS
+#define NBHD_WRAPS 0
+#endif
 
 #define THREADS   (32 * NBHD_WARPS)
 #define WARP_ROWS (NBHD_ROWS / NBHD_WARPS)
@@ -49,6 +53,9 @@ struct tables {
     const char *base[NBHD_STREAMS];  /* token (0, 0, 0) of the dilation group */
     long long step[NBHD_STREAMS][3]; /* bytes to the next element */
     int box[3], begin[3], end[3];    /* extents of a box; the part of the grid to walk */
+#if NBHD_WRAPS
+    int circle[3]; /* elements after which the grid goes on at its first; 0: it does not */
+#endif
 };
 
 NBHD_FN int place_size(struct nbhd_axis a, int group)
@@ -237,6 +244,13 @@ NBHD_FN void finish_grid(const struct nbhd_boxes_sm80 *b, struct tables *tab)
     __syncthreads();
 }
 
+NBHD_FN void set_circle(const struct nbhd_params *p, struct tables *tab, int axis, int extra)
+{
+#if NBHD_WRAPS
+    tab->circle[axis] = !extra && p->axis[axis].edge == NBHD_EDGE_PERIODIC ? tab->place.size[axis] : 0;
+#endif
+}
+
 /* What the calling warp must know of the box at `at`; at least BOX_SKIP if rows and box have nothing in common. */
 NBHD_FN int box_flags(const struct tables *tab, const int *at)
 {
@@ -301,6 +315,7 @@ NBHD_FN void set_grid(const struct nbhd_params *p, const struct nbhd_boxes_sm80 
     const struct nbhd_view *view = extra ? s ? &p->extra_v : &p->extra_k : s ? &p->v : &p->k;
     if (a < 3) {
         tab->step[s][a] = extra ? (a == 2 ? view->axis[2] : 0) : p->axis[a].dilation * view->axis[a];
+        set_circle(p, tab, a, extra);
         return;
     }
     const char *base = view->data + t->batch * view->batch + t->head / b->group * view->head;
