@@ -75,23 +75,25 @@ NBHD_FN void enter_grid(const struct nbhd_params *p, const struct nbhd_boxes_sm8
 #endif
 }
 
-NBHD_FN void load_stats(const struct tables *tab, char *to, const int *at, int flags)
+NBHD_FN void load_stats(const struct tables *tab, char *to, const struct corner *corner, const int *at, int flags)
 {
     unsigned last = last_inside(tab, at);
-    const struct corner corner = corner_of(tab, at);
-    const char *from = corner_address(tab, STATISTICS, &corner);
+    const char *from = corner_address(tab, STATISTICS, corner);
     for (int i = (int)threadIdx.x; i < NBHD_N; i += THREADS)
-        cp_async_8(shared_address(to + 8 * i), from + tab->offset[STATISTICS][i] - column_back(tab, STATISTICS, &corner, i),
+        cp_async_8(shared_address(to + 8 * i),
+                   from + tab->offset[STATISTICS][i] - column_back(tab, STATISTICS, corner, i),
                    !(flags & BOX_EDGE) || column_inside(tab, last, i) ? 8 : 0);
 }
 
 NBHD_FN void load_box(const struct nbhd_boxes_sm80 *b, const struct memory *mem, int turn, const int *at, int flags)
 {
     const struct tables *tab = mem->tab;
+    const struct corner corner = corner_of(tab, at);
     unsigned inside = columns_inside(tab, at, flags);
-    load_columns(tab, QUERIES, mem->long_columns + turn * K_BYTES, K_PITCH, NBHD_HEAD_DIM, at, inside, b->wide);
-    load_columns(tab, GRADIENTS, mem->wide_columns + turn * V_BYTES, V_PITCH, NBHD_HEAD_DIM_V, at, inside, b->wide);
-    load_stats(tab, mem->stats + turn * 8 * NBHD_N, at, flags);
+    load_columns(tab, QUERIES, mem->long_columns + turn * K_BYTES, K_PITCH, NBHD_HEAD_DIM, &corner, inside, b->wide);
+    load_columns(tab, GRADIENTS, mem->wide_columns + turn * V_BYTES, V_PITCH, NBHD_HEAD_DIM_V, &corner, inside,
+                 b->wide);
+    load_stats(tab, mem->stats + turn * 8 * NBHD_N, &corner, at, flags);
 }
 
 NBHD_FN void step(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b, const struct memory *mem,

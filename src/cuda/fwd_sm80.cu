@@ -146,10 +146,11 @@ NBHD_FN void finish(const struct nbhd_params *p, const struct nbhd_boxes_sm80 *b
 NBHD_FN void load_box(const struct memory *mem, const struct nbhd_boxes_sm80 *b, int stage, const int *at,
                       unsigned inside, int k, int v)
 {
+    const struct corner corner = corner_of(mem->tab, at);
     if (k)
-        load_columns(mem->tab, 0, mem->k + stage * K_BYTES, K_PITCH, NBHD_HEAD_DIM, at, inside, b->wide);
+        load_columns(mem->tab, 0, mem->k + stage * K_BYTES, K_PITCH, NBHD_HEAD_DIM, &corner, inside, b->wide);
     if (v)
-        load_columns(mem->tab, 1, mem->v + stage * V_BYTES, V_PITCH, NBHD_HEAD_DIM_V, at, inside, b->wide);
+        load_columns(mem->tab, 1, mem->v + stage * V_BYTES, V_PITCH, NBHD_HEAD_DIM_V, &corner, inside, b->wide);
 }
 
 /* All boxes of a grid. A round loads one and computes the one before. */

@@ -213,9 +213,10 @@ NBHD_FN void load_queries(const struct nbhd_params *p, const struct nbhd_boxes_s
 
 NBHD_FN void load_box(const struct nbhd_boxes_sm80 *b, const struct memory *mem, int turn, const int *at, int flags)
 {
+    const struct corner corner = corner_of(mem->tab, at);
     unsigned inside = columns_inside(mem->tab, at, flags);
-    load_columns(mem->tab, 0, mem->long_columns + turn * K_BYTES, K_PITCH, NBHD_HEAD_DIM, at, inside, b->wide);
-    load_columns(mem->tab, 1, mem->wide_columns + turn * V_BYTES, V_PITCH, NBHD_HEAD_DIM_V, at, inside, b->wide);
+    load_columns(mem->tab, 0, mem->long_columns + turn * K_BYTES, K_PITCH, NBHD_HEAD_DIM, &corner, inside, b->wide);
+    load_columns(mem->tab, 1, mem->wide_columns + turn * V_BYTES, V_PITCH, NBHD_HEAD_DIM_V, &corner, inside, b->wide);
 }
 #endif
 

@@ -145,12 +145,11 @@ NBHD_FN long long column_back(const struct tables *tab, int stream, const struct
     return back;
 }
 
-/* The columns of the box at `at`, of one of the streams. */
-NBHD_FN void load_columns(const struct tables *tab, int stream, char *tile, int pitch, int width, const int *at,
-                          unsigned inside, int wide)
+/* The columns of the box at a corner, of one of the streams. */
+NBHD_FN void load_columns(const struct tables *tab, int stream, char *tile, int pitch, int width,
+                          const struct corner *corner, unsigned inside, int wide)
 {
-    const struct corner corner = corner_of(tab, at);
-    const char *from = corner_address(tab, stream, &corner) + threadIdx.x % LANES * 16;
+    const char *from = corner_address(tab, stream, corner) + threadIdx.x % LANES * 16;
     const long long *offset = tab->offset[stream] + threadIdx.x / LANES;
     const int first = (int)threadIdx.x / LANES;
     unsigned to = lane_piece(shared_address(tile), pitch);
@@ -159,19 +158,24 @@ NBHD_FN void load_columns(const struct tables *tab, int stream, char *tile, int 
         int elements = piece_elements(width, round);
         if (elements < 0)
             return;
-        if (wide) {
+        if (wide && !corner->crosses) {
 #pragma unroll
             for (int i = 0; i < COLUMN_STEPS; i++)
                 if (NBHD_N % ROW_STEP == 0 || (int)threadIdx.x / LANES + i * ROW_STEP < NBHD_N)
-                    cp_async_16(to + (unsigned)(i * ROW_STEP * pitch),
-                                from + offset[i * ROW_STEP] - column_back(tab, stream, &corner, first + i * ROW_STEP),
+                    cp_async_16(to + (unsigned)(i * ROW_STEP * pitch), from + offset[i * ROW_STEP],
                                 inside >> i & 1 ? ELEMENT * elements : 0);
+        } else if (wide) { /* few boxes, and few registers */
+#pragma unroll 1
+            for (int i = 0; i < COLUMN_STEPS && first + i * ROW_STEP < NBHD_N; i++)
+                cp_async_16(to + (unsigned)(i * ROW_STEP * pitch),
+                            from + offset[i * ROW_STEP] - column_back(tab, stream, corner, first + i * ROW_STEP),
+                            inside >> i & 1 ? ELEMENT * elements : 0);
         } else {
 #pragma unroll 1
             for (int i = 0; i < COLUMN_STEPS && (int)threadIdx.x / LANES + i * ROW_STEP < NBHD_N; i++)
                 st_shared_v4(to + (unsigned)(i * ROW_STEP * pitch),
                              gather_piece(from + offset[i * ROW_STEP] -
-                                              column_back(tab, stream, &corner, first + i * ROW_STEP),
+                                              column_back(tab, stream, corner, first + i * ROW_STEP),
                                           inside >> i & 1 ? elements : 0));
         }
         from += 16 * LANES;
