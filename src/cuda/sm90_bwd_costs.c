@@ -5,7 +5,6 @@
 
 enum {
     MASK_COLUMNS = 32,
-    MOST_UNPACKED = 96, /* queries: keys alone in larger steps keep P only packed, others were not tried so */
     MOST_MASKED = 32000 /* queries of an axis that mask columns can tell apart */
 };
 
@@ -29,11 +28,18 @@ static double step_clocks(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p
     return fmax(1.25 * products + 2.25 * p->n + 80 + 1.5 * nbhd_max(0, 80 - p->n), load);
 }
 
-static double mask_clocks(const struct nbhd_sm90_bwd_plan *p)
+/* Whether two warpgroups keep P only packed, for want of the registers for S beside it. */
+static bool packs(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p)
+{
+    return p->groups == 2 && !p->apart && (d->head_dim + d->head_dim_v) / 2 + 3 * p->n / 2 > 224;
+}
+
+static double mask_clocks(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p)
 {
     if (p->adds_dq)
         return 50 + 100 * p->mask_steps;
-    return (50 + 50 * p->mask_steps) * p->blocks + (p->n > MOST_UNPACKED ? 150 + 150 * p->mask_steps : 0);
+    const int packed = !packs(d, p) ? 0 : p->mask_bits ? 1500 : 400 + 150 * p->mask_steps;
+    return (50 + 50 * p->mask_steps) * p->blocks + packed;
 }
 
 /* Statistics, zeroing and conversion of dQ: bytes, at what the memory gives. */
@@ -52,7 +58,7 @@ double nbhd_sm90_bwd_ms(const struct nbhd_bwd_search *s, const struct nbhd_sm90_
     const double share = (double)d->heads / d->kv_heads, slices = (double)d->batch * d->kv_heads;
     const double masked = p->boxes - p->full_boxes, tile = 11000.0 / p->ctas;
     const double steps = (p->seen + p->boxes) / 2; /* a block that skips a box waits for the other now and then */
-    const double clocks = share * (steps * step_clocks(d, p) + masked * mask_clocks(p)) + p->tiles * tile;
+    const double clocks = share * (steps * step_clocks(d, p) + masked * mask_clocks(d, p)) + p->tiles * tile;
     const double waves = p->tiles * slices / (s->multiprocessors * p->ctas);
     const double uneven = waves > 8 ? 1 + 0.5 / waves : ceil(waves) / waves;
     return clocks * slices / s->multiprocessors * uneven / 1.755e6 + rows_ms(s, p);
@@ -106,7 +112,7 @@ static bool has_registers(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p
     if (p->apart)
         return nbhd_max(d->head_dim, d->head_dim_v) / 2 + 3 * p->n / 4 <= nbhd_sm90_bwd_registers(p) - 16;
     const int others = p->mask_steps > 1 ? 28 : 16, sums = (d->head_dim + d->head_dim_v) / 2;
-    if (p->groups == 2 && (p->adds_dq || p->n > MOST_UNPACKED) && sums + 3 * p->n / 2 > 224)
+    if (packs(d, p))
         return sums + p->n <= 224 - others;
     return sums + 3 * p->n / 2 <= nbhd_sm90_bwd_registers(p) - others;
 }
