@@ -106,7 +106,8 @@ static bool lay_out_mask(const struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_p
 }
 
 /* Registers that dK, dV, S, dP, P and dS of a consumer thread take: more than this does not compile without spills or
- * serialized products. The A operand of a second mask step wants a few more. Two warpgroups can do without S beside P. */
+ * serialized products. The A operand of a second mask step wants a few more. Two warpgroups can do without S beside
+ * P. */
 static bool has_registers(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p)
 {
     if (p->apart)

@@ -1,5 +1,5 @@
-/* What the kernels share that hold a tile of queries, fwd_sm90.cu and bwd_sm90_dq.cu: its rows' places, and the boxes of
- * keys that it visits. Each has a struct place of its own, with origin, group, size, shift,
+/* What the kernels share that hold a tile of queries, fwd_sm90.cu and bwd_sm90_dq.cu: its rows' places, and the boxes
+ * of keys that it visits. Each has a struct place of its own, with origin, group, size, shift,
  * batch and head.
  * NBHD_DILATED: 1 where an axis may be dilated. */
 #ifndef NBHD_DEVICE_QUERY_TILES_SM90_CUH
