@@ -77,8 +77,9 @@ NBHD_API nbhd_status nbhd_sim_count(const nbhd_desc *desc, const nbhd_sim_tiles 
 NBHD_API nbhd_status nbhd_sim_plan_tiles(const nbhd_plan *plan, nbhd_sim_tiles *tiles);
 
 /* One query's tile on one axis, for pictures: all ranges are elements of its dilation group; element e is the token
- * group + dilation * e, on a periodic axis of e modulo `elements`: there ranges may begin before 0 and end after them. Boxes only: a flat tiling is UNSUPPORTED. On a backward line the roles change: `query` is a
- * key, and the ranges but the first are of queries. */
+ * group + dilation * e, on a periodic axis of e modulo `elements`: there ranges may begin before 0 and end after them.
+ * Boxes only: a flat tiling is UNSUPPORTED. On a backward line the roles change: `query` is a key, and the ranges but
+ * the first are of queries. */
 typedef struct nbhd_sim_tile {
     size_t size; /* sizeof(nbhd_sim_tile) */
     int group, dilation, elements, keys; /* elements: queries of the group; keys: its keys */

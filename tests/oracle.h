@@ -31,8 +31,8 @@ struct oracle_problem {
  * v, dv [.., head_dim_v]; o, dout [batch, tokens, heads, head_dim_v]; lse, dlse [batch, tokens, heads]; extra_k..
  * [batch, extra, kv_heads, dim]; bias, dbias [heads, 2 w0 - 1, 2 w1 - 1, 2 w2 - 1] or NULL; scores, dscores [batch,
  * tokens, heads, w0 w1 w2]: the entry of a key is, per axis, how many visible keys precede it. On a periodic axis keys
- * follow each other around the circle, from the window's first on; biases are of how far a key lies from the query along
- * the window, not of the tokens' difference. */
+ * follow each other around the circle, from the window's first on; biases are of how far a key lies from the query
+ * along the window, not of the tokens' difference. */
 struct oracle_tensors {
     double *q, *k, *v, *o, *lse, *extra_k, *extra_v, *bias;
     double *dout, *dlse, *dq, *dk, *dv, *dextra_k, *dextra_v, *dbias;

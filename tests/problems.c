@@ -15,10 +15,11 @@ const char *const case_lines[] = {
     /* causal and truncated */
     "fwd d16 40 w40 ec", "fwd d16 41 w8 ec", "fwd d16 41 w8 s4 ec", "fwd d16 41 w7 s7 ec", "fwd d16 43 w5 r3 ec",
     "fwd d16 43 w9 et", "fwd d16 43 w8 s3 et", "fwd d16 43 w5 r4 et",
-    /* periodic: window odd, even and whole; strides that do and do not meet the seam; groups of two sizes; the union of a
-     * tile longer than the axis; mixed with other edges; extra keys and biases */
+    /* periodic: window odd, even and whole; strides that do and do not meet the seam; groups of two sizes; the union of
+     * a tile longer than the axis; mixed with other edges; extra keys and biases */
     "fwd d16 43 w9 ep", "fwd d16 40 w8 ep", "fwd d16 21 w21 ep", "fwd d16 5 w4 ep", "fwd d8 3 w3 s2 ep", "fwd d8 1 ep",
-    "fwd d16 43 w8 s3 ep", "fwd d16 45 w9 s9 ep", "fwd d16 43 w5 r4 ep", "fwd d12 97 w6 s4 r16 ep", "fwd d20 130 w120 ep",
+    "fwd d16 43 w8 s3 ep", "fwd d16 45 w9 s9 ep", "fwd d16 43 w5 r4 ep", "fwd d12 97 w6 s4 r16 ep",
+    "fwd d20 130 w120 ep",
     "fwd h2 d32 13x20 w5x7 enp", "fwd d16 8x33 w8x1 epp", "fwd d24 18x21 w9x8 s4x8 epc", "fwd h4/2 d16 10x11 w4x5 etp",
     "fwd b2 h4/2 d32 9x20 w5x7 r1x2 extra=5 epp", "fwd h2 d16 9x12 w5x4 s2x3 bias epp", "fwd h3 d40 2x70 w2x7 bias enp",
     "fwd h2 d16 11x13 w5x5 bias extra=3 epn", "fwd d32 4x9x18 w3x5x5 ennp", "fwd h2 d8 4x5x6 w3x4x3 bias epnp",

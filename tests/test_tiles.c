@@ -160,8 +160,8 @@ static void check_periodic(int length, int window, int stride)
                                    w = nbhd_tile_at_inverse(thrice, 3 * length, x + length, stay, visit, tiling);
             CHECK(t.any.begin + length == u.any.begin && t.visited == u.visited && t.full == u.full &&
                       v.any.begin + length == w.any.begin && v.visited == w.visited && v.full == w.full,
-                  "length %d window %d stride %d periodic, tile %d from %d visits %d: %d and %d tiles of %d and %d", length,
-                  window, stride, stay, x, visit, t.visited, v.visited, u.visited, w.visited);
+                  "length %d window %d stride %d periodic, tile %d from %d visits %d: %d and %d tiles of %d and %d",
+                  length, window, stride, stay, x, visit, t.visited, v.visited, u.visited, w.visited);
         }
     CHECK(nbhd_axis_pairs(a) == (double)length * window, "%g pairs", nbhd_axis_pairs(a));
 }

@@ -373,7 +373,8 @@ static bool walk_block(const struct nbhd_params *p, struct tile *t, struct key_w
         int end = nbhd_min(x->any.end, w->at[2] + WALK_KEYS - b->count);
         while (w->at[2] < end && !seam) {
             const uint64_t bits = w->row_bits & axis_bits(x, w->at[2]);
-            const int stop = w->at[2] + nbhd_together(p->axis[2], x->cell.size, w->at[2], nbhd_min(end, axis_change(x)));
+            const int change = nbhd_min(end, axis_change(x));
+            const int stop = w->at[2] + nbhd_together(p->axis[2], x->cell.size, w->at[2], change);
             int at = nbhd_wrap(p->axis[2], x->cell.size, w->at[2]);
             b->masked |= bits != t->everyone;
             for (; w->at[2] < stop; w->at[2]++, at++, b->count++) {

@@ -117,8 +117,8 @@ static void run_bias_gradient(const struct bwd_box *x, const struct lane_block *
 
 /* ---- products with lanes of head dimensions ---- */
 
-/* Where a run's keys lie in a tensor: lane l's first one at row + at[l] * each, the next ones step bytes apart. (Keys past a
- * seam are nearer by circle[l] * each: key_lanes.) */
+/* Where a run's keys lie in a tensor: lane l's first one at row + at[l] * each, the next ones step bytes apart. (Keys
+ * past a seam are nearer by circle[l] * each: key_lanes.) */
 struct row_walk {
     char *row;
     const int *at;

@@ -22,8 +22,8 @@ static int count_colours(struct nbhd_axis a, int n, int extent)
     return nbhd_min(colours, regions);
 }
 
-/* Of so many regions, those that are coloured; around a circle, those past the last whole turn of colours would meet the
- * first ones, and have rounds of their own. */
+/* Of so many regions, those that are coloured; around a circle, those past the last whole turn of colours would meet
+ * the first ones, and have rounds of their own. */
 static int coloured(const struct nbhd_rounds *r, struct nbhd_axis a, int regions)
 {
     const int colours = nbhd_min(r->colours, regions);

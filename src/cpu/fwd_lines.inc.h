@@ -21,9 +21,10 @@ static void pack_values(const struct permute_task *t, const char *v, long long s
 static const char *key_row(const struct permute_task *t, const struct nbhd_view *view, const int e[2])
 {
     const char *row = view->data + t->batch * view->batch + t->kv_head * view->head;
-    for (int a = 0; a < 2; a++)
-        row += (t->cell[a].group + nbhd_wrap(t->p->axis[a], t->cell[a].size, e[a]) * (long long)t->p->axis[a].dilation) *
-               view->axis[a];
+    for (int a = 0; a < 2; a++) {
+        const long long element = nbhd_wrap(t->p->axis[a], t->cell[a].size, e[a]);
+        row += (t->cell[a].group + element * t->p->axis[a].dilation) * view->axis[a];
+    }
     return row;
 }
 

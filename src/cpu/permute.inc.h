@@ -157,15 +157,16 @@ static int make_blocks(struct nbhd_axis a, struct nbhd_range queries, int first_
 
 /* ---- lines ---- */
 
-/* Lines stay in a ring of slots for each kv head of a group; which row of keys a slot holds is its tag: elements of axis 0
- * and 1, unwrapped, for a ring holds any that follow each other. */
+/* Lines stay in a ring of slots for each kv head of a group; which row of keys a slot holds is its tag: elements of axis
+ * 0 and 1, unwrapped, for a ring holds any that follow each other. */
 #define NO_LINE LLONG_MIN
 
 static long long tag_of(const int e[2]) { return e[0] * (1ll << 32) + e[1]; }
 
 static long long ring_slot(const int ring[2], int member, const int e[2])
 {
-    return ((long long)member * ring[0] + e[0] - nbhd_image(ring[0], e[0])) * ring[1] + e[1] - nbhd_image(ring[1], e[1]);
+    const int slot[2] = {e[0] - nbhd_image(ring[0], e[0]), e[1] - nbhd_image(ring[1], e[1])};
+    return ((long long)member * ring[0] + slot[0]) * ring[1] + slot[1];
 }
 
 /* line[i][key] = element i < d of the key's row; token 0's at `row`. Keys past the last one repeat it, never looked up. */
