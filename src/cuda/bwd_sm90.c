@@ -197,7 +197,7 @@ static size_t rounded(double bytes) { return ((size_t)bytes + 255) / 256 * 256; 
 
 /* Lets tiles clear and convert sums beside their products (device/tend_sm90.cuh), `lag` units ahead and behind: so far
  * that they need not wait. Launches of their own do it where units are not heads, as there is dilation; where extra
- * keys add to dQ, too; and where tiles are too short to hide it. */
+ * keys add to dQ, too; where tiles are too short to hide it; and up to head_dim 64, whose steps it made slower. */
 static void set_lag(struct state *state, const struct nbhd_problem *problem)
 {
     const nbhd_desc *d = &problem->desc;
@@ -211,8 +211,8 @@ static void set_lag(struct state *state, const struct nbhd_problem *problem)
         queries *= problem->axis[a].length;
         dilated |= problem->axis[a].dilation > 1;
     }
-    if (!plan->adds_dq || dilated || d->extra || plan->boxes * plan->n < LEAST_WORK * queries || plan->tiles < share ||
-        plan->tiles * units > INT_MAX || nbhd_cuda_machine(&machine))
+    if (!plan->adds_dq || dilated || d->extra || d->head_dim <= 64 || plan->tiles < share ||
+        plan->boxes * plan->n < LEAST_WORK * queries || plan->tiles * units > INT_MAX || nbhd_cuda_machine(&machine))
         return;
     const double lag = 1 + ceil(machine.multiprocessors / plan->tiles);
     if (lag >= units || shared + NBHD_BWD_SM90_TENDING(d->head_dim) > machine.shared_max)
