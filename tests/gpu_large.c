@@ -21,6 +21,8 @@ static const char *const large_lines[] = {
     /* bwd_sm90 clears and converts sums of some heads while it works on others */
     "bf16 b3 h8/4 d64 3000 w1500 s3",  "f16 b2 h12 d128/64 80x80 w41x43",         "bf16 h10 d40 13x31x29 w9x21x15",
     "f16 b5 h12/4 d72 40x50 w30x31",   "bf16 b40 h2/1 d8 700 w300",              "bf16 b20 h3 d128 20x30x9 w9x9x9",
+    /* and, with 132 multiprocessors, shares out the queries of the last wave's tiles */
+    "bf16 h12/6 d128/72 6144",         "f16 h6 d128 6144 ec",                    "bf16 h25 d96/128 128x128 w40x40",
 };
 
 static void compare_with_simt(const struct nbhd_kernel *k, const char *line, unsigned flags)
@@ -81,7 +83,7 @@ static void check_large(void)
 static const char *const race_lines[] = {
     "f16 h8/2 d64/128 64x64x8 w7x7x8 ennc", "bf16 h4 d64 16x32x32 w3x5x5", "bf16 h8 d128 64x64 w13x13",
     "bf16 b2 h2/1 d128 4000 w300 s4 ec",    "bf16 h4 d256 56x56 w9x9",    "f16 h4 d96/40 12x20x20 w5x5x5 r1x2x2",
-    "bf16 b2 h6 d128 4000 w2000",
+    "bf16 b2 h6 d128 4000 w2000",           "bf16 h6 d128 6144",
 };
 
 /* Executes often; all outputs must be those in `expected`, but for a dQ that is added up in any order. */

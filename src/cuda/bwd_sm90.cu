@@ -35,15 +35,17 @@
 #define DQ_BYTES (2 * K_CHUNKS * NBHD_N * 128)
 #define TEND_BYTES (NBHD_TENDS ? NBHD_BWD_SM90_TENDING(NBHD_HEAD_DIM) : 0)
 #define OWN_BYTES (STAGES * DS_BYTES + DQ_BYTES + TEND_BYTES)
-#include "device/keys_sm90.cuh"
-#include "device/key_loaders_sm90.cuh"
-#include "device/tend_sm90.cuh"
 
 /* Named barriers; + the warpgroup that computes the box's dQ. */
 #define BARRIER_DS 1
 #define BARRIER_DQ_FULL 3
 #define BARRIER_DQ_EMPTY 5
 #define BARRIER_END 7
+
+#include "device/keys_sm90.cuh"
+#include "device/key_loaders_sm90.cuh"
+#include "device/split_sm90.cuh"
+#include "device/tend_sm90.cuh"
 
 /* ---- dQ, to the workspace ---- */
 
@@ -69,7 +71,7 @@ NBHD_FN void add_dq(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b,
 {
     int group = 0, more;
     if (NBHD_TENDS && unit_of(p, tab) >= b->lag)
-        await_count(&b->counts[unit_of(p, tab)], gridDim.x);
+        await_count(&b->counts[unit_of(p, tab)], b->unit_tiles);
     set_first_box(tab);
     group_arrive(BARRIER_DQ_EMPTY, group, 160);
     do {
@@ -278,6 +280,8 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
         turn = 1;
     } while (more);
     named_barrier_sync(BARRIER_END, 256); /* both warpgroups have read K, whose place dK takes */
+    if (NBHD_TENDS && !join_parts(p, b, tab, r.dk, r.dv))
+        return;
     int first = c.group * 64 + warp * 16;
     store_rows(p, b, tab, &p->dv, r.dv, NBHD_HEAD_DIM_V, 1, m->v + first * 128, first);
     store_rows(p, b, tab, &p->dk, r.dk, NBHD_HEAD_DIM, p->scale, m->k + first * 128, first);
@@ -292,7 +296,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
     struct tables *tab = m.tab;
     if (NBHD_TENDS && threadIdx.x < 2)
         mbar_init(smem_address(&tab->own[threadIdx.x]), 1);
-    if (!set_up(&p, &b, &maps, &m, NBHD_TENDS ? next_tile(&b, tab) : blockIdx))
+    if (!set_up(&p, &b, &maps, &m, NBHD_TENDS ? next_tile(&p, &b, tab) : tile_place(&p, &b, blockIdx)))
         return;
 
     if (threadIdx.x < 128) {

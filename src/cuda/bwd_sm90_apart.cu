@@ -160,7 +160,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
     if (threadIdx.x < 2 * STAGES)
         mbar_init(smem_address(&tab->own[threadIdx.x]), 4); /* one lane of each warp */
     mbar_fence_init();
-    if (!set_up(&p, &b, &maps, &m, blockIdx))
+    if (!set_up(&p, &b, &maps, &m, tile_place(&p, &b, blockIdx)))
         return;
 
     if (threadIdx.x < 128) {

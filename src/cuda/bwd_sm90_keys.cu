@@ -142,7 +142,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
     extern __shared__ __align__(1024) char shared[];
     struct memory m = lay_out(shared);
     struct tables *tab = m.tab;
-    if (!set_up(&p, &b, &maps, &m, blockIdx))
+    if (!set_up(&p, &b, &maps, &m, tile_place(&p, &b, blockIdx)))
         return;
 
     if (threadIdx.x < 128) {

@@ -45,8 +45,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     int batch = blockIdx.z, head = blockIdx.y, piece = threadIdx.x % NBHD_LANES;
     int query = query_of_thread(), inside = query < queries_of(&p);
     int unit = batch * p.kv_heads + head / (p.heads / p.kv_heads);
-    if (rows.counts && blockIdx.x == 0 && threadIdx.x == 0)
-        rows.counts[unit] = rows.counts[unit + p.batch * p.kv_heads] = rows.counts[2 * p.batch * p.kv_heads] = 0;
+    if (blockIdx.x + blockIdx.y + blockIdx.z == 0)
+        for (int i = threadIdx.x; i < rows.count; i += THREADS)
+            rows.counts[i] = 0;
     struct query q = query_at(&p, query);
     float sum = 0;
     if (inside && 8 * piece < NBHD_HEAD_DIM_V) {

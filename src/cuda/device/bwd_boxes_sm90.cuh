@@ -37,14 +37,22 @@ struct nbhd_bwd_boxes {
      * and those of unit - lag, whose tiles are done, are converted: `part` queries of one head by each tile. lag 0:
      * bwd_sm90_rows.cu does all. */
     int lag, units, part;
-    unsigned *counts; /* [2][units]: tiles that have cleared their part for the unit; its own that have added all. Then
-                         the tiles that have begun */
+    int unit_tiles;   /* of a unit */
+    unsigned *counts; /* [2][units]: tiles that have cleared their part for the unit; its own that have added all */
+    unsigned *next;   /* the number of the next tile */
+    /* The last tiles, from number `whole` on, have `parts` numbers each: first all their first parts, then all second
+     * ones, and so on. A part has so many queries of one axis (device/split_sm90.cuh). */
+    unsigned whole, last;
+    int parts, part_axis, part_queries;
+    unsigned *converted; /* tiles that have converted their part of unit 0 */
+    unsigned *joined;    /* parts of each of the last tiles that are in its sums */
 };
 
 /* What bwd_sm90_rows.cu is told. */
 struct nbhd_bwd_rows {
     float *lse, *delta, *sums; /* as in struct nbhd_bwd_boxes, to be written */
-    unsigned *counts;          /* to become zero, if not NULL */
+    unsigned *counts;          /* `count` of them, to become zero */
+    int count;
     int units;                 /* whose sums become zeros: the first */
     int batch, head;           /* of which on sums are converted */
 };

@@ -89,6 +89,7 @@ struct place {
     int origin[3], group[3], keys[3], queries[3]; /* keys, queries: elements of the group */
     int batch, kv_head, head, head_end; /* query heads that share it */
     int tile; /* its number among the head's */
+    int part, split; /* where queries are shared out (device/split_sm90.cuh): which part; which of those tiles, or -1 */
     int shape, map; /* of its query boxes; which maps are theirs */
 };
 
@@ -172,6 +173,8 @@ NBHD_FN struct place tile_place(const struct nbhd_params *p, const struct nbhd_b
     struct place t;
     int x = at.x, slice = b->slice_begin + at.z;
     t.tile = x;
+    t.part = 0;
+    t.split = -1;
     t.origin[0] = x % b->tiles[0], x /= b->tiles[0];
     t.origin[2] = x % b->tiles[2];
     t.origin[1] = x / b->tiles[2];
@@ -562,6 +565,15 @@ NBHD_FN void prepare(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
     }
 }
 
+/* Leaves the queries of this part, of a tile's union on the axis that is shared out. */
+NBHD_FN void take_part(const struct nbhd_bwd_boxes *b, const struct place *t, int2 *any)
+{
+    int begin = any->x + t->part * b->part_queries, end = begin + b->part_queries;
+    if (t->part == b->parts - 1 || end > any->y)
+        end = any->y;
+    *any = make_int2(begin < end ? begin : NOWHERE, end); /* none: one box far outside */
+}
+
 /* The tile's union and the warpgroups' intersections, read off the windows by one thread per axis. */
 NBHD_FN void prepare_bounds(const struct nbhd_bwd_boxes *b, struct tables *tab)
 {
@@ -571,6 +583,8 @@ NBHD_FN void prepare_bounds(const struct nbhd_bwd_boxes *b, struct tables *tab)
     const int2 *window = tab->window + (a > 0) * b->k_box[0] + (a > 1) * b->k_box[1];
     int last = nbhd_min(b->k_box[a], tab->place.keys[a] - tab->place.origin[a]) - 1;
     tab->any[a] = make_int2(window[0].x, window[last].y);
+    if (tab->place.split >= 0 && a == b->part_axis)
+        take_part(b, &tab->place, &tab->any[a]);
     for (int g = 0; g < BLOCKS; g++) {
         int2 all = make_int2(window[coordinate(b->high[g], a)].x, window[coordinate(b->low[g], a)].y);
         tab->all[g][a] = 64 * (g + 1) > b->rows ? make_int2(NOWHERE, 0) : all;
@@ -588,17 +602,16 @@ NBHD_FN void clear_rows(unsigned tiles, int chunks, int rows, int used)
         st_shared_v4(tiles + i / unused * (rows * 128) + used * 128 + i % unused * 16, make_uint4(0, 0, 0, 0));
 }
 
-/* All that comes before the first box of the tile whose place in the grid is `at`. False where there is no tile: in a
- * dilation group with fewer elements than the first. */
+/* All that comes before the first box of a tile. False where there is none: in a dilation group with fewer elements
+ * than the first. */
 NBHD_FN int set_up(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, const struct maps *maps,
-                   const struct memory *m, uint3 at)
+                   const struct memory *m, struct place t)
 {
-    struct place t = tile_place(p, b, at);
     if (t.origin[0] >= t.keys[0] || t.origin[1] >= t.keys[1] || t.origin[2] >= t.keys[2])
         return 0;
     prepare(p, b, &t, m->tab);
     if (threadIdx.x == 0) /* the tables are made meanwhile */
-        load_keys(b, m, maps, b->sliced ? at.z : 0);
+        load_keys(b, m, maps, b->sliced ? t.map : 0);
     clear_rows(m->k, K_CHUNKS + V_CHUNKS, ROWS, b->rows);
     clear_rows(m->q, STAGES * (K_CHUNKS + V_CHUNKS), NBHD_N, b->shape[t.shape].queries);
     if (NBHD_MASK_STEPS)

@@ -22,13 +22,16 @@ NBHD_FN struct query query_at(const struct nbhd_params *p, int number)
     return q;
 }
 
-/* Moves it on; without a division, whose divisor's reciprocal would be kept. */
-NBHD_FN void step_query(const struct nbhd_params *p, struct query *q, int step)
+/* Moves it on to the next. */
+NBHD_FN void step_query(const struct nbhd_params *p, struct query *q)
 {
-    for (q->x[2] += step; q->x[2] >= p->axis[2].length; q->x[1]++)
-        q->x[2] -= p->axis[2].length;
-    for (; q->x[1] >= p->axis[1].length; q->x[0]++)
-        q->x[1] -= p->axis[1].length;
+    if (++q->x[2] < p->axis[2].length)
+        return;
+    q->x[2] = 0;
+    if (++q->x[1] < p->axis[1].length)
+        return;
+    q->x[1] = 0;
+    q->x[0]++;
 }
 
 NBHD_FN long long place_of(const struct nbhd_view *view, const struct query *q)

@@ -3,9 +3,10 @@
  * an instruction of this warp is one that the others cannot issue.
  *
  * A unit is all tiles of a key/value head of a batch element. Tiles are numbered unit after unit, and a CTA takes the
- * next number when it begins, so that all tiles of lower numbers have begun. It waits (await_count) only for tiles of
- * units before its own, for sums that these have cleared or added. Hence the tile of the lowest number that is not done
- * waits for nobody, and all come to an end, however many CTAs run at a time and in whatever order they are started.
+ * next number when it begins, so that all tiles of lower numbers have begun. It waits (await_count) only for those: of
+ * units before its own, for sums that they have cleared or added; for parts of its tile. Hence the tile of the lowest
+ * number that is not done waits for nobody, and all come to an end, however many CTAs run at a time and in whatever
+ * order they are started.
  *
  *     shared memory, the kernel's own: | a row of zeros | 2 chunks of TEND_ROWS rows | */
 #ifndef NBHD_DEVICE_TEND_SM90_CUH
@@ -14,21 +15,25 @@
 #include "device/sums_sm90.cuh"
 
 #define TEND_ROWS 4
-#define TEND_LANES (NBHD_HEAD_DIM > 64 ? 32 : NBHD_HEAD_DIM > 32 ? 16 : 8) /* of a row, four columns each */
 #define SUM_BYTES (NBHD_HEAD_DIM * 4)
 
-/* The place in the grid of the next tile that nobody has begun. For the whole CTA. */
-NBHD_FN uint3 next_tile(const struct nbhd_bwd_boxes *b, struct tables *tab)
+/* The next tile that nobody has begun, or part of one. For the whole CTA. */
+NBHD_FN struct place next_tile(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, struct tables *tab)
 {
     uint3 at;
     if (threadIdx.x == 0)
-        tab->scratch = take_number(&b->counts[2 * b->units]);
+        tab->scratch = take_number(b->next);
     __syncthreads();
-    at.x = tab->scratch % gridDim.x;
-    at.z = tab->scratch / gridDim.x;
-    at.y = at.z % gridDim.y;
-    at.z = at.z / gridDim.y - b->slice_begin; /* units are slices of heads, as there is no dilation */
-    return at;
+    unsigned number = tab->scratch, again = number < b->whole ? 0 : (number - b->whole) / b->last;
+    number -= again * b->last;
+    at.x = number % b->unit_tiles;
+    at.z = number / b->unit_tiles;
+    at.y = at.z % p->kv_heads;
+    at.z = at.z / p->kv_heads - b->slice_begin; /* units are slices of heads, as there is no dilation */
+    struct place t = tile_place(p, b, at);
+    t.part = again;
+    t.split = b->parts > 1 && number >= b->whole ? (int)(number - b->whole) : -1;
+    return t;
 }
 
 NBHD_FN int unit_of(const struct nbhd_params *p, const struct tables *tab)
@@ -79,7 +84,7 @@ NBHD_FN void load_chunk(const struct nbhd_params *p, const float *sum, int rows,
 /* This lane's four columns of a row in shared memory, times scale. */
 NBHD_FN uint2 convert(unsigned row, float scale)
 {
-    uint4 x = ld_shared_v4(row + fresh_thread() % TEND_LANES * 16);
+    uint4 x = ld_shared_v4(row + (fresh_thread() & 31) * 16);
     return make_uint2(pack(__uint_as_float(x.x) * scale, __uint_as_float(x.y) * scale),
                       pack(__uint_as_float(x.z) * scale, __uint_as_float(x.w) * scale));
 }
@@ -89,7 +94,7 @@ NBHD_FN void convert_part(const struct nbhd_params *p, const struct nbhd_bwd_box
                           unsigned chunks, unsigned full)
 {
     const float *sum = sum_address(p, b->sums, t->batch, t->head, t->first);
-    struct query q = query_at(p, t->first + (fresh_thread() & 31) / TEND_LANES);
+    struct query q = query_at(p, t->first);
     char *dq = p->dq.data + t->batch * p->dq.batch + t->head * p->dq.head;
     int left = t->rows;
     if ((fresh_thread() & 31) == 0 && left > 0)
@@ -101,11 +106,11 @@ NBHD_FN void convert_part(const struct nbhd_params *p, const struct nbhd_bwd_box
             load_chunk(p, sum, nbhd_min(TEND_ROWS, left - TEND_ROWS), chunks, full, i + 1);
         mbar_wait(full + (i & 1) * 8, i >> 1 & 1);
 #pragma unroll 1
-        for (int r = (fresh_thread() & 31) / TEND_LANES; r < TEND_ROWS; r += 32 / TEND_LANES) {
-            char *row = dq + place_of(&p->dq, &q) + fresh_thread() % TEND_LANES * 8;
-            if (r < left && fresh_thread() % TEND_LANES * 4 < NBHD_HEAD_DIM)
+        for (int r = 0; r < TEND_ROWS && r < left; r++) {
+            char *row = dq + place_of(&p->dq, &q) + (fresh_thread() & 31) * 8;
+            if ((fresh_thread() & 31) * 4 < NBHD_HEAD_DIM)
                 *(uint2 *)row = convert(chunks + ((i & 1) * TEND_ROWS + r) * SUM_BYTES, p->scale);
-            step_query(p, &q, 32 / TEND_LANES);
+            step_query(p, &q);
         }
         __syncwarp(); /* all have read the chunk, which the next but one overwrites */
     }
@@ -115,24 +120,28 @@ NBHD_FN void convert_part(const struct nbhd_params *p, const struct nbhd_bwd_box
 NBHD_FN void tend_sums(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, struct tables *tab,
                        unsigned memory)
 {
-    int unit = unit_of(p, tab), lane = threadIdx.x & 31;
-    if (unit + b->lag < b->units) {
-        for (int i = lane; i < SUM_BYTES / 16; i += 32)
+    if (tab->place.part)
+        return; /* the first part does it */
+    if (unit_of(p, tab) + b->lag < b->units) {
+        for (int i = fresh_thread() & 31; i < SUM_BYTES / 16; i += 32)
             st_shared_v4(memory + i * 16, make_uint4(0, 0, 0, 0));
         fence_proxy_async();
         __syncwarp();
-        if (lane == 0) {
-            struct part t = part_of(p, b, tab, unit + b->lag);
+        if ((fresh_thread() & 31) == 0) {
+            struct part t = part_of(p, b, tab, unit_of(p, tab) + b->lag);
             clear_part(p, b, &t, memory);
-            count_up(&b->counts[unit + b->lag]);
+            count_up(&b->counts[unit_of(p, tab) + b->lag]);
         }
         __syncwarp();
     }
-    if (unit >= b->lag) {
-        struct part t = part_of(p, b, tab, unit - b->lag);
-        await_count(&b->counts[b->units + unit - b->lag], gridDim.x);
-        convert_part(p, b, &t, memory + SUM_BYTES, smem_address(&tab->own[0]));
-    }
+    int done = unit_of(p, tab) - b->lag;
+    if (done < 0)
+        return;
+    struct part t = part_of(p, b, tab, done);
+    await_count(&b->counts[b->units + done], b->unit_tiles);
+    convert_part(p, b, &t, memory + SUM_BYTES, smem_address(&tab->own[0]));
+    if (unit_of(p, tab) == b->lag && (fresh_thread() & 31) == 0)
+        count_up(b->converted);
 }
 
 #endif
