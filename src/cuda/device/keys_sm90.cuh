@@ -90,7 +90,7 @@ struct place {
     int batch, kv_head, head, head_end; /* query heads that share it */
     int tile; /* its number among the head's */
     int part, split; /* where queries are shared out (device/split_sm90.cuh): which part; which of those tiles, or -1 */
-    int shape, map; /* of its query boxes; which maps are theirs */
+    int slice; /* the first of its maps: each slice has some of its own, or, where not sliced, each shape */
 };
 
 /* Beside the tiles in shared memory. */
@@ -108,7 +108,8 @@ struct tables {
     int2 any[3], some[BLOCKS][3], all[BLOCKS][3];
     uint4 at[4]; /* each loading warp's box */
     struct place place;
-    struct nbhd_query_box q; /* the tile's shape */
+    struct nbhd_query_box q; /* of the tile's shape */
+    int shape;               /* its number */
     unsigned scratch;
 };
 
@@ -190,8 +191,7 @@ NBHD_FN struct place tile_place(const struct nbhd_params *p, const struct nbhd_b
     t.kv_head = at.y;
     t.head = t.kv_head * (p->heads / p->kv_heads);
     t.head_end = t.head + p->heads / p->kv_heads;
-    t.shape = NBHD_MAPS > 1 && b->shapes > 1 ? best_shape(p, b, &t) : 0; /* each shape has maps of its own */
-    t.map = b->sliced ? at.z : t.shape; /* where sliced, there is one shape */
+    t.slice = b->sliced ? at.z : 0;
     return t;
 }
 
@@ -248,7 +248,7 @@ NBHD_FN int set_next_box(struct tables *tab)
 /* The tile's own of NBHD_MAPS maps. */
 NBHD_FN const struct nbhd_tensor_map *map_of(const struct nbhd_tensor_map *maps, const struct tables *tab)
 {
-    return maps + (NBHD_MAPS > 1 ? tab->place.map : 0);
+    return maps + (NBHD_MAPS > 1 ? tab->place.slice + tab->shape : 0); /* where sliced, there is one shape */
 }
 
 /* Coordinate 0 of the maps: axis 0 or, where that has one token, the batch. */
@@ -526,8 +526,9 @@ NBHD_FN void store_rows(const struct nbhd_params *p, const struct nbhd_bwd_boxes
 NBHD_FN void prepare(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, const struct place *t,
                      struct tables *tab)
 {
-    const struct nbhd_query_box *q = &b->shape[t->shape];
     int thread = threadIdx.x;
+    if (thread == 32) /* each shape has maps of its own */
+        tab->shape = NBHD_MAPS > 1 && b->shapes > 1 ? best_shape(p, b, t) : 0;
     if (thread == 0) {
         mbar_init(smem_address(&tab->kv_full), 1);
         for (int i = 0; i < STAGES; i++) {
@@ -538,7 +539,6 @@ NBHD_FN void prepare(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
         }
         mbar_fence_init();
         tab->place = *t;
-        tab->q = *q;
     }
     int first[3] = {0, b->k_box[0], b->k_box[0] + b->k_box[1]};
 #pragma unroll 1 /* here and below: what runs once a CTA is compiled once */
@@ -547,14 +547,6 @@ NBHD_FN void prepare(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
 #pragma unroll 1
     for (int i = thread; i < SLOTS * NBHD_N; i += THREADS) /* rows past a box: never loaded */
         tab->lse[0][i] = tab->delta[0][i] = 0;
-#pragma unroll 1
-    for (int i = thread; i < q->queries; i += THREADS) {
-        int at[3] = {i / (q->extent[1] * q->extent[2]), i / q->extent[2] % q->extent[1], i % q->extent[2]};
-        int distance = 0;
-        for (int a = 0; a < 3; a++)
-            distance = distance * p->axis[a].length + at[a] * p->axis[a].dilation;
-        tab->query[i] = make_int2(at[0] | at[1] << 8 | at[2] << 16, distance);
-    }
 #pragma unroll 1
     for (int i = thread; i < first[2] + b->k_box[2]; i += THREADS) {
         int a = (i >= first[1]) + (i >= first[2]), key = of_axis(t->origin, a) + i - of_axis(first, a);
@@ -602,6 +594,25 @@ NBHD_FN void clear_rows(unsigned tiles, int chunks, int rows, int used)
         st_shared_v4(tiles + i / unused * (rows * 128) + used * 128 + i % unused * 16, make_uint4(0, 0, 0, 0));
 }
 
+/* What depends on the shape that was chosen. */
+NBHD_FN void prepare_shape(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, const struct memory *m)
+{
+    const struct nbhd_query_box *q = &b->shape[m->tab->shape];
+    if (threadIdx.x == 0)
+        m->tab->q = *q;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < q->queries; i += THREADS) {
+        int at[3] = {i / (q->extent[1] * q->extent[2]), i / q->extent[2] % q->extent[1], i % q->extent[2]};
+        int distance = 0;
+        for (int a = 0; a < 3; a++)
+            distance = distance * p->axis[a].length + at[a] * p->axis[a].dilation;
+        m->tab->query[i] = make_int2(at[0] | at[1] << 8 | at[2] << 16, distance);
+    }
+    clear_rows(m->q, STAGES * (K_CHUNKS + V_CHUNKS), NBHD_N, q->queries);
+    if (NBHD_MASK_STEPS)
+        write_mask_queries(q, m->queries);
+}
+
 /* All that comes before the first box of a tile. False where there is none: in a dilation group with fewer elements
  * than the first. */
 NBHD_FN int set_up(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, const struct maps *maps,
@@ -611,14 +622,12 @@ NBHD_FN int set_up(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, 
         return 0;
     prepare(p, b, &t, m->tab);
     if (threadIdx.x == 0) /* the tables are made meanwhile */
-        load_keys(b, m, maps, b->sliced ? t.map : 0);
+        load_keys(b, m, maps, t.slice);
     clear_rows(m->k, K_CHUNKS + V_CHUNKS, ROWS, b->rows);
-    clear_rows(m->q, STAGES * (K_CHUNKS + V_CHUNKS), NBHD_N, b->shape[t.shape].queries);
-    if (NBHD_MASK_STEPS)
-        write_mask_queries(&b->shape[t.shape], m->queries);
-    fence_proxy_async();
     __syncthreads();
     prepare_bounds(b, m->tab);
+    prepare_shape(p, b, m);
+    fence_proxy_async();
     __syncthreads();
     return 1;
 }

@@ -187,6 +187,7 @@ NBHD_FN void load_boxes(const struct nbhd_boxes *b, struct tables *tab, int v, u
                 tab->origin[stage][a] = from_union[a];
         }
         mbar_arrive_expect(full, chunks * k->tokens * 128);
+#pragma unroll 1 /* unrolled, some kernels of narrow queries and wide values spill */
         for (int c = 0; c < chunks; c++)
             tma_load_5d(dst + c * NBHD_N * 128, map, full, 64 * c, kv_head, x2, x1, x0);
         if (++stage == stages)
