@@ -62,6 +62,8 @@ static void check_refusals(void)
     CHECK(rows > 0, "no kernels");
     CHECK(nbhd_kernel_refusal(rows, &desc, NBHD_DEVICE_CPU, why, sizeof why) == NBHD_ERROR_INVALID, "row %d exists",
           rows);
+    CHECK(nbhd_kernel_refusal(0, &desc, (nbhd_device)7, why, sizeof why) == NBHD_ERROR_INVALID &&
+          strstr(nbhd_last_error(), "device is 7"), "device 7 passed");
 }
 
 static void check_arguments(void)
@@ -185,12 +187,10 @@ static void check_batch_and_bias(void)
     nbhd_args args = NBHD_ARGS_INIT;
     args.q.data = args.k.data = args.v.data = tokens, args.o.data = o;
     CHECK(nbhd_execute(plan, &args, workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "args.bias"),
-          "%s",
-          nbhd_last_error());
+          "%s", nbhd_last_error());
     args.bias.data = (char *)table + 1;
-    CHECK(nbhd_execute(plan, &args, workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "aligned"),
-          "%s",
-          nbhd_last_error());
+    CHECK(nbhd_execute(plan, &args, workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "args.bias is at"),
+          "%s", nbhd_last_error());
     args.bias.data = table;
     CHECK(!nbhd_execute(plan, &args, workspace, NULL), "%s", nbhd_last_error());
     args.o.stride[1] = args.o.stride[2] = 4; /* of [batch, axis, heads] */

@@ -185,6 +185,17 @@ static void check_refusals(void)
     ragged.size = 0;
     CHECK(nbhd_plan_create_ragged(&plan, &desc, &ragged, NBHD_DEVICE_CPU, 0, NULL) == NBHD_ERROR_INVALID &&
           strstr(nbhd_last_error(), "nbhd_ragged.size is 0"), "%s", nbhd_last_error());
+    static const int lengths[] = {9, 9, 9, 9};
+    ragged = (nbhd_ragged)NBHD_RAGGED_INIT;
+    ragged.sequences = 2, ragged.lengths = lengths, ragged.offsets = near;
+    desc.pass = 99; /* which the sentence about tokens that both write would name */
+    CHECK(nbhd_plan_create_ragged(&plan, &desc, &ragged, NBHD_DEVICE_CPU, 0, NULL) == NBHD_ERROR_INVALID &&
+          strstr(nbhd_last_error(), "pass is 99"), "%s", nbhd_last_error());
+    desc.pass = NBHD_FORWARD, ragged.offsets = NULL;
+    CHECK(nbhd_plan_create_ragged(&plan, &desc, &ragged, (nbhd_device)7, 0, NULL) == NBHD_ERROR_INVALID &&
+          strstr(nbhd_last_error(), "device is 7"), "%s", nbhd_last_error());
+    CHECK(nbhd_plan_create_ragged(&plan, &desc, &ragged, NBHD_DEVICE_CUDA, 1u << 16, NULL) == NBHD_ERROR_INVALID &&
+          strstr(nbhd_last_error(), "flags is 65536"), "%s", nbhd_last_error());
 }
 
 /* Sequences may share keys in a forward: here all attend to the first one's. */

@@ -134,6 +134,14 @@ nbhd_status nbhd_bind_lse(const struct nbhd_problem *p, const nbhd_tensor *tenso
     return bind_alone(p, tensor, name, write, 1, sizeof(float), view);
 }
 
+static nbhd_status check_table(const float *table, const char *name)
+{
+    if ((uintptr_t)table % sizeof(float))
+        return nbhd_fail(NBHD_ERROR_INVALID, "%s is at %p; it must be aligned to its elements of %zu bytes", name,
+                         (const void *)table, sizeof(float));
+    return NBHD_OK;
+}
+
 static nbhd_status bind_tables(const struct nbhd_problem *p, const nbhd_args *args, struct nbhd_params *params)
 {
     const bool gradient = p->desc.pass == NBHD_BACKWARD || p->desc.pass == NBHD_QK_BACKWARD;
@@ -143,14 +151,13 @@ static nbhd_status bind_tables(const struct nbhd_problem *p, const nbhd_args *ar
         return NBHD_OK;
     if (p->desc.pass != NBHD_QK_BACKWARD && p->desc.pass != NBHD_AV && p->desc.pass != NBHD_AV_BACKWARD) {
         if (!args->bias.data)
-            return nbhd_fail(NBHD_ERROR_INVALID, "args.bias is NULL, and the problem has a bias");
+            return nbhd_fail(NBHD_ERROR_INVALID, "args.bias is NULL; the problem has bias 1 and needs it");
         params->bias = args->bias.data;
     }
     if (gradient)
         params->dbias = args->dbias.data; /* optional */
-    if ((uintptr_t)params->bias % sizeof(float) || (uintptr_t)params->dbias % sizeof(float))
-        return nbhd_fail(NBHD_ERROR_INVALID, "args.bias and args.dbias must be aligned to 4 bytes");
-    return NBHD_OK;
+    const nbhd_status status = check_table(params->bias, "args.bias");
+    return status ? status : check_table(params->dbias, "args.dbias");
 }
 
 static struct shape shape_for(const struct nbhd_problem *p, enum nbhd_form form)

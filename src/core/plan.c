@@ -112,6 +112,15 @@ static nbhd_status build_best(nbhd_plan **plan, const struct nbhd_problem *probl
     return status ? status : nbhd_plan_build(plan, problem, kernel, NULL);
 }
 
+nbhd_status nbhd_plan_check(nbhd_device device, unsigned flags)
+{
+    if (device != NBHD_DEVICE_CPU && device != NBHD_DEVICE_CUDA)
+        return nbhd_fail(NBHD_ERROR_INVALID, "device is %d; it must be 0 (cpu) or 1 (cuda)", (int)device);
+    if (flags & ~(unsigned)(NBHD_PLAN_NO_JIT | NBHD_PLAN_MEASURE | NBHD_PLAN_DETERMINISTIC | NBHD_PLAN_ALIGNED))
+        return nbhd_fail(NBHD_ERROR_INVALID, "flags is %u; it has a bit that this build does not know", flags);
+    return NBHD_OK;
+}
+
 struct order {
     const struct nbhd_problem *problem;
     const char *kernel; /* NULL: the best, and another beside it if it is picky */
@@ -141,13 +150,9 @@ nbhd_status nbhd_plan_create_with(nbhd_plan **plan, const nbhd_desc *desc, nbhd_
     *plan = NULL;
     struct nbhd_problem problem;
     nbhd_status status = nbhd_problem_init(&problem, desc);
-    if (status)
+    if (status || (status = nbhd_plan_check(device, flags)))
         return status;
     nbhd_problem_order(&problem);
-    if (device != NBHD_DEVICE_CPU && device != NBHD_DEVICE_CUDA)
-        return nbhd_fail(NBHD_ERROR_INVALID, "device is %d; it must be 0 (cpu) or 1 (cuda)", (int)device);
-    if (flags & ~(unsigned)(NBHD_PLAN_NO_JIT | NBHD_PLAN_MEASURE | NBHD_PLAN_DETERMINISTIC | NBHD_PLAN_ALIGNED))
-        return nbhd_fail(NBHD_ERROR_INVALID, "flags is %u; it has a bit that this build does not know", flags);
     problem.device = device;
     problem.flags = flags;
     const struct order order = {&problem, kernel ? kernel : nbhd_kernel_forced(&problem)};
@@ -192,7 +197,7 @@ nbhd_status nbhd_kernel_refusal(int i, const nbhd_desc *desc, nbhd_device device
 {
     struct nbhd_problem problem;
     nbhd_status status = nbhd_problem_init(&problem, desc);
-    if (status)
+    if (status || (status = nbhd_plan_check(device, 0)))
         return status;
     const char *name = nbhd_kernel_name(i);
     if (!name)

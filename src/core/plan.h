@@ -30,6 +30,8 @@ nbhd_status nbhd_bind_lse(const struct nbhd_problem *problem, const nbhd_tensor 
 /* args.c: args whose required tensors lie one after the other in memory, contiguous, each at a multiple of 64 bytes;
  * returns the bytes. memory NULL: only counts. */
 size_t nbhd_args_place(const struct nbhd_problem *problem, char *memory, nbhd_args *args);
+/* plan.c: what a caller may ask for besides a problem. */
+nbhd_status nbhd_plan_check(nbhd_device device, unsigned flags);
 /* plan.c: a plan of the kernel; config NULL: its first. */
 nbhd_status nbhd_plan_build(nbhd_plan **plan, const struct nbhd_problem *problem, const struct nbhd_kernel *kernel,
                             const struct nbhd_config *config);

@@ -364,7 +364,9 @@ nbhd_status nbhd_plan_create_ragged(nbhd_plan **out, const nbhd_desc *desc, cons
     *out = NULL;
     if (!desc || !ragged)
         return nbhd_fail(NBHD_ERROR_INVALID, "%s is NULL", desc ? "ragged" : "desc");
-    nbhd_status status = nbhd_copy_sized(&r.desc, sizeof r.desc, desc, "nbhd_desc");
+    nbhd_status status = nbhd_plan_check(device, flags);
+    if (!status)
+        status = nbhd_copy_sized(&r.desc, sizeof r.desc, desc, "nbhd_desc");
     if (!status)
         status = nbhd_copy_sized(&r.ragged, sizeof r.ragged, ragged, "nbhd_ragged");
     if (status)

@@ -65,6 +65,9 @@ nbhd_status nbhd_sequences_check(struct nbhd_request *r)
         return nbhd_fail(NBHD_ERROR_INVALID, "ragged.sequences is %d; it must be 1 or more", r->ragged.sequences);
     if (d->rank < 1 || d->rank > 3)
         return nbhd_fail(NBHD_ERROR_INVALID, "rank is %d; it must be 1 to 3", d->rank);
+    if (d->pass < NBHD_FORWARD || d->pass > NBHD_AV_BACKWARD)
+        return nbhd_fail(NBHD_ERROR_INVALID, "pass is %d; it must be %d to %d", d->pass, NBHD_FORWARD,
+                         NBHD_AV_BACKWARD);
     if (d->batch && d->batch != r->ragged.sequences)
         return nbhd_fail(NBHD_ERROR_INVALID, "batch is %d where ragged.sequences is %d; it must be that, or 0",
                          d->batch, r->ragged.sequences);
