@@ -295,14 +295,11 @@ nbhd_status nbhd_cuda_launch(const struct nbhd_cuda_module *module, struct CUfun
     if (!function)
         return nbhd_fail(NBHD_ERROR_DEVICE, "this plan was only compiled, for %s, and cannot be executed",
                          module->machine.arch);
-    struct nbhd_launch_attribute cluster = {.id = NBHD_CU_LAUNCH_CLUSTER_DIMENSION};
-    struct nbhd_launch_config config = {.shared = grid->shared, .stream = stream, .attributes = &cluster};
+    struct nbhd_launch_config config = {.shared = grid->shared, .stream = stream};
     for (int i = 0; i < 3; i++) {
         config.grid[i] = grid->blocks[i];
         config.block[i] = grid->threads[i];
-        cluster.value.cluster[i] = grid->cluster[i];
     }
-    config.count = grid->cluster[0] != 0;
     bool pushed;
     nbhd_status status = enter(module->machine.context, &pushed);
     if (!status)

@@ -61,8 +61,7 @@ nbhd_status nbhd_cuda_function(struct CUfunc_st **function, const struct nbhd_cu
 /* ---- for run(): none of these allocates, locks or waits ---- */
 struct nbhd_cuda_grid {
     unsigned blocks[3], threads[3];
-    unsigned shared;     /* bytes of dynamic shared memory */
-    unsigned cluster[3]; /* all 0: no clusters */
+    unsigned shared; /* bytes of dynamic shared memory */
 };
 /* arguments: a pointer to each of the kernel's arguments: the params, then for instance tensor maps. */
 nbhd_status nbhd_cuda_launch(const struct nbhd_cuda_module *module, struct CUfunc_st *function,

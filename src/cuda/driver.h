@@ -24,22 +24,11 @@ struct nbhd_tensor_map {
     _Alignas(128) uint64_t opaque[16]; /* 64 is asked for by CUDA 12 */
 };
 
-/* CUlaunchAttribute, of which we use cluster dimensions and programmatic serialization. */
-struct nbhd_launch_attribute {
-    unsigned id;
-    char pad[4];
-    union {
-        char room[64];
-        unsigned cluster[3];
-        int serialized;
-    } value;
-};
-
-/* CUlaunchConfig */
+/* CUlaunchConfig. We set no attributes. */
 struct nbhd_launch_config {
     unsigned grid[3], block[3], shared;
     struct CUstream_st *stream;
-    struct nbhd_launch_attribute *attributes;
+    void *attributes;
     unsigned count;
 };
 
@@ -61,10 +50,7 @@ enum { /* values of the driver's enumerations, as far as used */
     NBHD_CU_COMPUTE_CAPABILITY_MINOR = 76,
     NBHD_CU_SHARED_MEMORY_PER_BLOCK_OPTIN = 97,
     NBHD_CU_FUNC_SHARED_SIZE_BYTES = 1,
-    NBHD_CU_FUNC_NUM_REGS = 4,
     NBHD_CU_FUNC_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8,
-    NBHD_CU_LAUNCH_CLUSTER_DIMENSION = 4,
-    NBHD_CU_LAUNCH_PROGRAMMATIC_SERIALIZATION = 6,
     NBHD_CU_STREAM_NON_BLOCKING = 1,
     NBHD_CU_CAPTURE_MODE_GLOBAL = 0,
     NBHD_CU_TENSOR_FLOAT16 = 6,
@@ -91,7 +77,6 @@ enum { /* values of the driver's enumerations, as far as used */
     X(cuDeviceGetName, (char *, int, int))                                                                             \
     X(cuDeviceGetAttribute, (int *, unsigned, int))                                                                    \
     X(cuDevicePrimaryCtxRetain, (struct CUctx_st **, int))                                                             \
-    X(cuDevicePrimaryCtxRelease_v2, (int))                                                                             \
     X(cuCtxGetCurrent, (struct CUctx_st **))                                                                           \
     X(cuCtxPushCurrent_v2, (struct CUctx_st *))                                                                        \
     X(cuCtxPopCurrent_v2, (struct CUctx_st **))                                                                        \
@@ -104,7 +89,6 @@ enum { /* values of the driver's enumerations, as far as used */
     X(cuFuncGetAttribute, (int *, unsigned, struct CUfunc_st *))                                                       \
     X(cuFuncSetAttribute, (struct CUfunc_st *, unsigned, int))                                                         \
     X(cuLaunchKernelEx, (const NBHD_CU_LAUNCH_CONFIG *, struct CUfunc_st *, void **, void **))                         \
-    X(cuOccupancyMaxActiveBlocksPerMultiprocessor, (int *, struct CUfunc_st *, int, size_t))                           \
     X(cuTensorMapEncodeTiled,                                                                                          \
       (NBHD_CU_TENSOR_MAP *, unsigned, uint32_t, void *, const uint64_t *, const uint64_t *, const uint32_t *,         \
        const uint32_t *, unsigned, unsigned, unsigned, unsigned))                                                      \

@@ -170,12 +170,7 @@ NBHD_FN void await_count(const unsigned *count, unsigned all)
 }
 
 /* ---- copies. Coordinates are in elements, fastest first, and may be out of bounds: loads give zeros there and count
- * the whole box's bytes, stores are clipped (their origin must not be negative). Destinations: 1024-byte aligned. */
-
-NBHD_FN void tma_prefetch_map(const struct nbhd_tensor_map *map)
-{
-    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-}
+ * the whole box's bytes, sums are clipped (their origin must not be negative). Destinations: 1024-byte aligned. */
 
 NBHD_FN void tma_load_5d(unsigned dst, const struct nbhd_tensor_map *map, unsigned bar, int c0, int c1, int c2, int c3,
                          int c4)
@@ -186,14 +181,7 @@ NBHD_FN void tma_load_5d(unsigned dst, const struct nbhd_tensor_map *map, unsign
                  : "memory");
 }
 
-NBHD_FN void tma_store_5d(const struct nbhd_tensor_map *map, unsigned src, int c0, int c1, int c2, int c3, int c4)
-{
-    asm volatile("cp.async.bulk.tensor.5d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];" ::"l"(map),
-                 "r"(src), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
-                 : "memory");
-}
-
-/* global[i] += shared[i], fp32, in the L2; clipped like stores. */
+/* global[i] += shared[i], fp32, in the L2. */
 NBHD_FN void tma_add_5d(const struct nbhd_tensor_map *map, unsigned src, int c0, int c1, int c2, int c3, int c4)
 {
     asm volatile("cp.reduce.async.bulk.tensor.5d.global.shared::cta.add.tile.bulk_group "
@@ -229,18 +217,9 @@ NBHD_FN void bulk_store(void *dst, unsigned src, int bytes)
                  : "memory");
 }
 
-/* dst[i] += src[i], fp32, in the L2. */
-NBHD_FN void bulk_add_f32(float *dst, unsigned src, int bytes)
-{
-    asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(dst), "r"(src),
-                 "r"(bytes)
-                 : "memory");
-}
-
 NBHD_FN void bulk_commit(void) { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-/* Until the sources of all but the last 0 or 1 groups have been read, so may be overwritten. */
+/* Until the sources of all groups have been read, so may be overwritten. */
 NBHD_FN void bulk_wait_read_0(void) { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
-NBHD_FN void bulk_wait_read_1(void) { asm volatile("cp.async.bulk.wait_group.read 1;" ::: "memory"); }
 /* Until all groups are complete, their writes visible. */
 NBHD_FN void bulk_wait_0(void) { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
