@@ -14,8 +14,8 @@ double nbhd_bwd_sm90_dq_ms(const struct nbhd_problem *problem);
 nbhd_status nbhd_bwd_sm90_dq_build(struct nbhd_bwd_sm90_dq **dq, const struct nbhd_problem *problem);
 /* Its tiles, as for nbhd_plan_describe; returns the length, less than room. */
 size_t nbhd_bwd_sm90_dq_describe(const struct nbhd_bwd_sm90_dq *dq, char *text, size_t room);
-/* Writes params->dq, over the keys of the grid and the extra keys. lse_log2: logsumexp * log2(e), delta: row sums of O * dO less
- * dlse; both [batch][heads][tokens], float32. All views are aligned to 16 bytes (nbhd_sm90_check_view). */
+/* Writes params->dq, over the keys of the grid and the extra keys. lse_log2: logsumexp * log2(e), delta: row sums of
+ * O * dO less dlse; both [batch][heads][tokens], float32. All views are aligned to 16 bytes (nbhd_sm90_check_view). */
 nbhd_status nbhd_bwd_sm90_dq_run(const struct nbhd_bwd_sm90_dq *dq, const struct nbhd_params *params,
                                  const float *lse_log2, const float *delta, void *stream);
 void nbhd_bwd_sm90_dq_drop(struct nbhd_bwd_sm90_dq *dq); /* NULL is allowed */

@@ -52,7 +52,7 @@ struct axis_tiles *nbhd_sm90_tiles(struct axis_memo *memo, int extent)
     return t;
 }
 
-static struct axis_visits count_visits(const struct axis_tiles *t, int k)
+struct axis_visits nbhd_sm90_count_visits(struct axis_tiles *t, int k)
 {
     struct axis_visits sum = {.longest = ceil_div(t->longest, k), .masked = t->step > 1};
     for (int i = 0; i < t->classes; i++) {
@@ -61,18 +61,11 @@ static struct axis_visits count_visits(const struct axis_tiles *t, int k)
         sum.full += t->class[i].count * unmasked;
         sum.masked |= boxes != unmasked;
     }
-    return sum;
-}
-
-struct axis_visits nbhd_sm90_visits(struct axis_tiles *t, int k)
-{
     if (!t->visits)
         t->visits = calloc(NBHD_SM90_KEYS + 1, sizeof *t->visits);
-    if (!t->visits)
-        return count_visits(t, k);
-    if (!t->visits[k].longest)
-        t->visits[k] = count_visits(t, k);
-    return t->visits[k];
+    if (t->visits)
+        t->visits[k] = sum;
+    return sum;
 }
 
 void nbhd_sm90_drop_tiles(struct axis_memo *memo)

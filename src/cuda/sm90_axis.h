@@ -50,8 +50,12 @@ static inline int full(const struct tile_class *c, int k)
 
 /* NULL: no memory. */
 struct axis_tiles *nbhd_sm90_tiles(struct axis_memo *memo, int extent);
+struct axis_visits nbhd_sm90_count_visits(struct axis_tiles *tiles, int k);
 /* For key boxes of extent k, 1 to NBHD_SM90_KEYS. */
-struct axis_visits nbhd_sm90_visits(struct axis_tiles *tiles, int k);
+static inline struct axis_visits nbhd_sm90_visits(struct axis_tiles *tiles, int k)
+{
+    return tiles->visits && tiles->visits[k].longest ? tiles->visits[k] : nbhd_sm90_count_visits(tiles, k);
+}
 void nbhd_sm90_drop_tiles(struct axis_memo *memo);
 
 #endif

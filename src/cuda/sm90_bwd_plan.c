@@ -10,39 +10,6 @@ enum { LONG_AXIS = 512 }; /* longer ones try fewer extents */
 
 static int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-/* Boxes of q queries from `begin` on that some query of seen lies in. */
-static int boxes_seen(struct nbhd_range seen, int begin, int q)
-{
-    return seen.end > seen.begin ? (seen.end - 1 - begin) / q - (seen.begin - begin) / q + 1 : 0;
-}
-
-/* Of the first dilation group, and of 64 tiles where there are many. */
-static double share_seen(const struct nbhd_bwd_axis *m, int k, int q)
-{
-    const int tiles = ceil_div(m->keys, k), step = nbhd_max(1, tiles / 64);
-    double all = 0, halves = 0;
-    for (int i = 0; i < tiles; i += step) {
-        const int begin = i * k, middle = begin + k / 2, end = nbhd_min(begin + k, m->keys);
-        const struct nbhd_range tile = nbhd_range_of(begin, end), low = nbhd_range_of(begin, nbhd_min(middle, end));
-        const struct nbhd_range any = nbhd_tile_any_queries(m->axis, m->queries, tile);
-        all += 2 * boxes_seen(any, any.begin, q);
-        halves += boxes_seen(nbhd_tile_any_queries(m->axis, m->queries, low), any.begin, q);
-        if (middle < end)
-            halves += boxes_seen(nbhd_tile_any_queries(m->axis, m->queries, nbhd_range_of(middle, end)), any.begin, q);
-    }
-    return all > 0 ? halves / all : 1;
-}
-
-static const struct nbhd_bwd_count *count_of(struct nbhd_bwd_axis *memo, int k, int q)
-{
-    struct nbhd_bwd_count **at = &memo->count[k][q];
-    if (!*at && (*at = malloc(sizeof **at))) {
-        (*at)->tiles = nbhd_tiles_count_inverse(memo->axis, k, q, NBHD_TILING_DYNAMIC);
-        (*at)->seen = k % 2 ? 1 : share_seen(memo, k, q);
-    }
-    return *at;
-}
-
 /* ---- the search ---- */
 
 /* The axis on which a tile's two blocks of 64 keys are apart, each a half of it; -1 where they are not. */
@@ -55,41 +22,45 @@ static int axis_of_blocks(const struct nbhd_sm90_bwd_plan *p)
     return halves && p->blocks == 2 && !p->adds_dq ? axis : -1;
 }
 
-static void count_boxes(struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_plan *p)
+/* Of equals that one is better which the search would come to first, did it not begin with the most promising. */
+static bool is_better(const struct nbhd_sm90_bwd_plan *p, const struct nbhd_sm90_bwd_plan *than)
 {
-    const int apart = axis_of_blocks(p);
-    double seen = 1;
-    p->tiles = p->boxes = p->full_boxes = 1;
-    for (int a = 0; a < 3; a++) {
-        const struct nbhd_bwd_count *c = count_of(&s->memo[a], p->k_box[a], p->q_box[0][a]);
-        if (!c) {
-            p->ms = INFINITY;
-            return;
-        }
-        p->tiles *= c->tiles.q_tiles;
-        p->boxes *= c->tiles.visited;
-        p->full_boxes *= c->tiles.full;
-        seen *= a == apart ? c->seen : 1;
-    }
-    p->seen = seen * p->boxes;
-    if (p->k_box[0] * p->k_box[1] * p->k_box[2] < 64 * p->blocks)
-        p->full_boxes *= (p->blocks - 1) / (double)p->blocks; /* one of the blocks masks all */
-    p->ms = nbhd_sm90_bwd_ms(s, p);
+    if (p->ms != than->ms)
+        return p->ms < than->ms;
+    if (p->ctas != than->ctas || p->n != than->n)
+        return p->ctas != than->ctas ? p->ctas < than->ctas : p->n < than->n;
+    for (int a = 0; a < 3; a++)
+        if (p->k_box[a] != than->k_box[a])
+            return p->k_box[a] < than->k_box[a];
+    for (int a = 0; a < 3; a++)
+        if (p->q_box[0][a] != than->q_box[0][a])
+            return p->q_box[0][a] < than->q_box[0][a];
+    return false;
 }
 
-/* Keeps the best `room` of a list sorted by ms; returns the new count. */
-static int keep(struct nbhd_sm90_bwd_plan *list, int count, int room, const struct nbhd_sm90_bwd_plan *p)
+/* The best plans so far. */
+struct best {
+    struct nbhd_sm90_bwd_plan *plans;
+    int count, room;
+};
+
+/* A plan that takes longer is not kept. */
+static double enough(const struct best *best)
 {
-    int at = count;
-    while (at > 0 && list[at - 1].ms > p->ms)
+    return best->count < best->room ? INFINITY : best->plans[best->count - 1].ms;
+}
+
+static void keep(struct best *best, const struct nbhd_sm90_bwd_plan *p)
+{
+    int at = best->count;
+    while (at > 0 && is_better(p, &best->plans[at - 1]))
         at--;
-    if (at == room || !isfinite(p->ms))
-        return count;
-    if (count < room)
-        count++;
-    memmove(list + at + 1, list + at, (size_t)(count - at - 1) * sizeof *list);
-    list[at] = *p;
-    return count;
+    if (at == best->room || !isfinite(p->ms))
+        return;
+    if (best->count < best->room)
+        best->count++;
+    memmove(best->plans + at + 1, best->plans + at, (size_t)(best->count - at - 1) * sizeof *best->plans);
+    best->plans[at] = *p;
 }
 
 /* A long axis is not tried with every extent, an axis alone with the largest only. */
@@ -121,9 +92,98 @@ int nbhd_sm90_bwd_list(const struct nbhd_bwd_search *s, const int size[3], int m
     return count;
 }
 
-/* Every pair of boxes for the plan's kind and n: the best into list, of `count` so far. Returns their number. */
-static int search_boxes(struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_plan *plan, struct nbhd_sm90_bwd_plan *list,
-                        int count, int room)
+/* The time of a plan that computes so many boxes, none of which needs a mask. */
+static double least_ms(const struct nbhd_bwd_search *s, const struct nbhd_sm90_bwd_plan *plan, double boxes)
+{
+    struct nbhd_sm90_bwd_plan p = *plan;
+    p.seen = p.boxes = p.full_boxes = boxes;
+    return nbhd_sm90_bwd_ms(s, &p) * (1 - 1e-9); /* rounding must not make it more than any plan's */
+}
+
+/* Every box of queries with the plan's keys. A block skips boxes that it does not see; so many as are computed and
+ * waited for in the mean decide the time, but for masks: from `hopeless` on it is too long. */
+static void try_queries(struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_plan *p, int (*q)[3], int count,
+                        struct best *best)
+{
+    const int apart = axis_of_blocks(p);
+    struct nbhd_bwd_tiles *t[3];
+    double hopeless = INFINITY;
+    for (int a = 0; a < 3; a++)
+        t[a] = nbhd_sm90_bwd_tiles(&s->memo[a], p->k_box[a]);
+    for (int j = 0; j < count; j++) {
+        p->boxes = p->full_boxes = 1;
+        for (int a = 0; a < 3; a++) {
+            const struct nbhd_bwd_count c = nbhd_sm90_bwd_count(t[a], q[j][a]);
+            p->boxes *= c.boxes;
+            p->full_boxes *= c.full;
+        }
+        p->seen = p->boxes * (apart < 0 ? 1 : nbhd_sm90_bwd_seen(&s->memo[apart], p->k_box[apart], q[j][apart]));
+        const double computed = (p->seen + p->boxes) / 2;
+        if (computed >= hopeless)
+            continue;
+        if (p->k_box[0] * p->k_box[1] * p->k_box[2] < 64 * p->blocks)
+            p->full_boxes *= (p->blocks - 1) / (double)p->blocks; /* one of the blocks masks all */
+        memcpy(p->q_box[0], q[j], sizeof *q);
+        nbhd_sm90_bwd_fits(s, p);
+        p->ms = nbhd_sm90_bwd_ms(s, p);
+        keep(best, p);
+        if (p->ms > enough(best) && least_ms(s, p, computed) > enough(best))
+            hopeless = computed;
+    }
+}
+
+/* A box of keys, and what a plan takes with it at least. */
+struct key_box {
+    int extent[3];
+    double tiles, ms;
+};
+
+static int by_least_ms(const void *a, const void *b)
+{
+    const double x = ((const struct key_box *)a)->ms, y = ((const struct key_box *)b)->ms;
+    return (x > y) - (x < y);
+}
+
+/* The boxes of keys that can be among the best, the most promising first. Returns their number. */
+static int rank_keys(struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_plan *p, int (*k)[3], int count,
+                     const struct best *best, struct key_box *ranked)
+{
+    int kept = 0;
+    for (int i = 0; i < count; i++) {
+        double pairs = 1;
+        memcpy(p->k_box, k[i], sizeof *k);
+        p->tiles = 1;
+        for (int a = 0; a < 3; a++) {
+            const struct nbhd_bwd_tiles *t = nbhd_sm90_bwd_tiles(&s->memo[a], k[i][a]);
+            if (!t)
+                return 0;
+            p->tiles *= t->tiles;
+            pairs *= t->queries;
+        }
+        struct key_box *box = &ranked[kept];
+        memcpy(box->extent, k[i], sizeof *k);
+        box->tiles = p->tiles;
+        box->ms = least_ms(s, p, pairs / p->n * (axis_of_blocks(p) < 0 ? 1 : 0.5));
+        kept += box->ms <= enough(best);
+    }
+    qsort(ranked, (size_t)kept, sizeof *ranked, by_least_ms);
+    return kept;
+}
+
+/* Only boxes of queries that fit, whatever the keys are. */
+static int drop_unfit(const struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_plan *p, int (*q)[3], int count)
+{
+    int kept = 0;
+    for (int j = 0; j < count; j++) {
+        memcpy(p->q_box[0], q[j], sizeof *q);
+        if (nbhd_sm90_bwd_fits(s, p))
+            memcpy(q[kept++], p->q_box[0], sizeof *q);
+    }
+    return kept;
+}
+
+/* Every pair of boxes for the plan's kind and n that can be among the best. */
+static void search_boxes(struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_plan *plan, struct best *best)
 {
     int keys[3], queries[3];
     for (int a = 0; a < 3; a++) {
@@ -131,24 +191,23 @@ static int search_boxes(struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_plan *pl
         queries[a] = s->memo[a].queries;
     }
     const int k_count = nbhd_sm90_bwd_list(s, keys, 64 * plan->blocks, NULL);
-    const int q_count = nbhd_sm90_bwd_list(s, queries, plan->n, NULL);
+    int q_count = nbhd_sm90_bwd_list(s, queries, plan->n, NULL);
     int(*k)[3] = malloc((size_t)k_count * sizeof *k + 1), (*q)[3] = malloc((size_t)q_count * sizeof *q + 1);
-    if (k && q) {
+    struct key_box *ranked = malloc((size_t)k_count * sizeof *ranked + 1);
+    if (k && q && ranked) {
         nbhd_sm90_bwd_list(s, keys, 64 * plan->blocks, k);
         nbhd_sm90_bwd_list(s, queries, plan->n, q);
-        for (int i = 0; i < k_count; i++)
-            for (int j = 0; j < q_count; j++) {
-                memcpy(plan->k_box, k[i], sizeof *k);
-                memcpy(plan->q_box[0], q[j], sizeof *q);
-                if (!nbhd_sm90_bwd_fits(s, plan))
-                    continue;
-                count_boxes(s, plan);
-                count = keep(list, count, room, plan);
-            }
+        q_count = drop_unfit(s, plan, q, q_count);
+        const int found = q_count ? rank_keys(s, plan, k, k_count, best, ranked) : 0;
+        for (int i = 0; i < found && ranked[i].ms <= enough(best); i++) {
+            memcpy(plan->k_box, ranked[i].extent, sizeof plan->k_box);
+            plan->tiles = ranked[i].tiles;
+            try_queries(s, plan, q, q_count, best);
+        }
     }
     free(k);
     free(q);
-    return count;
+    free(ranked);
 }
 
 static int by_ms(const void *a, const void *b)
@@ -170,7 +229,7 @@ int nbhd_sm90_bwd_plans(const struct nbhd_problem *problem, int adds_dq, int mul
                         struct nbhd_sm90_bwd_plan *plans, int room)
 {
     struct nbhd_bwd_search *s = calloc(1, sizeof *s);
-    int count = 0;
+    struct best best = {.plans = plans, .room = room};
     if (!s)
         return 0;
     s->problem = problem;
@@ -196,18 +255,16 @@ int nbhd_sm90_bwd_plans(const struct nbhd_problem *problem, int adds_dq, int mul
                                               .shapes = 1,
                                               .adds_dq = adds_dq,
                                               .sliced = is_sliced(problem)};
-            count = search_boxes(s, &plan, plans, count, room);
+            search_boxes(s, &plan, &best);
         }
     }
-    for (int i = 0; i < count; i++)
+    for (int i = 0; i < best.count; i++)
         nbhd_sm90_bwd_add_shapes(s, &plans[i]);
-    qsort(plans, (size_t)count, sizeof *plans, by_ms);
+    qsort(plans, (size_t)best.count, sizeof *plans, by_ms);
     for (int a = 0; a < 3; a++)
-        for (int k = 0; k <= NBHD_BWD_SM90_ROWS; k++)
-            for (int q = 0; q <= NBHD_SM90_BWD_QUERIES; q++)
-                free(s->memo[a].count[k][q]);
+        nbhd_sm90_bwd_drop_tiles(&s->memo[a]);
     free(s);
-    return count;
+    return best.count;
 }
 
 /* ---- what the kernel is told ---- */

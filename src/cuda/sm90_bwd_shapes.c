@@ -5,81 +5,54 @@
 #include <string.h>
 #include "cuda/sm90_bwd_search.h"
 
-enum {
-    MOST_CLASSES = 64, /* of the tiles of an axis */
-    MOST_COMBINATIONS = 2048
-};
-
-static int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
-/* Tiles of an axis whose unions are alike: union's length, intersection from the union's begin. */
-struct tile_class {
-    int length, begin, end;
-    double count;
-};
+enum { MOST_COMBINATIONS = 2048 };
 
 /* Every combination of the axes' classes, and the boxes that it needs with the shapes so far. */
 struct combinations {
     int count;
     struct {
-        struct tile_class axis[3];
+        struct nbhd_bwd_class axis[3];
         double tiles, boxes;
     } list[MOST_COMBINATIONS];
 };
 
-/* Their number; 0: too many. */
-static int find_classes(const struct nbhd_bwd_axis *m, int k_box, struct tile_class *list)
-{
-    int count = 0;
-    for (int k = 0; k < m->keys; k += k_box) {
-        const struct nbhd_tile t = nbhd_tile_at_inverse(m->axis, m->queries, k, k_box, 1, NBHD_TILING_DYNAMIC);
-        const struct tile_class c = {t.any.end - t.any.begin, t.all.begin - t.any.begin, t.all.end - t.any.begin, 0};
-        int i = 0;
-        while (i < count && (list[i].length != c.length || list[i].begin != c.begin || list[i].end != c.end))
-            i++;
-        if (i == MOST_CLASSES)
-            return 0;
-        if (i == count)
-            list[count++] = c;
-        list[i].count++;
-    }
-    return count;
-}
-
 static bool find_combinations(const struct nbhd_bwd_search *s, const struct nbhd_sm90_bwd_plan *p,
                               struct combinations *c)
 {
-    struct tile_class class[3][MOST_CLASSES];
-    int classes[3];
-    for (int a = 0; a < 3; a++)
-        classes[a] = find_classes(&s->memo[a], p->k_box[a], class[a]);
-    c->count = classes[0] * classes[1] * classes[2];
-    if (c->count > MOST_COMBINATIONS)
-        return false;
+    const struct nbhd_bwd_tiles *t[3];
+    c->count = 1;
+    for (int a = 0; a < 3; a++) {
+        t[a] = s->memo[a].tiles[p->k_box[a]];
+        c->count *= t[a]->classes;
+        if (t[a]->classes > NBHD_SM90_BWD_CLASSES || c->count > MOST_COMBINATIONS)
+            return false;
+    }
     for (int i = 0; i < c->count; i++) {
-        const int at[3] = {i % classes[0], i / classes[0] % classes[1], i / classes[0] / classes[1]};
+        const int at[3] = {i % t[0]->classes, i / t[0]->classes % t[1]->classes, i / t[0]->classes / t[1]->classes};
         c->list[i].tiles = 1;
         c->list[i].boxes = INFINITY;
         for (int a = 0; a < 3; a++) {
-            c->list[i].axis[a] = class[a][at[a]];
-            c->list[i].tiles *= class[a][at[a]].count;
+            c->list[i].axis[a] = t[a]->class[at[a]];
+            c->list[i].tiles *= t[a]->class[at[a]].tiles;
         }
     }
-    return c->count > 0;
+    return true;
 }
 
-static double boxes_of(const struct tile_class axis[3], const int q_box[3])
+static double boxes_of(const struct nbhd_bwd_class axis[3], const int q_box[3])
 {
-    return (double)ceil_div(axis[0].length, q_box[0]) * ceil_div(axis[1].length, q_box[1]) *
-           ceil_div(axis[2].length, q_box[2]);
+    double boxes = 1;
+    for (int a = 0; a < 3; a++)
+        boxes *= nbhd_sm90_bwd_visited(&axis[a], q_box[a]);
+    return boxes;
 }
 
 /* Of these, need no mask. */
-static double full_of(const struct tile_class axis[3], const int q_box[3])
+static double full_of(const struct nbhd_bwd_class axis[3], const int q_box[3])
 {
     double full = 1;
     for (int a = 0; a < 3; a++)
-        full *= nbhd_max(0, axis[a].end / q_box[a] - ceil_div(nbhd_max(0, axis[a].begin), q_box[a]));
+        full *= nbhd_sm90_bwd_full(&axis[a], q_box[a]);
     return full;
 }
 

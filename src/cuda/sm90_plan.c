@@ -32,10 +32,12 @@ double nbhd_sm90_slices(const struct nbhd_problem *problem, const struct nbhd_sm
 
 /* ---- the search ---- */
 
+static const double equal = 1e-6; /* of ms, relatively */
+
 /* Of equals the first stays ahead, but for one whose queries lie closer in memory. */
 static int is_better(const struct nbhd_sm90_plan *p, const struct nbhd_sm90_plan *than)
 {
-    if (fabs(than->ms - p->ms) > 1e-6 * p->ms)
+    if (fabs(than->ms - p->ms) > equal * p->ms)
         return than->ms > p->ms;
     return memcmp(&than->variant, &p->variant, sizeof p->variant) == 0 && than->q_box[2] < p->q_box[2];
 }
@@ -55,27 +57,71 @@ static int keep(struct nbhd_sm90_plan *list, int count, int room, const struct n
     return count;
 }
 
+/* The best key box for a variant and a query box. */
 struct best_box {
     struct nbhd_sm90_plan best, trial;
     int found;
+    struct axis_tiles *tiles[3];
+    double most_full; /* boxes that need no mask */
+    double enough;    /* a plan that takes so long is of no use */
+    double hopeless;  /* so many boxes take so long, however few of them need a mask */
 };
 
-static void try_first_shape(struct nbhd_sm90_search *s, void *closure, const int k_box[3])
+static struct best_box begin_best(struct nbhd_sm90_search *s, const struct nbhd_sm90_plan *trial, double enough)
 {
-    struct best_box *b = closure;
+    struct best_box b = {.trial = *trial, .enough = enough, .hopeless = INFINITY};
+    int longest[3];
+    b.most_full = 1.0 / nbhd_sm90_least_keys(s, trial->q_box, trial->variant.n, longest);
+    for (int a = 0; a < 3; a++) {
+        b.tiles[a] = nbhd_sm90_tiles(&s->memo[a], trial->q_box[a]);
+        b.most_full *= b.tiles[a]->inner;
+    }
+    return b;
+}
+
+/* The trial takes too long; perhaps so does all that has as many boxes. */
+static void learn_hopeless(struct nbhd_sm90_search *s, struct best_box *b)
+{
+    struct nbhd_sm90_plan least = b->trial;
+    least.full_boxes = fmin(least.boxes, b->most_full);
+    least.longest = least.boxes / least.tiles;
+    if (least.boxes < b->hopeless && s->kernel->ms(s->problem, &least, s->multiprocessors) > b->enough * (1 + 1e-9))
+        b->hopeless = least.boxes;
+}
+
+static void try_first_shape(struct nbhd_sm90_search *s, struct best_box *b)
+{
     struct nbhd_sm90_plan *p = &b->trial;
-    memcpy(p->k_box[0], k_box, sizeof p->k_box[0]);
+    nbhd_sm90_count(s, p);
     p->mask_steps = 1;
     p->mask_bits = p->pad = 0;
-    nbhd_sm90_count(s, p);
-    if (b->found && p->ms >= b->best.ms) /* even with the cheapest masks */
+    p->ms = s->kernel->ms(s->problem, p, s->multiprocessors);
+    if (p->ms >= b->enough) { /* even with the cheapest masks */
+        learn_hopeless(s, b);
         return;
+    }
     if (!nbhd_sm90_fits(s, p))
         return;
     p->ms = s->kernel->ms(s->problem, p, s->multiprocessors);
     if (!b->found || p->ms < b->best.ms)
         b->best = *p;
     b->found = 1;
+    b->enough = fmin(b->enough, b->best.ms);
+}
+
+/* Models go by the mean tile unless the longest has twice as many boxes: then more of them may take less time. */
+static void try_first_shapes(struct nbhd_sm90_search *s, void *closure, int k_box[3], int least, int most)
+{
+    struct best_box *b = closure;
+    const struct axis_visits x = nbhd_sm90_visits(b->tiles[0], k_box[0]), y = nbhd_sm90_visits(b->tiles[1], k_box[1]);
+    for (k_box[2] = least; k_box[2] <= most; k_box[2]++) {
+        const struct axis_visits z = nbhd_sm90_visits(b->tiles[2], k_box[2]);
+        const double boxes = x.boxes * y.boxes * z.boxes, longest = (double)x.longest * y.longest * z.longest;
+        if (boxes >= b->hopeless && longest * b->trial.tiles < 1.9 * boxes)
+            continue;
+        memcpy(b->trial.k_box[0], k_box, sizeof b->trial.k_box[0]);
+        try_first_shape(s, b);
+    }
 }
 
 /* Query boxes of nearly `tokens` tokens, those with the smallest unions first. */
@@ -173,8 +219,9 @@ static int search_pack(struct nbhd_sm90_search *s, int pack, struct nbhd_sm90_pl
     for (int i = 0; i < n && pairs[i].ms < (count < room ? INFINITY : list[count - 1].ms); i++) {
         const struct nbhd_sm90_variant *variant = &variants[pairs[i].variant];
         const int *q_box = boxes[variant->groups][pairs[i].box];
-        struct best_box b = {.trial = begin_plan(s, variant, pack, q_box)};
-        nbhd_sm90_each_key_box(s, q_box, variant->n, try_first_shape, &b);
+        const struct nbhd_sm90_plan trial = begin_plan(s, variant, pack, q_box);
+        struct best_box b = begin_best(s, &trial, count < room ? INFINITY : list[count - 1].ms * (1 + 2 * equal));
+        nbhd_sm90_each_row(s, q_box, variant->n, try_first_shapes, &b);
         if (b.found)
             count = keep(list, count, room, &b.best);
     }

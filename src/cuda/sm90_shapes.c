@@ -107,7 +107,6 @@ void nbhd_sm90_count(struct nbhd_sm90_search *s, struct nbhd_sm90_plan *p)
         }
         if (needs_pad(s, p, p->k_box[0]))
             p->full_boxes = 0;
-        p->ms = s->kernel->ms(s->problem, p, s->multiprocessors);
         return;
     }
     for (int i = 0; i < t[0]->classes; i++)
@@ -128,85 +127,130 @@ void nbhd_sm90_count(struct nbhd_sm90_search *s, struct nbhd_sm90_plan *p)
                 p->boxes += weight * best;
                 p->full_boxes += weight * best_full;
             }
-    p->ms = s->kernel->ms(s->problem, p, s->multiprocessors);
 }
 
-void nbhd_sm90_each_key_box(struct nbhd_sm90_search *s, const int q_box[3], int n, nbhd_sm90_key_box_visitor *visit,
-                            void *closure)
+int nbhd_sm90_least_keys(struct nbhd_sm90_search *s, const int q_box[3], int n, int most[3])
 {
-    int longest[3], total = 1;
+    int total = 1;
     for (int a = 0; a < 3; a++) {
-        struct axis_tiles *t = nbhd_sm90_tiles(&s->memo[a], q_box[a]);
-        longest[a] = nbhd_min(nbhd_max(t->longest, 1), s->memo[a].most);
-        total = nbhd_min(total * nbhd_min(longest[a], NBHD_SM90_KEYS), NBHD_SM90_KEYS);
+        const struct axis_tiles *t = nbhd_sm90_tiles(&s->memo[a], q_box[a]);
+        most[a] = nbhd_min(nbhd_max(t->longest, 1), s->memo[a].most);
+        total = nbhd_min(total * nbhd_min(most[a], NBHD_SM90_KEYS), NBHD_SM90_KEYS);
     }
-    int least = nbhd_min(total, n * s->eighths / 8);
-    for (int k0 = 1; k0 <= nbhd_min(longest[0], n); k0++)
-        for (int k1 = 1; k1 <= nbhd_min(longest[1], n / k0); k1++) {
-            int most = nbhd_min(longest[2], n / (k0 * k1));
-            for (int k2 = nbhd_max(1, ceil_div(least, k0 * k1)); k2 <= most; k2++)
-                visit(s, closure, (const int[3]){k0, k1, k2});
-        }
+    return nbhd_min(total, n * s->eighths / 8);
+}
+
+void nbhd_sm90_each_row(struct nbhd_sm90_search *s, const int q_box[3], int n, nbhd_sm90_row_visitor *visit,
+                        void *closure)
+{
+    int most[3];
+    const int least = nbhd_sm90_least_keys(s, q_box, n, most);
+    for (int k0 = 1; k0 <= nbhd_min(most[0], n); k0++)
+        for (int k1 = 1; k1 <= nbhd_min(most[1], n / k0); k1++)
+            visit(s, closure, (int[3]){k0, k1}, nbhd_max(1, ceil_div(least, k0 * k1)),
+                  nbhd_min(most[2], n / (k0 * k1)));
 }
 
 /* ---- more shapes ---- */
 
-/* One more shape: which saves most? current: boxes that a combination of classes needs with the shapes so far. */
+/* The lengths of unions on each axis, and of each combination of them the tiles that have it, and the boxes that these
+ * need with the shapes so far. */
 struct combinations {
-    int count, n, length[MOST_COMBINATIONS][3];
-    double weight[MOST_COMBINATIONS], current[MOST_COMBINATIONS], best;
+    int lengths[3], length[3][NBHD_SM90_CLASSES];
+    double tiles[MOST_COMBINATIONS], boxes[MOST_COMBINATIONS];
+    double best; /* boxes of all tiles with k_box besides */
     int k_box[3];
 };
 
-static double boxes_of(const int length[3], const int k_box[3])
+/* Boxes of all tiles, each with k_box where it is better, or some number that is not below `enough`. */
+static double boxes_with(const struct combinations *c, const int k_box[3], double enough)
 {
-    return (double)ceil_div(length[0], k_box[0]) * ceil_div(length[1], k_box[1]) * ceil_div(length[2], k_box[2]);
+    double on_axis[3][NBHD_SM90_CLASSES], sum = 0;
+    for (int a = 0; a < 3; a++)
+        for (int i = 0; i < c->lengths[a]; i++)
+            on_axis[a][i] = ceil_div(c->length[a][i], k_box[a]);
+    for (int i = 0, at = 0; i < c->lengths[0]; i++)
+        for (int j = 0; j < c->lengths[1] && sum < enough; j++)
+            for (int k = 0; k < c->lengths[2]; k++, at++) {
+                const double boxes = on_axis[0][i] * on_axis[1][j] * on_axis[2][k];
+                sum += c->tiles[at] * (boxes < c->boxes[at] ? boxes : c->boxes[at]);
+            }
+    return sum;
 }
 
-static void try_next_shape(struct nbhd_sm90_search *s, void *closure, const int k_box[3])
+static void try_next_shapes(struct nbhd_sm90_search *s, void *closure, int k_box[3], int least, int most)
 {
     (void)s;
     struct combinations *c = closure;
-    double sum = 0;
-    for (int i = 0; i < c->count; i++)
-        sum += c->weight[i] * fmin(c->current[i], boxes_of(c->length[i], k_box));
-    if (sum < c->best) {
-        c->best = sum;
-        memcpy(c->k_box, k_box, sizeof c->k_box);
+    for (k_box[2] = least; k_box[2] <= most; k_box[2]++) {
+        const double boxes = boxes_with(c, k_box, c->best);
+        if (boxes < c->best) {
+            c->best = boxes;
+            memcpy(c->k_box, k_box, sizeof c->k_box);
+        }
     }
+}
+
+/* Lets tiles have k_box where it is better. */
+static void take_shape(struct combinations *c, const int k_box[3])
+{
+    for (int i = 0, at = 0; i < c->lengths[0]; i++)
+        for (int j = 0; j < c->lengths[1]; j++)
+            for (int k = 0; k < c->lengths[2]; k++, at++)
+                c->boxes[at] = fmin(c->boxes[at], (double)ceil_div(c->length[0][i], k_box[0]) *
+                                                      ceil_div(c->length[1][j], k_box[1]) *
+                                                      ceil_div(c->length[2][k], k_box[2]));
+}
+
+/* Tiles by the length of their union; returns how many lengths there are. */
+static int find_lengths(const struct axis_tiles *t, int length[NBHD_SM90_CLASSES], double tiles[NBHD_SM90_CLASSES])
+{
+    int count = 0;
+    for (int i = 0; i < t->classes; i++) {
+        int at = 0;
+        while (at < count && length[at] != t->class[i].length)
+            at++;
+        if (at == count) {
+            length[count] = t->class[i].length;
+            tiles[count++] = 0;
+        }
+        tiles[at] += t->class[i].count;
+    }
+    return count;
+}
+
+static int find_combinations(struct nbhd_sm90_search *s, const struct nbhd_sm90_plan *p, struct combinations *c)
+{
+    double tiles[3][NBHD_SM90_CLASSES];
+    int classes = 1, count = 0;
+    for (int a = 0; a < 3; a++) {
+        const struct axis_tiles *t = nbhd_sm90_tiles(&s->memo[a], p->q_box[a]);
+        c->lengths[a] = find_lengths(t, c->length[a], tiles[a]);
+        classes *= t->classes;
+    }
+    for (int i = 0; i < c->lengths[0] && classes <= MOST_COMBINATIONS; i++)
+        for (int j = 0; j < c->lengths[1]; j++)
+            for (int k = 0; k < c->lengths[2]; k++, count++) {
+                c->tiles[count] = tiles[0][i] * tiles[1][j] * tiles[2][k];
+                c->boxes[count] = INFINITY;
+            }
+    return count;
 }
 
 static void add_shapes(struct nbhd_sm90_search *s, struct nbhd_sm90_plan *p, struct combinations *c)
 {
-    struct axis_tiles *t[3];
-    for (int a = 0; a < 3; a++)
-        t[a] = nbhd_sm90_tiles(&s->memo[a], p->q_box[a]);
-    if (t[0]->classes * t[1]->classes * t[2]->classes > MOST_COMBINATIONS)
+    if (!find_combinations(s, p, c))
         return;
-    c->count = 0;
-    for (int i = 0; i < t[0]->classes; i++)
-        for (int j = 0; j < t[1]->classes; j++)
-            for (int k = 0; k < t[2]->classes; k++, c->count++) {
-                c->length[c->count][0] = t[0]->class[i].length;
-                c->length[c->count][1] = t[1]->class[j].length;
-                c->length[c->count][2] = t[2]->class[k].length;
-                c->weight[c->count] = t[0]->class[i].count * t[1]->class[j].count * t[2]->class[k].count;
-            }
     while (p->shapes < NBHD_SM90_SHAPES) {
-        double before = 0;
-        for (int i = 0; i < c->count; i++) {
-            c->current[i] = boxes_of(c->length[i], p->k_box[0]);
-            for (int k = 1; k < p->shapes; k++)
-                c->current[i] = fmin(c->current[i], boxes_of(c->length[i], p->k_box[k]));
-            before += c->weight[i] * c->current[i];
-        }
-        c->best = before;
-        nbhd_sm90_each_key_box(s, p->q_box, p->variant.n, try_next_shape, c);
         struct nbhd_sm90_plan more = *p;
+        take_shape(c, p->k_box[p->shapes - 1]);
+        const double before = c->best = boxes_with(c, p->k_box[p->shapes - 1], INFINITY);
+        nbhd_sm90_each_row(s, p->q_box, p->variant.n, try_next_shapes, c);
         memcpy(more.k_box[more.shapes++], c->k_box, sizeof c->k_box);
         if (c->best > 0.995 * before || !nbhd_sm90_fits(s, &more))
             return;
         nbhd_sm90_count(s, &more);
+        more.ms = s->kernel->ms(s->problem, &more, s->multiprocessors);
         if (more.ms >= p->ms)
             return;
         *p = more;
