@@ -16,6 +16,7 @@ static const char *const canonical[] = {
     "qk_bwd f32 d8 7 w3",
     "av_bwd bf16 d8 7 w3",
     "fwd f32 h2 d32 50 kv=77 w77",
+    "fwd f32 d8 9 w3 scale=0.124706954", /* no shorter number is this float */
 };
 
 static const struct {
@@ -89,7 +90,7 @@ static void check_lines(void)
           nbhd_last_error());
 }
 
-/* Random problems survive the way through text. */
+/* Random problems survive the way through text, every field of them. */
 static void check_round_trip(void)
 {
     for (unsigned seed = 0; seed < 2000; seed++) {
@@ -97,7 +98,11 @@ static void check_round_trip(void)
         char first[NBHD_TEXT], second[NBHD_TEXT];
         const bool ok = !nbhd_desc_format(&desc, first, sizeof first) && !nbhd_desc_parse(&again, first) &&
                         !nbhd_desc_format(&again, second, sizeof second);
+        struct nbhd_problem given, read;
         CHECK(ok && !strcmp(first, second), "seed %u: '%s', then '%s' (%s)", seed, first, second, nbhd_last_error());
+        CHECK(!nbhd_problem_init(&given, &desc) && !nbhd_problem_init(&read, &again) &&
+                  !memcmp(&given, &read, sizeof given),
+              "seed %u: '%s' is read as another problem", seed, first);
     }
 }
 

@@ -36,6 +36,18 @@ static void check_choice(void)
     CHECK(nbhd_plan_create(&plan, &desc, NBHD_DEVICE_CPU, 1u << 20) == NBHD_ERROR_INVALID, "unknown flag passed");
 }
 
+/* Axes of one token come first, wherever the caller has them: kernels run along the last. */
+static void check_order(void)
+{
+    nbhd_plan *plan = plan_of("d16 64x1x48 w5x1x7", NULL);
+    const struct nbhd_problem *p = &plan->problem;
+    CHECK(p->axis[0].length == 1 && p->axis[1].length == 64 && p->axis[2].length == 48, "64x1x48 became %dx%dx%d",
+          p->axis[0].length, p->axis[1].length, p->axis[2].length);
+    CHECK(p->at[0] == 1 && p->at[1] == 0 && p->at[2] == 2, "whose axes stand at %d, %d, %d", p->at[0], p->at[1],
+          p->at[2]);
+    nbhd_plan_destroy(&plan);
+}
+
 /* Every row refuses a problem of another pass or device, with a sentence. */
 static void check_refusals(void)
 {
@@ -231,6 +243,7 @@ static void check_isa(void)
 int main(void)
 {
     check_choice();
+    check_order();
     check_refusals();
     check_arguments();
     check_batch_and_bias();

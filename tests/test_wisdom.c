@@ -153,6 +153,22 @@ static void check_bad_files(void)
                         "cpu.fwd_scalar 0,0x0x0,0x0x0,0,1 1 cpu fwd f32 d8 20 w5 threads=0\n"), "saved '%s'", text);
 }
 
+/* Of two choices for one problem of one machine the later stands. */
+static void check_replaced(void)
+{
+    static const char later[] = "nbhd wisdom 1\nmachine of another kind\n"
+                                "cpu.fwd_scalar 0,0x0x0,0x0x0,0,2 0.5 cpu fwd f32 d8 20 w5 threads=0\n";
+    char text[4096];
+    nbhd_wisdom_forget();
+    write_file("nbhd wisdom 1\nmachine of another kind\n"
+               "cpu.fwd_scalar 0,0x0x0,0x0x0,0,1 1 cpu fwd f32 d8 20 w5 threads=0\n");
+    CHECK(!nbhd_wisdom_load(path, NULL), "%s", nbhd_last_error());
+    write_file(later);
+    CHECK(!nbhd_wisdom_load(path, NULL) && !nbhd_wisdom_save(path), "%s", nbhd_last_error());
+    read_file(text, sizeof text);
+    CHECK(!strcmp(text, later), "saved '%s'", text);
+}
+
 /* A plan that was measured computes what it should, with wisdom and without. */
 static void check_results(void)
 {
@@ -207,6 +223,7 @@ int main(void)
     check_bad_files();
     check_round_trip();
     check_obeyed();
+    check_replaced();
     check_results();
     check_threads();
     nbhd_wisdom_forget();
