@@ -5,8 +5,8 @@
 
 #include "nbhd_geom.h"
 
-/* A tensor as a kernel sees it. Strides are in bytes and may be negative or 0; the last extent is unit stride.
- * data is 0 where the caller gave no such tensor. Offsets are 64-bit throughout: 16 M tokens x 4 heads x 64 exceeds 2^31. */
+/* A tensor as a kernel sees it. Strides are in bytes and may be negative or 0; the last extent is unit stride. data is
+ * 0 where the caller gave no such tensor. Offsets are 64-bit throughout: 16 M tokens x 4 heads x 64 exceeds 2^31. */
 struct nbhd_view {
     char *data;
     long long batch, axis[3], head;

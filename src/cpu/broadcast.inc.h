@@ -1,6 +1,7 @@
-/* What the forward and the backward for large windows share. A tile is a box of up to 64 queries of one head (or of several
- * heads that share keys), one a lane. Keys and values are read in place, in the caller's strides: a scalar of a key is
- * broadcast to all lanes. Here are the two products with lanes of queries, and the walk over a tile's keys in blocks. */
+/* What the forward and the backward for large windows share. A tile is a box of up to 64 queries of one head (or of
+ * several heads that share keys), one a lane. Keys and values are read in place, in the caller's strides: a scalar of a
+ * key is broadcast to all lanes. Here are the two products with lanes of queries, and the walk over a tile's keys in
+ * blocks. */
 
 /* One axis of a tile: the keys that each of its coordinates sees, and which lanes have which coordinate. */
 struct tile_axis {
@@ -247,8 +248,8 @@ V_FN void strip_maximum(const float *s, int width, int keys, vf *m, const int nv
             m[v] = v_max(v_load(s + i * width + v * VF), m[v]);
 }
 
-/* Of keys [begin, end) of a block, whose scores are s: s = factor * s + log2(e) * bias, of n vectors of lanes from the tile's
- * vector `first` on, which begins at s. */
+/* Of keys [begin, end) of a block, whose scores are s: s = factor * s + log2(e) * bias, of n vectors of lanes from the
+ * tile's vector `first` on, which begins at s. */
 static inline void strip_bias(const struct key_block *b, int begin, int end, const struct tile *t, float factor, float *s, int width,
                               int first, int n)
 {

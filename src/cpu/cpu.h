@@ -43,7 +43,7 @@ uint16_t nbhd_to_f16(float value);
 double nbhd_load(const char *array, int dtype, long long i);
 void nbhd_store(char *array, int dtype, long long i, double value);
 
-/* How many threads a plan should use for so many tasks: desc.threads or all, no more than there are tasks; starts them. */
+/* How many threads a plan should use for so many tasks: desc.threads or all, no more than tasks; starts them. */
 int nbhd_plan_threads(const struct nbhd_problem *problem, long long tasks);
 
 #endif

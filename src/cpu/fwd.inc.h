@@ -1,5 +1,6 @@
 /* The vector forward, written once over a vocabulary: a kernel file includes simd_<isa>.h, then this, and gets
- * fwd_configs, fwd_build and fwd_run. Lanes are queries throughout; how a key reaches them is the difference of the two algorithms. */
+ * fwd_configs, fwd_build and fwd_run. Lanes are queries throughout; how a key reaches them is the difference of the two
+ * algorithms. */
 #include <float.h>
 #include <limits.h>
 #include <math.h>

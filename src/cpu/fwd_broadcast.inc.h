@@ -8,8 +8,8 @@
  * its score replaced there by -inf; if its value row holds a NaN or infinity, which 0 would not silence, it is added to
  * the lanes that see it one by one. Included by fwd.inc.h. */
 
-/* Lanes go by strips of V_STRIP vectors, each with its rows of queries, scores and outputs side by side, and each done with a
- * block of keys before the next begins. */
+/* Lanes go by strips of V_STRIP vectors, each with its rows of queries, scores and outputs side by side, and each done
+ * with a block of keys before the next begins. */
 enum { STRIP = V_STRIP * VF };
 
 /* ---- softmax of a block ---- */
@@ -52,7 +52,7 @@ static void strip_softmax(float *s, int keys, float factor, float *maximum, floa
 
 /* ---- values that are not finite ---- */
 
-/* Values of a block that its product leaves out: they are added to the lanes that see them one by one. Rare, so plain. */
+/* Values of a block that its product leaves out: they are added to the lanes that see them, one by one. Rare: plain. */
 struct odd_values {
     int count, key[FWD_BLOCK];
     const float *row[FWD_BLOCK];

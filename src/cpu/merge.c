@@ -48,8 +48,8 @@ static void store_row(char *row, int dtype, int n, const double *from, double fa
     }
 }
 
-/* One token and head: each part's weight, o, and the merged logsumexp, which is returned. Parts of weight 0 are not read:
- * where no key was seen, o may be anything. */
+/* One token and head: each part's weight, o, and the merged logsumexp, which is returned. Parts of weight 0 are not
+ * read: where no key was seen, o may be anything. */
 static double merge_row(const struct merge *m, int batch, const int x[3], int head, double weight[MAX_PARTS], double *o)
 {
     double max = -INFINITY, sum = 0, part[MAX_WIDTH];

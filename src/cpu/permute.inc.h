@@ -157,8 +157,8 @@ static int make_blocks(struct nbhd_axis a, struct nbhd_range queries, int first_
 
 /* ---- lines ---- */
 
-/* Lines stay in a ring of slots for each kv head of a group; which row of keys a slot holds is its tag: elements of axis
- * 0 and 1, unwrapped, for a ring holds any that follow each other. */
+/* Lines stay in a ring of slots for each kv head of a group; which row of keys a slot holds is its tag: elements of
+ * axis 0 and 1, unwrapped, for a ring holds any that follow each other. */
 #define NO_LINE LLONG_MIN
 
 static long long tag_of(const int e[2]) { return e[0] * (1ll << 32) + e[1]; }
@@ -169,7 +169,7 @@ static long long ring_slot(const int ring[2], int member, const int e[2])
     return ((long long)member * ring[0] + slot[0]) * ring[1] + slot[1];
 }
 
-/* line[i][key] = element i < d of the key's row; token 0's at `row`. Keys past the last one repeat it, never looked up. */
+/* line[i][key] = element i < d of the key's row; token 0's at `row`. Keys past the last repeat it, never looked up. */
 static void pack_line(const char *row, long long step, const int *token, int keys, int dtype, int d, float *line, int line_step)
 {
     for (int i = 0; i < keys; i += VF) {
@@ -184,7 +184,8 @@ static void pack_line(const char *row, long long step, const int *token, int key
  * positions, by a load and a permute; far, by a permute of two loads, which all columns share. */
 enum look_up { LOOK_STRAIGHT, LOOK_NEAR, LOOK_FAR };
 
-/* p, as an address of which the compiler knows nothing: what is loaded there takes no register from one use to the next. */
+/* p, as an address of which the compiler knows nothing: what is loaded there takes no register from one use to the
+ * next. */
 V_FN const int *not_kept(const int *p)
 {
     __asm__("" : "+r"(p));
@@ -238,7 +239,8 @@ V_FN void look_up_micro(const float *xt, const float *line, int line_step, const
             v_store(s + j * ROW_WIDTH + r * VF, acc[j][r]);
 }
 
-/* Columns that a product of so many rows takes at once: of what accumulators there are, some make room for a slow table. */
+/* Columns that a product of so many rows takes at once: of what accumulators there are, some make room for a slow
+ * table. */
 V_FN int look_up_most(int rows, enum look_up how)
 {
     const int room = V_ROWS * V_STRIP;
@@ -277,8 +279,8 @@ V_FN void look_up_rows(const float *xt, const float *line, int line_step, const 
     }
 }
 
-/* s[columns][rows] for all columns of a window; a table of two vectors serves `most` of them at a time. line: of the task's
- * first key. */
+/* s[columns][rows] for all columns of a window; a table of two vectors serves `most` of them at a time. line: of the
+ * task's first key. */
 static void look_up_product(const struct lane_block *b, const float *xt, const float *line, int line_step, int d, float *s,
                             int rows, int columns, int most)
 {

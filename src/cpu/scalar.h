@@ -1,4 +1,5 @@
-/* What the scalar forward and backward share: who sees whom, as boxes to walk through, and softmax arithmetic in double. */
+/* What the scalar forward and backward share: who sees whom, as boxes to walk through, and softmax arithmetic in
+ * double. */
 #ifndef NBHD_CPU_SCALAR_H
 #define NBHD_CPU_SCALAR_H
 
@@ -95,7 +96,8 @@ struct nbhd_softmax {
 
 #define NBHD_SOFTMAX_INIT {-INFINITY, 0}
 
-/* Takes one more score in. Returns its weight, relative to the new maximum; what was weighted before is to be scaled by *keep. */
+/* Takes one more score in. Returns its weight, relative to the new maximum; what was weighted before is to be scaled by
+ * *keep. */
 static inline double nbhd_softmax_add(struct nbhd_softmax *s, double score, double *keep)
 {
     const double max = score > s->max ? score : s->max, weight = exp(score - max);

@@ -1,5 +1,5 @@
-/* The SIMD vocabulary on AVX2, FMA and F16C: 8 floats to a vector. The same names as simd_avx512.h, which says what they
- * mean where it is not said here. */
+/* The SIMD vocabulary on AVX2, FMA and F16C: 8 floats to a vector. The same names as simd_avx512.h, which says what
+ * they mean where it is not said here. */
 #ifndef NBHD_CPU_SIMD_AVX2_H
 #define NBHD_CPU_SIMD_AVX2_H
 

@@ -1,5 +1,6 @@
-/* The SIMD vocabulary on AVX-512 (F, BW, DQ, VL): 16 floats to a vector. The algorithms in *.inc.h are written over these
- * names alone; simd_avx2.h defines the same ones. "bits" is one bit a lane, lane 0 lowest. Tested by tests/test_simd.c. */
+/* The SIMD vocabulary on AVX-512 (F, BW, DQ, VL): 16 floats to a vector. The algorithms in *.inc.h are written over
+ * these names alone; simd_avx2.h defines the same ones. "bits" is one bit a lane, lane 0 lowest. Tested by
+ * tests/test_simd.c. */
 #ifndef NBHD_CPU_SIMD_AVX512_H
 #define NBHD_CPU_SIMD_AVX512_H
 

@@ -1,5 +1,5 @@
-/* What AVX-512-BF16 adds to the vocabulary of simd_avx512.h: pairs of bfloat16, one a 32-bit lane, the first of a pair in
- * the lower half. VP values are one vector of them. Tested by tests/test_simd.c. */
+/* What AVX-512-BF16 adds to the vocabulary of simd_avx512.h: pairs of bfloat16, one a 32-bit lane, the first of a pair
+ * in the lower half. VP values are one vector of them. Tested by tests/test_simd.c. */
 #ifndef NBHD_CPU_SIMD_AVX512BF16_H
 #define NBHD_CPU_SIMD_AVX512BF16_H
 
@@ -19,8 +19,8 @@ V_FN vi v_pair_load_part(const uint16_t *p, int n)
 /* All lanes: the pair at p. */
 V_FN vi v_pair_set1(const uint32_t *p) { return _mm512_set1_epi32((int)*p); }
 V_FN vi v_pair_negate(vi x) { return _mm512_xor_si512(x, v_iset1((int)0x80008000u)); }
-/* x[i] = 2^x[i] for i < n <= 4 and x <= 127, to 1e-7 relative: 1 for 0, 0 for -inf, NaN for NaN; below -126 it is 0 between
- * v_flush_begin and v_flush_end, elsewhere subnormal. Several side by side: one is a chain of 45 cycles. */
+/* x[i] = 2^x[i] for i < n <= 4 and x <= 127, to 1e-7 relative: 1 for 0, 0 for -inf, NaN for NaN; below -126 it is 0
+ * between v_flush_begin and v_flush_end, elsewhere subnormal. Several side by side: one is a chain of 45 cycles. */
 V_FN void v_pair_exp2(vf *x, const int n)
 {
     static const float factors[] = {0.0089909951f, 0.055818676f, 0.24015927f, 0.69315174f, 1.0f};

@@ -1,5 +1,5 @@
-/* The SIMD vocabulary on aarch64: 4 floats to a vector, 32 registers. The same names as simd_avx512.h, which says what they
- * mean where it is not said here. */
+/* The SIMD vocabulary on aarch64: 4 floats to a vector, 32 registers. The same names as simd_avx512.h, which says what
+ * they mean where it is not said here. */
 #ifndef NBHD_CPU_SIMD_NEON_H
 #define NBHD_CPU_SIMD_NEON_H
 

@@ -1,5 +1,5 @@
-/* The worker pool. Workers only ever help: the caller takes tasks too and waits just for workers that have joined its job,
- * so a call completes even if no worker wakes (after a fork, say). */
+/* The worker pool. Workers only ever help: the caller takes tasks too and waits just for workers that have joined its
+ * job, so a call completes even if no worker wakes (after a fork, say). */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>

@@ -2,14 +2,14 @@
 #ifndef NBHD_CPU_THREADS_H
 #define NBHD_CPU_THREADS_H
 
-/* CPUs that this process may use, capped by NBHD_THREADS. */
+/* CPUs that this process may use, or what NBHD_THREADS says. */
 int nbhd_threads_available(void);
 /* Starts workers until `threads` can run at once (the caller's thread is one of them). For plan creation: it allocates.
  * Returns how many can. */
 int nbhd_threads_prepare(int threads);
-/* Calls work(context, task, thread) once for each task 0 .. tasks - 1, in any order, on at most `threads` threads of which
- * the caller is number 0; thread < threads. Returns when all are done. While another call has the workers, the caller does
- * all of its tasks alone. Work must not depend on which thread does it. */
+/* Calls work(context, task, thread) once for each task 0 .. tasks - 1, in any order, on at most `threads` threads of
+ * which the caller is number 0; thread < threads. Returns when all are done. While another call has the workers, the
+ * caller does all of its tasks alone. Work must not depend on which thread does it. */
 void nbhd_parallel(int threads, long long tasks, void (*work)(void *context, long long task, int thread), void *context);
 
 #endif

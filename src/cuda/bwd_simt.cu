@@ -1,4 +1,4 @@
-/* Backward on any GPU, in three launches, without atomics, so the same bits every time:
+/* Backward on any GPU, in two launches, with biases three, without atomics, so the same bits every time:
  *   dq     a block holds a box of queries and walks the keys they see: Δ, dQ
  *   dkv    a block holds a box of keys (or of extra keys) and walks the queries that see them, over all query heads of
  *          its key/value head: dK, dV

@@ -1,6 +1,7 @@
-/* One launch for many sequences. A kernel begins with NBHD_LAUNCH as its first parameters and NBHD_ENTER as its first line,
- * and then has p, its block's parameters, and turn, the block's place among those of p's problem. Compiled with NBHD_MANY, p is
- * a copy in shared memory, made into that of the sequence whose block it is; else the kernel's parameter. */
+/* One launch for many sequences. A kernel begins with NBHD_LAUNCH as its first parameters and NBHD_ENTER as its first
+ * line, and then has p, its block's parameters, and turn, the block's place among those of p's problem. Compiled with
+ * NBHD_MANY, p is a copy in shared memory, made into that of the sequence whose block it is; else the kernel's
+ * parameter. */
 #ifndef NBHD_DEVICE_MANY_CUH
 #define NBHD_DEVICE_MANY_CUH
 

@@ -1,4 +1,4 @@
-/* Elements in memory, of type NBHD_DTYPE, and what the kernels without tensor cores compute in: float, for f64 double. */
+/* Elements in memory, of type NBHD_DTYPE, and what kernels without tensor cores compute in: float, for f64 double. */
 #ifndef NBHD_DEVICE_REAL_CUH
 #define NBHD_DEVICE_REAL_CUH
 
