@@ -90,8 +90,9 @@ typedef struct nbhd_desc {
     float scale;      /* factor on q.k before the softmax; default head_dim^-1/2 */
     int bias;         /* 1: a table of relative positional biases, args.bias, is added to the scaled scores */
     int threads;      /* CPU threads; default all that this process may use */
-    int tf32;         /* 1: products of f32 may round their operands to TF32 (11 bits of precision, as bf16 has 8) to run on a
-                         GPU's tensor cores; sums stay float32. Has no effect on other types, nor where no kernel uses it */
+    int tf32;         /* 1: products of f32 may round their operands to TF32 (11 bits of precision, as bf16 has 8) to run
+                         on a GPU's tensor cores; sums stay float32. No effect on other types, nor where no kernel uses
+                         it */
 } nbhd_desc;
 
 #define NBHD_DESC_INIT {sizeof(nbhd_desc), 0, 0, 0, 0, 0, 0, 0, 0, {0, 0, 0}, {0, 0, 0}, {0, 0, 0}, {0, 0, 0}, \
@@ -116,11 +117,12 @@ NBHD_API double nbhd_desc_flops(const nbhd_desc *desc);
 typedef struct nbhd_plan nbhd_plan;
 
 enum {
-    NBHD_PLAN_NO_JIT = 1,       /* use only kernels that are compiled or cached already */
-    NBHD_PLAN_MEASURE = 2,      /* CPU: time the candidates, and remember the winner as wisdom (below) */
+    NBHD_PLAN_NO_JIT = 1,        /* use only kernels that are compiled or cached already */
+    NBHD_PLAN_MEASURE = 2,       /* CPU: time the candidates, and remember the winner as wisdom (below) */
     NBHD_PLAN_DETERMINISTIC = 4, /* the same bits at every execution, also where that is slower */
-    NBHD_PLAN_ALIGNED = 8 /* CUDA: addresses and strides in bytes will be multiples of 16. No second kernel is planned and
-                             compiled for others, which nbhd_execute then refuses as NBHD_ERROR_UNSUPPORTED */
+    NBHD_PLAN_ALIGNED = 8        /* CUDA: addresses and strides in bytes will be multiples of 16. No second kernel is
+                                    planned and compiled for others, which nbhd_execute then refuses as
+                                    NBHD_ERROR_UNSUPPORTED */
 };
 
 /* Plans desc on device. kernel: NULL to let the planner choose, or a name as nbhd_kernel_name lists it, e.g.
@@ -174,8 +176,11 @@ NBHD_API void nbhd_wisdom_forget(void);
 
 /* Kernels, best first: name of the i-th, NULL past the end. */
 NBHD_API const char *nbhd_kernel_name(int i);
-/* Why the i-th kernel cannot run desc on device: writes "" and returns NBHD_OK if it can. */
+/* Why the i-th kernel cannot run desc on device: writes "" and returns NBHD_OK if it can. flags: of the plan that would
+ * run it, since some kernels take a problem but not, say, deterministically. */
 NBHD_API nbhd_status nbhd_kernel_refusal(int i, const nbhd_desc *desc, nbhd_device device, char *why, size_t capacity);
+NBHD_API nbhd_status nbhd_kernel_refusal_with(int i, const nbhd_desc *desc, nbhd_device device, unsigned flags,
+                                              char *why, size_t capacity);
 
 /* ---- execute ---- */
 /* A tensor of the caller's. stride: in elements, of [batch, axes..., heads], rank + 2 of them in that order; the last

@@ -61,8 +61,8 @@ typedef struct nbhd_sim_counts {
     double computed_ratio;  /* the same of computed_mean */
     double bound_flop;      /* speedup over self attention if only visible pairs cost: n / mean window */
     double bound_tile;      /* tiles_total / visited_max: the published simulator's bound */
-    double bound_mean;      /* self attention's least possible tiles over visited tiles: what a balanced kernel may reach;
-                               never more than bound_flop */
+    double bound_mean;      /* self attention's least possible tiles over visited tiles: what a balanced kernel may
+                               reach; never more than bound_flop */
     int block_sparse;       /* 1: no visited tile needs a mask */
     double pairs;           /* visible (query, key) pairs */
 } nbhd_sim_counts;

@@ -76,6 +76,8 @@ static void check_refusals(void)
           rows);
     CHECK(nbhd_kernel_refusal(0, &desc, (nbhd_device)7, why, sizeof why) == NBHD_ERROR_INVALID &&
           strstr(nbhd_last_error(), "device is 7"), "device 7 passed");
+    CHECK(nbhd_kernel_refusal_with(0, &desc, NBHD_DEVICE_CPU, 1u << 20, why, sizeof why) == NBHD_ERROR_INVALID,
+          "unknown flag passed");
 }
 
 static void check_arguments(void)

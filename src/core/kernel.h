@@ -57,7 +57,7 @@ struct nbhd_plan {
     struct nbhd_config config;
     size_t workspace; /* bytes */
     void *state;      /* the kernel's own */
-    char describe[160];
+    char describe[256];
     bool picky; /* set by build: run may answer NBHD_ERROR_UNSUPPORTED, before it has done anything, for tensors whose
                    addresses or strides it cannot read */
     /* With config.many: run for these sequences; parts->part[].block is for it to set. The workspace has

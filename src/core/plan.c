@@ -142,6 +142,20 @@ static nbhd_status make(nbhd_plan **plan, const void *context)
     return status;
 }
 
+static nbhd_status state_problem(struct nbhd_problem *problem, const nbhd_desc *desc, nbhd_device device,
+                                 unsigned flags)
+{
+    nbhd_status status = nbhd_problem_init(problem, desc);
+    if (!status)
+        status = nbhd_plan_check(device, flags);
+    if (status)
+        return status;
+    nbhd_problem_order(problem);
+    problem->device = device;
+    problem->flags = flags;
+    return NBHD_OK;
+}
+
 nbhd_status nbhd_plan_create_with(nbhd_plan **plan, const nbhd_desc *desc, nbhd_device device, unsigned flags,
                                   const char *kernel)
 {
@@ -149,12 +163,9 @@ nbhd_status nbhd_plan_create_with(nbhd_plan **plan, const nbhd_desc *desc, nbhd_
         return nbhd_fail(NBHD_ERROR_INVALID, "plan is NULL; it must point to where the plan goes");
     *plan = NULL;
     struct nbhd_problem problem;
-    nbhd_status status = nbhd_problem_init(&problem, desc);
-    if (status || (status = nbhd_plan_check(device, flags)))
+    nbhd_status status = state_problem(&problem, desc, device, flags);
+    if (status)
         return status;
-    nbhd_problem_order(&problem);
-    problem.device = device;
-    problem.flags = flags;
     const struct order order = {&problem, kernel ? kernel : nbhd_kernel_forced(&problem)};
     status = nbhd_plan_make(plan, device, make, &order);
     if (!status)
@@ -193,21 +204,25 @@ const char *nbhd_kernel_name(int i)
     return NULL;
 }
 
-nbhd_status nbhd_kernel_refusal(int i, const nbhd_desc *desc, nbhd_device device, char *why, size_t capacity)
+nbhd_status nbhd_kernel_refusal_with(int i, const nbhd_desc *desc, nbhd_device device, unsigned flags, char *why,
+                                     size_t capacity)
 {
     struct nbhd_problem problem;
-    nbhd_status status = nbhd_problem_init(&problem, desc);
-    if (status || (status = nbhd_plan_check(device, 0)))
+    const nbhd_status status = state_problem(&problem, desc, device, flags);
+    if (status)
         return status;
     const char *name = nbhd_kernel_name(i);
     if (!name)
         return nbhd_fail(NBHD_ERROR_INVALID, "i is %d; there is no such kernel", i);
-    nbhd_problem_order(&problem);
-    problem.device = device;
     char text[NBHD_TEXT] = "";
     nbhd_kernel_refuses(nbhd_kernel_named(name), &problem, text);
     snprintf(why, why ? capacity : 0, "%s", text);
     return NBHD_OK;
+}
+
+nbhd_status nbhd_kernel_refusal(int i, const nbhd_desc *desc, nbhd_device device, char *why, size_t capacity)
+{
+    return nbhd_kernel_refusal_with(i, desc, device, 0, why, capacity);
 }
 
 nbhd_status nbhd_plan_run(const nbhd_plan *plan, const struct nbhd_params *params, void *workspace, void *stream)
