@@ -43,7 +43,7 @@ nbhd_status nbhd_plan_make(nbhd_plan **plan, nbhd_device device, nbhd_status (*m
 const char *nbhd_kernel_forced(const struct nbhd_problem *problem);
 /* plan.c: computes, by the reference where the kernel cannot read the tensors. */
 nbhd_status nbhd_plan_run(const nbhd_plan *plan, const struct nbhd_params *params, void *workspace, void *stream);
-/* ragged.c: execution and destruction of a plan of many sequences. */
+/* ragged_run.c, ragged.c: execution and destruction of a plan of many sequences. */
 nbhd_status nbhd_ragged_execute(const nbhd_plan *plan, const nbhd_args *args, void *workspace, void *stream);
 void nbhd_ragged_drop(struct nbhd_ragged_plan *ragged);
 /* desc.c: copies args of any size known to the caller. */

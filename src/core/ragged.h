@@ -1,5 +1,5 @@
-/* What the files of ragged batches share: sequences.c reads and checks what the caller gave, ragged.c plans and runs
- * it. */
+/* What the files of ragged batches share: sequences.c reads and checks what the caller gave, ragged.c plans it and
+ * ragged_run.c executes the plan. */
 #ifndef NBHD_CORE_RAGGED_H
 #define NBHD_CORE_RAGGED_H
 
@@ -12,6 +12,16 @@ struct nbhd_sequence {
     long long token, kv_token;
     double flops;
     struct nbhd_part part; /* what kernels need of this */
+};
+
+/* parts: most work first; each of the first `wide` has all threads, the others have one each. */
+struct nbhd_ragged_plan {
+    nbhd_plan **plans;
+    struct nbhd_sequence *parts;
+    int distinct, count, wide, threads;
+    nbhd_plan *joint; /* computes them all, many to a launch; then there are no plans */
+    bool padded;
+    size_t lane; /* bytes of a thread's workspace, where there are threads side by side */
 };
 
 /* What nbhd_plan_create_ragged was given. */
