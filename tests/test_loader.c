@@ -5,51 +5,12 @@
 #include <dlfcn.h>
 #include <sched.h>
 #include <sys/mount.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
-#include <unistd.h>
 #include "cuda/cuda.h"
-#include "test.h"
-
-static char root[] = "/tmp/nbhd-test-loader-XXXXXX";
-
-/* root/name; several at a time. */
-static const char *in_root(const char *name)
-{
-    static char paths[4][512];
-    static int turn;
-    char *path = paths[turn++ % 4];
-    snprintf(path, sizeof paths[0], "%s/%s", root, name);
-    return path;
-}
-
-static void write_text(const char *name, const char *text)
-{
-    FILE *file = fopen(in_root(name), "w");
-    CHECK(file && fputs(text, file) >= 0, "%s could not be written", name);
-    if (file)
-        fclose(file);
-}
+#include "folder.h"
 
 static void link_to(const char *target, const char *name)
 {
     CHECK(!symlink(target, in_root(name)), "the link %s could not be made", name);
-}
-
-/* Runs function in a process of its own; its failed checks count here. */
-static void in_child(void (*function)(const void *), const void *context, const char *what)
-{
-    fflush(NULL);
-    const pid_t child = fork();
-    if (child == 0) {
-        test_failed = 0;
-        function(context);
-        fflush(NULL);
-        _exit(test_failed != 0);
-    }
-    int status = -1;
-    waitpid(child, &status, 0);
-    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "%s: the process ended with status %d", what, status);
 }
 
 /* A library that is none of those looked for. */
@@ -105,8 +66,8 @@ static void check_nvrtc(const char *stub)
     static const char *const folders[] = {"empty", "text", "loop-folder", "dangling", "other", "good", "mixed"};
     for (size_t i = 0; i < sizeof folders / sizeof *folders; i++)
         CHECK(!mkdir(in_root(folders[i]), 0777), "%s", folders[i]);
-    write_text("text/libnvrtc.so.13", "no library, but long enough to have the head of one: 64 bytes and some more\n");
-    write_text("mixed/libnvrtc.so.13", "");
+    write_text(in_root("text/libnvrtc.so.13"), "no library, but long enough to have the head of one: 64 bytes and some more\n");
+    write_text(in_root("mixed/libnvrtc.so.13"), "");
     link_to("loop", "loop");
     link_to("/nonexistent", "dangling/libnvrtc.so.12");
     link_to(libc_path(), "other/libnvrtc.so.13");
@@ -162,7 +123,7 @@ static void check_driver(const char *stub)
           "directories");
     link_to(stub, "driver/libcuda.so.1");
     link_to(libc_path(), "other-driver/libcuda.so.1");
-    write_text("text-driver/libcuda.so.1", "no library\n");
+    write_text(in_root("text-driver/libcuda.so.1"), "no library\n");
     for (size_t i = 0; i < sizeof driver_cases / sizeof *driver_cases; i++)
         in_child(start_driver, &driver_cases[i], driver_cases[i].word);
 }
@@ -191,13 +152,13 @@ static void relative(void)
 
 static void a_file(void)
 {
-    write_text("file", "x");
+    write_text(in_root("file"), "x");
     use("file");
 }
 
 static void below_a_file(void)
 {
-    write_text("file", "x");
+    write_text(in_root("file"), "x");
     use("file/cache");
 }
 
@@ -250,7 +211,7 @@ static void full_disk(void)
         nowhere();
         return;
     }
-    write_text("tiny/filler", "x");
+    write_text(in_root("tiny/filler"), "x");
     use("tiny");
 }
 
@@ -382,8 +343,8 @@ int main(int argc, char **argv)
         try_driver(&driver_cases[atoi(argv[1])]);
         return test_failed != 0;
     }
-    if (!mkdtemp(root) || chmod(root, 0755))
-        return 2;
+    if (!folder_begin())
+        return folder_end();
     unsetenv("NBHD_KERNEL_DIR");
     check_nvrtc(TEST_STUB);
     check_driver(TEST_STUB);
@@ -395,9 +356,5 @@ int main(int argc, char **argv)
     in_child(try_ahead, NULL, "side by side");
     for (size_t i = 0; i < sizeof plan_cases / sizeof *plan_cases; i++)
         in_child(try_plan, &plan_cases[i], plan_cases[i].line);
-    char command[300];
-    snprintf(command, sizeof command, "rm -rf '%s'", root);
-    if (system(command))
-        printf("note: %s could not be removed\n", root);
-    return test_done();
+    return folder_end();
 }
