@@ -53,6 +53,11 @@ struct option opt_choice(const char *name, char letter, int *value, const char *
                            .metavar = metavar, .help = help};
 }
 
+struct option opt_deterministic(bool *value)
+{
+    return opt_flag("deterministic", 0, value, "the same bits at every execution, also where that is slower");
+}
+
 struct option opt_end(void) { return (struct option){.name = NULL}; }
 
 static int set_int(const struct option *o, const char *text)

@@ -30,6 +30,8 @@ struct option opt_extents(const char *name, char letter, struct extents *value, 
 /* *value becomes the index into choices. */
 struct option opt_choice(const char *name, char letter, int *value, const char *const *choices, const char *metavar,
                          const char *help);
+/* Shared by the commands that make plans. */
+struct option opt_deterministic(bool *value);
 struct option opt_end(void);
 
 struct usage {

@@ -25,7 +25,7 @@ struct options {
     const char *kernel;
     double seconds;
     int device, threads, runs;
-    bool all, hot, json, csv;
+    bool all, hot, deterministic, json, csv;
     bool headed; /* the first result has been printed */
 };
 
@@ -185,6 +185,7 @@ static void print_json(const struct options *o, const struct result *r)
     json_text(&j, "kernel", r->kernel);
     json_text(&j, "describe", r->describe);
     json_text(&j, "device", device_choices[o->device]);
+    json_bool(&j, "deterministic", o->deterministic);
     json_real(&j, "threads", r->threads);
     json_real(&j, "runs", r->runs);
     json_real(&j, "ms_min", r->ms.min);
@@ -209,16 +210,17 @@ static void print_csv(const struct options *o, const struct result *r)
         printf("%.6g,%.4f", r->gflops / r->share, r->share);
     else
         printf(",");
-    printf(",%s,%s,%s\n", r->tiling, r->q_tile, r->kv_tile); /* for nbhd sim --fit */
+    printf(",%s,%s,%s", r->tiling, r->q_tile, r->kv_tile); /* for nbhd sim --fit */
+    printf(",%s\n", o->deterministic ? "true" : "false");
 }
 
-static void print_text(const struct result *r)
+static void print_text(const struct options *o, const struct result *r)
 {
     char share[16] = "-";
     if (r->share > 0)
         snprintf(share, sizeof share, "%.1f%%", 100 * r->share);
-    printf("%-20s %6d %10.4g %10.4g %10.4g %9.3g %10.4g %7s  %s\n", r->kernel, r->runs, r->ms.min, r->ms.median,
-           r->ms.p90, r->plan_ms, r->gflops, share, r->line);
+    printf("%-20s %6d %10.4g %10.4g %10.4g %9.3g %10.4g %7s  %s%s\n", r->kernel, r->runs, r->ms.min, r->ms.median,
+           r->ms.p90, r->plan_ms, r->gflops, share, r->line, o->deterministic ? "  deterministic" : "");
 }
 
 static void print_head(struct options *o)
@@ -228,7 +230,7 @@ static void print_head(struct options *o)
     o->headed = true;
     if (o->csv)
         puts("line,kernel,device,threads,runs,ms_min,ms_median,ms_p90,plan_ms,pairs,gflops,peak_gflops,peak_fraction,"
-             "tiling,q_tile,kv_tile");
+             "tiling,q_tile,kv_tile,deterministic");
     else if (!o->json)
         printf("%-20s %6s %10s %10s %10s %9s %10s %7s  %s\n", "kernel", "runs", "ms min", "ms median", "ms p90",
                "ms plan", "GFLOP/s", "of peak", "problem");
@@ -261,7 +263,7 @@ static int bench_kernel(struct options *o, const struct rotation *r, const char 
     status = measure(o, &runner, r, &result);
     if (!status) {
         print_head(o);
-        (o->json ? print_json(o, &result) : o->csv ? print_csv(o, &result) : print_text(&result));
+        (o->json ? print_json(o, &result) : o->csv ? print_csv(o, &result) : print_text(o, &result));
         fflush(stdout);
     }
     runner_close(&runner);
@@ -302,6 +304,7 @@ static int run(int argc, char **argv)
         opt_real("seconds", 's', &o.seconds, 0.001, 3600, "S",
                  "how long to measure each problem, but 5 runs at least (1)"),
         opt_int("runs", 'n', &o.runs, 1, RUNS_MAX, "N", "exactly so many runs instead"),
+        opt_deterministic(&o.deterministic),
         opt_flag("hot", 0, &o.hot, "the same tensors each time: caches stay warm"),
         opt_flag("csv", 0, &o.csv, "comma-separated values with a header"),
         opt_flag("json", 0, &o.json, "one JSON object a problem and kernel"),
@@ -331,7 +334,7 @@ static int run(int argc, char **argv)
         return tool_fail(TOOL_USAGE, "--all and --kernel cannot both be given");
     if (o.json && o.csv)
         return tool_fail(TOOL_USAGE, "--json and --csv cannot both be given");
-    return problems_each(argv, count, o.threads, bench_line, &o);
+    return problems_each(argv, count, o.threads, o.deterministic, bench_line, &o);
 }
 
 const struct command cmd_bench = {"bench", "how long problems take, and what share of the machine's peak", run};

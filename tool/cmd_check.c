@@ -19,7 +19,7 @@ static const double pairs_max = 2e9;
 struct options {
     const char *kernel;
     int device, threads, seed, layout;
-    bool all, force, json;
+    bool all, force, deterministic, json;
 };
 
 static void *gpu_alloc(size_t bytes)
@@ -41,14 +41,16 @@ static void print(const struct options *o, const char *line, const struct case_r
 {
     if (!o->json) {
         if (ran)
-            printf("%-4s %-24s error %.3g of %.3g allowed (%s)  %s\n", r->ok ? "ok" : "BAD", r->kernel,
-                   r->max_abs_error, r->allowed_error, r->worst ? r->worst : "-", line);
+            printf("%-4s %-24s error %.3g of %.3g allowed (%s)  %s%s\n", r->ok ? "ok" : "BAD", r->kernel,
+                   r->max_abs_error, r->allowed_error, r->worst ? r->worst : "-", line,
+                   o->deterministic ? "  deterministic" : "");
         return;
     }
     struct json j = json_begin();
     json_text(&j, "line", line);
     json_text(&j, "kernel", *r->kernel ? r->kernel : NULL);
     json_text(&j, "device", device_choices[o->device]);
+    json_bool(&j, "deterministic", o->deterministic);
     json_real(&j, "max_abs_error", ran ? r->max_abs_error : (double)NAN);
     json_real(&j, "allowed_error", ran ? r->allowed_error : (double)NAN);
     json_bool(&j, "ok", r->ok);
@@ -91,7 +93,8 @@ static int check_kernel(const struct options *o, const struct problem *problem, 
                                    .layout = (enum case_layout)o->layout, .threads = o->threads, .repeats = 1,
                                    .dlse = problem->desc.pass == NBHD_BACKWARD,
                                    .sequences = problem->sequences, .lengths = problem->lengths,
-                                   .kv_lengths = problem->kv_lengths};
+                                   .kv_lengths = problem->kv_lengths,
+                                   .flags = problem->deterministic ? NBHD_PLAN_DETERMINISTIC : 0};
     if (o->device == NBHD_DEVICE_CUDA)
         options.memory = (struct case_memory){gpu_alloc, gpu_release, gpu_upload, gpu_download};
     double pairs = oracle_pairs(problem);
@@ -144,14 +147,16 @@ static int run(int argc, char **argv)
                    "contiguous, packed (one projection) or strided (contiguous)"),
         opt_int("seed", 0, &o.seed, 0, 0x7fffffff, "N", "of the random tensors (1)"),
         opt_int("threads", 't', &o.threads, 1, 4096, "N", "CPU threads (all)"),
+        opt_deterministic(&o.deterministic),
         opt_flag("force", 'f', &o.force, "also problems that take the oracle minutes"),
         opt_flag("json", 0, &o.json, "one JSON object a problem and kernel"),
         opt_end(),
     };
     const struct usage usage = {
         .synopsis = "nbhd check LINE ... | @FILE [OPTIONS]",
-        .about = "Runs problems on random tensors and compares every output with an oracle that computes in float64 by the\n"
-                 "definition. Allowed is twice the error of a plain computation in the problem's own precision, plus a little.\n"
+        .about = "Runs problems on random tensors and compares every output with an oracle that computes in float64\n"
+                 "by the definition. Allowed is twice the error of a plain computation in the problem's own\n"
+                 "precision, plus a little.\n"
                  "Each kernel runs twice and must give the same bits. Exit status 1 if any is wrong.\n"
                  "LINE is a problem such as \"fwd f32 b2 h8 d64 56x56 w13x13\"; `nbhd --help` tells its fields.",
         .options = table,
@@ -165,7 +170,7 @@ static int run(int argc, char **argv)
         return status;
     if (o.all && o.kernel)
         return tool_fail(TOOL_USAGE, "--all and --kernel cannot both be given");
-    return problems_each(argv, count, o.threads, check_line, &o);
+    return problems_each(argv, count, o.threads, o.deterministic, check_line, &o);
 }
 
 const struct command cmd_check = {"check", "kernels against a float64 oracle", run};

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "arch.h"
 #include "args.h"
 #include "json.h"
 #include "lines.h"
@@ -13,7 +14,7 @@
 
 struct options {
     const char *arch, *kernel, *dump;
-    bool clear, json;
+    bool deterministic, clear, json;
 };
 
 /* The value of a line "field value" of a kernel's identity. */
@@ -160,23 +161,30 @@ static int fill_one(const struct problem *problem, void *context)
     return fill.status;
 }
 
-/* For each architecture of "sm_80,90,sm_120a"; without one, for the GPU of this machine. */
+/* The problem lines of the command line, for the architecture that is being planned for. */
+struct lines {
+    const struct options *o;
+    char **operands;
+    int count;
+};
+
+static int fill_lines(const char *arch, void *context)
+{
+    const struct lines *lines = context;
+    (void)arch;
+    return problems_each(lines->operands, lines->count, 0, lines->o->deterministic, fill_one, (void *)lines->o);
+}
+
+/* Without --arch for the GPU of this machine. */
 static int fill(const struct options *o, char **operands, int count)
 {
-    int status = TOOL_DONE;
+    struct lines lines = {o, operands, count};
     struct nbhd_cuda_machine machine;
-    if (!o->arch && nbhd_cuda_machine(&machine))
+    if (o->arch)
+        return arch_each(o->arch, fill_lines, &lines);
+    if (nbhd_cuda_machine(&machine))
         return tool_fail(TOOL_FAILED, "%s; --arch, e.g. sm_90, compiles for a GPU that is not here", nbhd_last_error());
-    for (const char *at = o->arch; at && *at && status != TOOL_USAGE; at += strcspn(at, ","), at += *at == ',') {
-        if (nbhd_cuda_set_target(atoi(at + (strncmp(at, "sm_", 3) ? 0 : 3))))
-            return tool_fail(TOOL_USAGE, "--arch is '%s': %s", o->arch, nbhd_last_error());
-        int one = problems_each(operands, count, 0, fill_one, (void *)o);
-        status = one ? one : status;
-    }
-    if (!o->arch)
-        status = problems_each(operands, count, 0, fill_one, (void *)o);
-    nbhd_cuda_set_target(0);
-    return status;
+    return fill_lines(NULL, &lines);
 }
 
 static int list(const struct options *o)
@@ -203,8 +211,9 @@ static int run(int argc, char **argv)
 {
     struct options o = {0};
     const struct option table[] = {
-        opt_text("arch", 'a', &o.arch, "LIST", "compile for these, e.g. sm_80,sm_90 (the GPU of this machine)"),
+        opt_arch(&o.arch, "compile for these, e.g. sm_80,sm_90 (the GPU of this machine)"),
         opt_text("kernel", 'k', &o.kernel, "NAME", "this kernel, as `nbhd list` names it (the planner's choice)"),
+        opt_deterministic(&o.deterministic),
         opt_text("dump", 0, &o.dump, "DIR", "also write PTX, machine code and the compiler's log to this directory"),
         opt_flag("clear", 0, &o.clear, "empty the cache"),
         opt_flag("json", 0, &o.json, "one JSON object a kernel file"),
@@ -212,11 +221,11 @@ static int run(int argc, char **argv)
     };
     const struct usage usage = {
         .synopsis = "nbhd jit [LINE ... | @FILE] [OPTIONS]",
-        .about = "Without a problem, lists the cache of compiled CUDA kernels. With problems, compiles what they need into\n"
-                 "it: ahead of time, and on a machine without a GPU if --arch tells for which. LINE is a problem such as\n"
-                 "\"bwd bf16 h8 d64 256x256 w13x13\". The cache is $NBHD_CACHE_DIR, else $XDG_CACHE_HOME/nbhd, else\n"
-                 "~/.cache/nbhd; NVRTC, the compiler, is searched for in $NBHD_NVRTC, where libraries are, in\n"
-                 "/usr/local/cuda*, and among the Python packages of NVIDIA.",
+        .about = "Without a problem, lists the cache of compiled CUDA kernels. With problems, compiles what they\n"
+                 "need into it: ahead of time, and on a machine without a GPU if --arch tells for which. LINE is a\n"
+                 "problem such as \"bwd bf16 h8 d64 256x256 w13x13\". The cache is $NBHD_CACHE_DIR, else\n"
+                 "$XDG_CACHE_HOME/nbhd, else ~/.cache/nbhd; NVRTC, the compiler, is searched for in $NBHD_NVRTC,\n"
+                 "where libraries are, in /usr/local/cuda*, and among the Python packages of NVIDIA.",
         .options = table,
         .operands_min = 0,
         .operands_max = 1 << 20,
@@ -228,9 +237,9 @@ static int run(int argc, char **argv)
         return status;
     if (o.clear && count)
         return tool_fail(TOOL_USAGE, "--clear takes no problem");
-    if (!count && (o.arch || o.kernel || o.dump))
+    if (!count && (o.arch || o.kernel || o.deterministic || o.dump))
         return tool_fail(TOOL_USAGE, "--%s is for compiling, and no problem is given",
-                         o.arch ? "arch" : o.kernel ? "kernel" : "dump");
+                         o.arch ? "arch" : o.kernel ? "kernel" : o.deterministic ? "deterministic" : "dump");
     return o.clear ? clear() : count ? fill(&o, argv, count) : list(&o);
 }
 

@@ -89,8 +89,9 @@ static int run(int argc, char **argv)
     };
     const struct usage usage = {
         .synopsis = "nbhd mask LINE [--query I,J,K] [-o FILE] [OPTIONS]",
-        .about = "Draws what one query sees, what its tile of queries sees together, and which key tiles a kernel visits\n"
-                 "for it, with and without a mask. One axis: the matrix of queries and keys. Three axes: slice by slice.\n"
+        .about = "Draws what one query sees, what its tile of queries sees together, and which key tiles a kernel\n"
+                 "visits for it, with and without a mask. One axis: the matrix of queries and keys. Three axes: slice\n"
+                 "by slice.\n"
                  "On a bwd line --query is a key, and the picture shows the queries that see it.\n"
                  "Tiles of 8, 4x4 or 2x4x4 tokens unless told otherwise.",
         .options = table,
@@ -100,7 +101,7 @@ static int run(int argc, char **argv)
     };
     int count;
     int status = args_parse(&usage, argc, argv, &count);
-    return status == ARGS_GO_ON ? lines_each(argv, count, 0, mask_one, &o) : status;
+    return status == ARGS_GO_ON ? lines_each(argv, count, mask_one, &o) : status;
 }
 
 const struct command cmd_mask = {"mask", "draw what a query sees, and the tiles that a kernel visits", run};

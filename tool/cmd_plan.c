@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "arch.h"
 #include "args.h"
 #include "device.h"
 #include "json.h"
@@ -11,61 +12,78 @@
 #include "tool.h"
 
 struct options {
-    const char *kernel;
+    const char *kernel, *archs;
     int device, threads;
-    bool explain, json;
+    bool explain, deterministic, json;
+    char **operands; /* the problem lines */
+    int count;
+    const char *arch; /* of --arch, the one that is being planned for; NULL: this machine's GPU */
+};
+
+struct planned {
+    const struct problem *problem;
+    const nbhd_plan *plan; /* NULL: it failed */
+    double ms;
 };
 
 /* The refusals, a row of the table each. As text, or as members of a JSON list. */
-static void refusals(const struct options *o, const struct problem *problem, const char *chosen, struct json *j)
+static void refusals(const struct options *o, const struct planned *p, struct json *j)
 {
+    const char *chosen = p->plan ? nbhd_plan_kernel(p->plan) : "", *others = p->plan ? "and stands further up" : NULL;
     for (int i = 0; nbhd_kernel_name(i); i++) {
         const char *name = nbhd_kernel_name(i);
         char why[NBHD_TEXT];
-        problem_refusal(problem, i, (nbhd_device)o->device, why);
-        bool is_chosen = chosen && !strcmp(name, chosen);
-        if (!j) {
-            printf("  %-24s %s\n", name, is_chosen ? "chosen" : *why ? why : "would do, but stands further down");
-        } else if (*why) {
+        problem_refusal(p->problem, i, (nbhd_device)o->device, why);
+        if (*why && j) {
             json_object(j);
             json_text(j, "kernel", name);
             json_text(j, "why", why);
             json_object_end(j);
+        } else if (!strcmp(name, chosen)) {
+            others = "but stands further down";
+            snprintf(why, sizeof why, "chosen");
+        } else if (!*why) {
+            snprintf(why, sizeof why, "would do%s%s", others ? ", " : "", others ? others : "");
         }
+        if (!j)
+            printf("  %-24s %s\n", name, why);
     }
 }
 
-static void print(const struct options *o, const struct problem *problem, const nbhd_plan *plan, double ms)
+static void print(const struct options *o, const struct planned *p)
 {
-    printf("%s\n", problem->line);
-    if (plan) {
-        printf("  %s: %s\n", nbhd_plan_kernel(plan), nbhd_plan_describe(plan));
+    printf("%s%s%s%s\n", p->problem->line, o->arch ? "  on " : "", o->arch ? o->arch : "",
+           o->deterministic ? "  deterministic" : "");
+    if (p->plan) {
+        printf("  %s: %s\n", nbhd_plan_kernel(p->plan), nbhd_plan_describe(p->plan));
         printf("  %.4g visible pairs, %.4g useful GFLOP, workspace %.1f KiB, planned in %.0f us",
-               problem_pairs(problem), problem_flops(problem) * 1e-9, (double)nbhd_plan_workspace(plan) / 1024,
-               ms * 1e3);
-        if (nbhd_plan_predicted_ms(plan) > 0)
-            printf(", expected to run %.3g ms", nbhd_plan_predicted_ms(plan));
+               problem_pairs(p->problem), problem_flops(p->problem) * 1e-9,
+               (double)nbhd_plan_workspace(p->plan) / 1024, p->ms * 1e3);
+        if (nbhd_plan_predicted_ms(p->plan) > 0)
+            printf(", expected to run %.3g ms", nbhd_plan_predicted_ms(p->plan));
         putchar('\n');
     }
     if (o->explain)
-        refusals(o, problem, plan ? nbhd_plan_kernel(plan) : NULL, NULL);
+        refusals(o, p, NULL);
 }
 
-static void print_json(const struct options *o, const struct problem *problem, const nbhd_plan *plan, double ms)
+static void print_json(const struct options *o, const struct planned *p)
 {
     struct json j = json_begin();
-    json_text(&j, "line", problem->line);
-    json_text(&j, "kernel", plan ? nbhd_plan_kernel(plan) : NULL);
-    json_text(&j, "describe", plan ? nbhd_plan_describe(plan) : NULL);
+    json_text(&j, "line", p->problem->line);
+    json_text(&j, "kernel", p->plan ? nbhd_plan_kernel(p->plan) : NULL);
+    json_text(&j, "describe", p->plan ? nbhd_plan_describe(p->plan) : NULL);
     json_text(&j, "device", device_choices[o->device]);
-    double predicted = plan ? nbhd_plan_predicted_ms(plan) : 0;
+    json_text(&j, "arch", o->arch);
+    json_bool(&j, "deterministic", o->deterministic);
+    double predicted = p->plan ? nbhd_plan_predicted_ms(p->plan) : 0;
     json_real(&j, "predicted_ms", predicted > 0 ? predicted : (double)NAN);
-    json_real(&j, "plan_ms", ms);
-    json_real(&j, "workspace", plan ? (double)nbhd_plan_workspace(plan) : 0);
-    json_real(&j, "pairs", problem_pairs(problem));
-    json_real(&j, "gflop", problem_flops(problem) * 1e-9);
+    json_real(&j, "plan_ms", p->ms);
+    json_real(&j, "workspace", p->plan ? (double)nbhd_plan_workspace(p->plan) : 0);
+    json_real(&j, "pairs", problem_pairs(p->problem));
+    json_real(&j, "gflop", problem_flops(p->problem) * 1e-9);
     json_list(&j, "refused");
-    refusals(o, problem, plan ? nbhd_plan_kernel(plan) : NULL, &j);
+    refusals(o, p, &j);
     json_list_end(&j);
     json_end(&j);
 }
@@ -73,31 +91,43 @@ static void print_json(const struct options *o, const struct problem *problem, c
 static int plan_one(const struct problem *problem, void *context)
 {
     const struct options *o = context;
+    const nbhd_device device = (nbhd_device)o->device;
     nbhd_plan *plan = NULL;
-    int status = device_open((nbhd_device)o->device);
-    if (status)
+    int status = o->arch ? TOOL_DONE : device_open(device);
+    if (status) {
+        tool_note("--arch, e.g. sm_90, plans for a GPU that is not here");
         return status;
+    }
     double begun = now_ms();
-    nbhd_status result = problem_plan(&plan, problem, problem->desc.pass, (nbhd_device)o->device, o->kernel);
-    double ms = now_ms() - begun;
+    nbhd_status result = problem_plan(&plan, problem, problem->desc.pass, device, o->kernel);
+    const struct planned planned = {problem, plan, now_ms() - begun};
     if (result != NBHD_OK)
         status = tool_fail_library(result);
     if (o->json)
-        print_json(o, problem, plan, ms);
+        print_json(o, &planned);
     else if (plan || o->explain)
-        print(o, problem, plan, ms);
+        print(o, &planned);
     nbhd_plan_destroy(&plan);
     return status;
 }
 
+static int plan_lines(const char *arch, void *context)
+{
+    struct options *o = context;
+    o->arch = arch;
+    return problems_each(o->operands, o->count, o->threads, o->deterministic, plan_one, o);
+}
+
 static int run(int argc, char **argv)
 {
-    struct options o = {0};
+    struct options o = {.operands = argv};
     const struct option table[] = {
         opt_flag("explain", 'x', &o.explain, "tell of every kernel whether it was chosen, or why not"),
         opt_choice("device", 'd', &o.device, device_choices, "NAME", "cpu or cuda (cpu)"),
+        opt_arch(&o.archs, "for these GPUs, e.g. sm_80,sm_90, here or not: --device cuda, and compiles"),
         opt_text("kernel", 'k', &o.kernel, "NAME", "this kernel, as `nbhd list` names it, and no other"),
         opt_int("threads", 't', &o.threads, 1, 4096, "N", "CPU threads (all)"),
+        opt_deterministic(&o.deterministic),
         opt_flag("json", 0, &o.json, "one JSON object a problem"),
         opt_end(),
     };
@@ -111,9 +141,13 @@ static int run(int argc, char **argv)
         .operands_max = 1 << 20,
         .operands_name = "at least one problem line or @FILE",
     };
-    int count;
-    int status = args_parse(&usage, argc, argv, &count);
-    return status == ARGS_GO_ON ? problems_each(argv, count, o.threads, plan_one, &o) : status;
+    int status = args_parse(&usage, argc, argv, &o.count);
+    if (status != ARGS_GO_ON)
+        return status;
+    if (!o.archs)
+        return plan_lines(NULL, &o);
+    o.device = NBHD_DEVICE_CUDA;
+    return arch_each(o.archs, plan_lines, &o);
 }
 
 const struct command cmd_plan = {"plan", "which kernel a problem gets, and why", run};

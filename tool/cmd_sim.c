@@ -87,8 +87,8 @@ static void print_row(const struct options *o, const nbhd_sim_setting *s, bool s
     sim_format_extents(s->tiles.q_tile, q);
     sim_format_extents(s->tiles.kv_tile, kv);
     printf("  %-8s %-10s %-10s %9.2f %7.0f %7.0f %6.1f%% %6.3f %7.4g %7.4g", nbhd_sim_tiling_name(s->tiles.tiling),
-           q, kv, c->visited_mean, c->visited_max, c->tiles_total, 100 * c->masked_fraction, c->computed_ratio, c->bound_tile,
-           c->bound_mean);
+           q, kv, c->visited_mean, c->visited_max, c->tiles_total, 100 * c->masked_fraction, c->computed_ratio,
+           c->bound_tile, c->bound_mean);
     if (o->steps)
         printf(" %7.2f", end_to_end(o, c->bound_tile));
     if (s->ms > 0)
@@ -325,9 +325,10 @@ static int run(int argc, char **argv)
     };
     const struct usage usage = {
         .synopsis = "nbhd sim LINE ... | @FILE [OPTIONS]",
-        .about = "Counts the key tiles that each query tile visits, without running anything: mean and worst, the share\n"
-                 "that needs a mask, pairs computed over pairs wanted (work), and the speedup over self attention that\n"
-                 "the worst (bound) and the mean tile allow. Without tiles: all of 128 tokens, best first.",
+        .about = "Counts the key tiles that each query tile visits, without running anything: mean and worst, the\n"
+                 "share that needs a mask, pairs computed over pairs wanted (work), and the speedup over self\n"
+                 "attention that the worst (bound) and the mean tile allow. Without tiles: all of 128 tokens, best\n"
+                 "first.",
         .options = table,
         .operands_min = 0,
         .operands_max = 1 << 20,
@@ -339,7 +340,7 @@ static int run(int argc, char **argv)
         return status;
     status = check(&o, count);
     if (!status)
-        status = o.fit ? fit(&o) : lines_each(argv, count, 0, one, &o);
+        status = o.fit ? fit(&o) : lines_each(argv, count, one, &o);
     free(o.samples);
     return status;
 }

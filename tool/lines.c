@@ -9,22 +9,29 @@
 
 #include "tool.h"
 
-typedef int each_fn(const struct problem *problem, void *context);
+/* What is done with each line: the arguments of problems_each. */
+struct doing {
+    int threads;
+    bool deterministic;
+    int (*each)(const struct problem *problem, void *context);
+    void *context;
+};
 
 /* where: "FILE:LINE: " or "" */
-static int one(const char *text, const char *where, int threads, each_fn *each, void *context)
+static int one(const char *text, const char *where, const struct doing *doing)
 {
     struct problem problem;
     int status = problem_parse(&problem, text, where);
-    if (threads)
-        problem.desc.threads = threads;
+    if (doing->threads)
+        problem.desc.threads = doing->threads;
+    problem.deterministic = doing->deterministic;
     if (!status)
-        status = each(&problem, context);
+        status = doing->each(&problem, doing->context);
     problem_release(&problem);
     return status;
 }
 
-static int from_file(const char *path, int threads, each_fn *each, void *context)
+static int from_file(const char *path, const struct doing *doing)
 {
     FILE *file = strcmp(path, "-") ? fopen(path, "r") : stdin;
     if (!file)
@@ -41,7 +48,7 @@ static int from_file(const char *path, int threads, each_fn *each, void *context
         if (!text[strspn(text, " \t\r")])
             continue;
         found++;
-        int result = one(text, where, threads, each, context);
+        int result = one(text, where, doing);
         status = result ? result : status;
     }
     if (ferror(file))
@@ -53,14 +60,16 @@ static int from_file(const char *path, int threads, each_fn *each, void *context
     return status;
 }
 
-int problems_each(char **operands, int count, int threads, each_fn *each, void *context)
+int problems_each(char **operands, int count, int threads, bool deterministic,
+                  int (*each)(const struct problem *problem, void *context), void *context)
 {
+    const struct doing doing = {threads, deterministic, each, context};
     int status = TOOL_DONE;
     for (int i = 0; i < count && status != TOOL_USAGE;) {
         int result;
         char text[NBHD_TEXT] = "";
         if (operands[i][0] == '@') {
-            result = from_file(operands[i++] + 1, threads, each, context);
+            result = from_file(operands[i++] + 1, &doing);
         } else {
             bool fragments = !strchr(operands[i], ' ');
             size_t n = 0;
@@ -68,7 +77,7 @@ int problems_each(char **operands, int count, int threads, each_fn *each, void *
                 n += (size_t)snprintf(text + n, sizeof text - n, "%s%s", n ? " " : "", operands[i++]);
             while (n < sizeof text && fragments && i < count && !strchr(operands[i], ' ') && operands[i][0] != '@');
             result = n < sizeof text
-                         ? one(text, "", threads, each, context)
+                         ? one(text, "", &doing)
                          : tool_fail(TOOL_USAGE, "a problem line is longer than %d characters", NBHD_TEXT - 1);
         }
         status = result ? result : status;
@@ -90,9 +99,9 @@ static int dense_only(const struct problem *problem, void *context)
     return d->each(&problem->desc, problem->line, d->context);
 }
 
-int lines_each(char **operands, int count, int threads,
-               int (*each)(const nbhd_desc *desc, const char *line, void *context), void *context)
+int lines_each(char **operands, int count, int (*each)(const nbhd_desc *desc, const char *line, void *context),
+               void *context)
 {
     struct dense dense = {each, context};
-    return problems_each(operands, count, threads, dense_only, &dense);
+    return problems_each(operands, count, 0, false, dense_only, &dense);
 }

@@ -193,19 +193,21 @@ nbhd_desc problem_part(const struct problem *p, int sequence)
     return d;
 }
 
+static unsigned plan_flags(const struct problem *p) { return p->deterministic ? NBHD_PLAN_DETERMINISTIC : 0; }
+
 nbhd_status problem_plan(nbhd_plan **plan, const struct problem *p, int pass, nbhd_device device, const char *kernel)
 {
     nbhd_desc desc = p->desc;
     desc.pass = pass;
     if (!p->sequences)
-        return nbhd_plan_create_with(plan, &desc, device, 0, kernel);
+        return nbhd_plan_create_with(plan, &desc, device, plan_flags(p), kernel);
     nbhd_ragged ragged = NBHD_RAGGED_INIT;
     ragged.sequences = p->sequences;
     ragged.lengths = p->lengths;
     ragged.kv_lengths = p->kv_lengths;
     memset(desc.length, 0, sizeof desc.length);
     memset(desc.kv_length, 0, sizeof desc.kv_length);
-    return nbhd_plan_create_ragged(plan, &desc, &ragged, device, 0, kernel);
+    return nbhd_plan_create_ragged(plan, &desc, &ragged, device, plan_flags(p), kernel);
 }
 
 double problem_pairs(const struct problem *p)
@@ -233,7 +235,7 @@ void problem_refusal(const struct problem *p, int i, nbhd_device device, char wh
     why[0] = 0;
     for (int s = 0; s < problem_parts(p) && !why[0]; s++) {
         const nbhd_desc d = problem_part(p, s);
-        if (nbhd_kernel_refusal(i, &d, device, why, NBHD_TEXT) != NBHD_OK)
+        if (nbhd_kernel_refusal_with(i, &d, device, plan_flags(p), why, NBHD_TEXT) != NBHD_OK)
             snprintf(why, NBHD_TEXT, "%s", nbhd_last_error());
     }
 }

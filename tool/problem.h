@@ -4,11 +4,14 @@
 #ifndef NBHD_TOOL_PROBLEM_H
 #define NBHD_TOOL_PROBLEM_H
 
+#include <stdbool.h>
+
 #include "nbhd.h"
 
 struct problem {
     nbhd_desc desc;             /* of a ragged batch: its window, heads, ...; the axes are its first sequence's */
     char line[NBHD_TEXT];       /* canonical */
+    bool deterministic;         /* so are its plans to be */
     int sequences;              /* of a ragged batch; 0: none */
     int *lengths, *kv_lengths;  /* [sequences][rank]; kv_lengths NULL: as lengths */
 };

@@ -7,7 +7,8 @@ t mask "d64 3x6x8 w2x3x3" --query 0,5,7
 t mask "d64 20 kv=30" --query 3
 t mask "bwd d64 10x20 w3x5" --query 1,3
 t mask "bwd d64 12 kv=20" --query 13
-NBHD=nbhd "$ROOT/scripts/draw-mask-pictures" "$PWD/img" && diff -r img "$ROOT/docs/img" && echo "the pictures are current"
+NBHD=nbhd "$ROOT/scripts/draw-mask-pictures" "$PWD/img" &&
+    diff -r img "$ROOT/docs/img" && echo "the pictures are current"
 t mask "d64 24 w7" -o picture.png || true
 head -c 8 picture.png | od -An -c
 echo "# wrong input"

@@ -14,12 +14,20 @@ t plan @lines.txt
 printf 'd8 %0600d' 9 >lines.txt
 t plan @lines.txt
 t check "d8 7x7 w3x3" --kernel cpu.fwd_scalar | numbers
-t check "d8 7x7 w3x3 enc" "f16 h4/2 d8/3 12 w4 s2 extra=3" --all | awk '{print $1}' | sort | uniq -c | sed 's/ *[0-9]* / /'
+t check "d8 7x7 w3x3 enc" "f16 h4/2 d8/3 12 w4 s2 extra=3" --all | awk '{print $1}' |
+    sort | uniq -c | sed 's/ *[0-9]* / /'
 t check "d8 7x7 w3x3" --kernel cpu.fwd_scalar --layout strided --json | numbers
 t check "d64 4096x4096 w7x7" | sed 's/; a smaller.*//'
-t bench "d8 7x7 w3x3" --kernel cpu.fwd_scalar --runs 3 --csv | sed -E 's/,[0-9.e-]+,[0-9.e-]+,[0-9.e-]+,[0-9.e-]+,441,.*/,times/'
-t bench "d8 7x7 w3x3" --kernel cpu.fwd_scalar --runs 3 --json --threads 1 | sed -E 's/(ms_[a-z0-9]*|plan_ms|gflops|peak_[a-z]*)": [0-9.e-]*/\1": N/g'
+t bench "d8 7x7 w3x3" --kernel cpu.fwd_scalar --runs 3 --csv |
+    sed -E 's/,[0-9.e-]+,[0-9.e-]+,[0-9.e-]+,[0-9.e-]+,441,.*/,times/'
+t bench "d8 7x7 w3x3" --kernel cpu.fwd_scalar --runs 3 --json --threads 1 |
+    sed -E 's/(ms_[a-z0-9]*|plan_ms|gflops|peak_[a-z]*)": [0-9.e-]*/\1": N/g'
 t bench "d8 7x7 w3x3" --kernel cpu.fwd_scalar --runs 3 | awk '{print $1, $2}'
+t plan d32 16x16 w5x5 --kernel cpu.fwd_scalar --deterministic | grep -v visible
+t check "bwd d8 7x7 w3x3" "d8 5+9 w3" --deterministic | sed -E 's/^(ok ) .*  (.*  )/\1 \2/'
+t check "d8 9 w3" --kernel cpu.fwd_scalar --deterministic --json | numbers
+t bench "d8 7x7 w3x3" --kernel cpu.fwd_scalar --runs 3 --deterministic | sed -E 's/ .*  (.*  )/ \1/'
+t mask "d8 9 w3" --deterministic
 nbhd list | grep -c '^cpu.fwd_scalar  *runs: f32 f64 f16 bf16$'
 nbhd list --json | grep '"cpu.fwd_scalar"'
 nbhd info | cut -c 1-8

@@ -1,7 +1,9 @@
 # Ragged batches: grids listed by + in problem lines, and nbhd run on packed arrays.
-t plan "fwd f32 h2 d32 5x6+9x9*2+5x6 w5x5" --kernel cpu.fwd_scalar --threads 1 | sed 's/planned in .*/planned in N/; s/; the largest.*//'
+t plan "fwd f32 h2 d32 5x6+9x9*2+5x6 w5x5" --kernel cpu.fwd_scalar --threads 1 |
+    sed 's/planned in .*/planned in N/; s/; the largest.*//'
 t plan "d32 4x5+9x9*1+9x9 kv=7x7+2x3*2" --kernel cpu.fwd_scalar --json | sed 's/, "kernel.*//'
-t check "bwd d8 5+1+33 w1" "h4/2 d8/3 4x5*3+9x9 kv=7x7+2x3+1x1*2 extra=2" "qk f16 d8 7*2+20 w7 ec" | awk '{ print $1 } END { print $NF }'
+t check "bwd d8 5+1+33 w1" "h4/2 d8/3 4x5*3+9x9 kv=7x7+2x3+1x1*2 extra=2" "qk f16 d8 7*2+20 w7 ec" |
+    awk '{ print $1 } END { print $NF }'
 t bench "d8 7x7+8x8 w3x3" --kernel cpu.fwd_scalar --runs 3 --csv | sed -E 's/(,[0-9.e-]+){4},1017,.*/,times/'
 # what cannot be
 t plan "d8 4x5+9x9 w5x5"
@@ -35,7 +37,8 @@ npy '2, 1, 1, 1' "$two$two" >ev.npy
 t run q.npy k.npy v.npy -o o.npy --lengths 1x2,1x1 --extra-k ek.npy --extra-v ev.npy
 floats o.npy
 # the backward: dv is what the queries that see a key give it
-t run q.npy k.npy v.npy --grad-out k.npy --dv dv.npy --dextra-v dev.npy --lengths 1x2+1x1 --extra-k ek.npy --extra-v ev.npy
+t run q.npy k.npy v.npy --grad-out k.npy --dv dv.npy --dextra-v dev.npy --lengths 1x2+1x1 \
+    --extra-k ek.npy --extra-v ev.npy
 floats dv.npy
 floats dev.npy
 # two keys for the first query, one for the other two
