@@ -59,9 +59,10 @@ static int parse(int argc, char **argv, struct options *o)
     };
     const struct usage usage = {
         .synopsis = "nbhd denoise PHOTO.png -o OUT.png [OPTIONS]",
-        .about = "Removes noise from a photograph by non-local means: each pixel becomes the average of the pixels in a window\n"
-                 "around it, weighted by how alike the patches about them are. Grey, RGB, palette and alpha, 8 and 16 bits;\n"
-                 "alpha is kept. Without --strength it follows the noise that is found in the photograph (or was added).\n"
+        .about = "Removes noise from a photograph by non-local means: each pixel becomes the average of the pixels\n"
+                 "in a window around it, weighted by how alike the patches about them are. Grey, RGB, palette and\n"
+                 "alpha, 8 and 16 bits; alpha is kept. Without --strength it follows the noise that is found in the\n"
+                 "photograph (or was added).\n"
                  "With --noise or --clean it reports the peak signal-to-noise ratio (PSNR) before and after.\n\n"
                  "  nbhd denoise photo.png -o out.png\n"
                  "  nbhd denoise data/chelsea.png -o out.png --noise 25 --window 31x31",

@@ -115,8 +115,8 @@ static int run(int argc, char **argv)
     };
     const struct usage usage = {
         .synopsis = "nbhd info [--json]",
-        .about = "Tells the processor and its instruction sets, the threads and memory that this process may use, the kernel\n"
-                 "that a plain problem gets, and the GPU, if the CUDA driver has one.",
+        .about = "Tells the processor and its instruction sets, the threads and memory that this process may use, the\n"
+                 "kernel that a plain problem gets, and the GPU, if the CUDA driver has one.",
         .options = table,
         .operands_name = "no operands",
     };

@@ -72,8 +72,8 @@ static int run(int argc, char **argv)
     };
     const struct usage usage = {
         .synopsis = "nbhd list [--device NAME] [--json]",
-        .about = "Lists every kernel of this build, best first: its name, as --kernel takes it, and the types that it takes\n"
-                 "on this machine, or why it takes none. `nbhd plan LINE` tells which is used for a problem.",
+        .about = "Lists every kernel of this build, best first: its name, as --kernel takes it, and the types that it\n"
+                 "takes on this machine, or why it takes none. `nbhd plan LINE` tells which is used for a problem.",
         .options = table,
         .operands_name = "no operands",
     };

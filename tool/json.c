@@ -8,7 +8,7 @@
 static int utf8_length(const unsigned char *text)
 {
     const unsigned char c = *text;
-    const int length = c < 0x80 ? 1 : c >= 0xC2 && c < 0xE0 ? 2 : c >= 0xE0 && c < 0xF0 ? 3 : c >= 0xF0 && c < 0xF5 ? 4 : 0;
+    const int length = c < 0x80 ? 1 : c < 0xC2 ? 0 : c < 0xE0 ? 2 : c < 0xF0 ? 3 : c < 0xF5 ? 4 : 0;
     for (int i = 1; i < length; i++)
         if ((text[i] & 0xC0) != 0x80)
             return 0;

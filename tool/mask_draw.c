@@ -13,7 +13,9 @@ static const char *const meanings[2][VIEW_CLASSES] = {
      "skipped"},
     {"the key", "queries that see it", "queries that see others of its tile",
      "loaded with a visited tile, see none of it", "skipped"}};
-enum { INK = 0x333333, FULL_COLOUR = 0x3ecf6e, MASKED_COLOUR = 0xd4760a, TILE_COLOUR = 0xb2182b, GRID_COLOUR = 0xd0d0d0 };
+enum {
+    INK = 0x333333, FULL_COLOUR = 0x3ecf6e, MASKED_COLOUR = 0xd4760a, TILE_COLOUR = 0xb2182b, GRID_COLOUR = 0xd0d0d0
+};
 
 enum { MARGIN = 16, WORDS = 13, MATRIX_MOST = 160, WRAP = 64 };
 

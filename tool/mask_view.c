@@ -41,7 +41,8 @@ static int begin_axis(struct view *v, int at, int axis, int query)
     struct view_axis *a = &v->axis[at];
     const int length = v->desc.length[axis], kv = v->desc.kv_length[axis] ? v->desc.kv_length[axis] : length;
     const int keys = v->inverse ? length : kv;
-    nbhd_sim_tiles one = {sizeof one, NBHD_SIM_DYNAMIC, {1, 1, 1}, {1, 1, 1}, 1, 0, 0, 0, 0}; /* the union of one query is its window */
+    /* The union of one query is its window. */
+    nbhd_sim_tiles one = {sizeof one, NBHD_SIM_DYNAMIC, {1, 1, 1}, {1, 1, 1}, 1, 0, 0, 0, 0};
     nbhd_sim_tile own = NBHD_SIM_TILE_INIT;
     for (int i = v->rank; i < 3; i++)
         one.q_tile[i] = one.kv_tile[i] = 0;

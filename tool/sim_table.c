@@ -85,7 +85,9 @@ static int read_price(const char *word, nbhd_sim_device *device)
             return TOOL_DONE;
         }
     return tool_fail(TOOL_USAGE,
-                     "--model: '%s' is none of processors, element, matrix, softmax, mask, step, tile, launch, l2, memory, peak", word);
+                     "--model: '%s' is none of processors, element, matrix, softmax, mask, step, tile, launch, l2, "
+                     "memory, peak",
+                     word);
 }
 
 int sim_model_read(const char *text, nbhd_sim_device *device)
