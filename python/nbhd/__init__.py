@@ -57,7 +57,7 @@ def _rank(name, tensor):
 
 
 def _options(rank, window, stride, dilation, edge, scale, tf32, kernel):
-    if not isinstance(kernel, (str, type(None))):
+    if not isinstance(kernel, (str, type(None))) or "\0" in (kernel or ""):
         raise InvalidError(f"kernel is {kernel!r}; it must be a name, or None")
     return dict(window=_lib.per_axis(window, rank, "window"), stride=_lib.per_axis(stride, rank, "stride"),
                 dilation=_lib.per_axis(dilation, rank, "dilation"), edge=_lib.edges_of(edge, rank),

@@ -9,6 +9,18 @@ import numpy as np
 from . import _lib
 
 
+def _native(name, array):
+    """An array of this machine's byte order; a mask would be left out without a word."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise _lib.InvalidError(f"{name} is a masked array; masks are not looked at, so give {name}.filled(...) or "
+                                f"{name}.data")
+    return array if array is None or array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _natives(**arrays):
+    return [_native(name, array) for name, array in arrays.items()]
+
+
 def _tensor(array):
     return _lib.tensor(array.ctypes.data, [stride // array.itemsize for stride in array.strides[:-1]])
 
@@ -50,6 +62,7 @@ def attention(q, k, v, extra_k, extra_v, bias, options, sequences=None):
     kernel = options.pop("kernel")
     if sequences:
         options["extra_shape"] = None if extra_k is None else extra_k.shape
+    q, k, v, extra_k, extra_v, bias = _natives(q=q, k=k, v=v, extra_k=extra_k, extra_v=extra_v, bias=bias)
     bias = _table(bias)
     describe = sequences.describe if sequences else _lib.describe
     desc = describe(q.shape, k.shape, v.shape, str(q.dtype), extra=0 if extra_k is None else extra_k.shape[1],
@@ -67,6 +80,7 @@ def attention(q, k, v, extra_k, extra_v, bias, options, sequences=None):
 def qk(q, k, bias, options):
     options = dict(options)
     kernel = options.pop("kernel")
+    q, k, bias = _natives(q=q, k=k, bias=bias)
     bias = _table(bias)
     desc = _lib.describe(q.shape, k.shape, k.shape, str(q.dtype), pass_=_lib.QK, bias=bias is not None, **options)
     _lib.check_tensors(desc, q.shape[0], _facts(q=q, k=k, bias=bias))
@@ -79,6 +93,7 @@ def qk(q, k, bias, options):
 def av(weights, v, options):
     options = dict(options)
     kernel = options.pop("kernel")
+    weights, v = _natives(weights=weights, v=v)
     desc = _lib.describe_av(weights.shape, v.shape, str(weights.dtype), **options)
     _lib.check_tensors(desc, v.shape[0], _facts(weights=weights, v=v))
     o = np.empty((*weights.shape[:-1], v.shape[-1]), v.dtype)
@@ -88,6 +103,8 @@ def av(weights, v, options):
 
 
 def merge(outputs, lses):
+    outputs = [_native(f"outputs[{i}]", o) for i, o in enumerate(outputs)]
+    lses = [_native(f"lses[{i}]", lse) for i, lse in enumerate(lses)]
     desc = _lib.describe(*[outputs[0].shape] * 3, str(outputs[0].dtype))
     if any(lse.dtype != np.float32 for lse in lses):
         raise _lib.InvalidError("lses are " + ", ".join(str(lse.dtype) for lse in lses) + "; they must be float32")

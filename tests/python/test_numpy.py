@@ -72,9 +72,28 @@ def test_what_c_cannot_read_is_copied():
     np.testing.assert_allclose(alike, np.broadcast_to(row, alike.shape), rtol=1e-5)
 
 
+def test_the_other_byte_order():
+    q, k, v = arrays(axes=(8, 9))
+    other = [t.astype(t.dtype.newbyteorder()) for t in (q, k, v)]
+    bias = np.random.default_rng(3).standard_normal((2, 5, 5)).astype(np.float32)
+    o, lse = nbhd.attention(*other, window=3, bias=bias.astype(bias.dtype.newbyteorder()), return_lse=True)
+    want, want_lse = nbhd.attention(q, k, v, window=3, bias=bias, return_lse=True)
+    assert o.dtype == np.float32 and o.dtype.isnative
+    np.testing.assert_array_equal(o, want)
+    np.testing.assert_array_equal(nbhd.attention(other[0], k, other[2], window=3, bias=bias), want)
+    scores = nbhd.qk(*other[:2], window=3)
+    np.testing.assert_array_equal(scores, nbhd.qk(q, k, window=3))
+    np.testing.assert_array_equal(nbhd.av(scores.astype(scores.dtype.newbyteorder()), other[2], window=3),
+                                  nbhd.av(scores, v, window=3))
+    parts = [t.astype(t.dtype.newbyteorder()) for t in (o, want_lse)]
+    np.testing.assert_array_equal(nbhd.merge(parts[:1], parts[1:])[0], nbhd.merge([want], [want_lse])[0])
+
+
 @pytest.mark.parametrize("change, says", [
     (dict(window=99), "window[0] is 99"), (dict(window=(3, 3, 3)), "window has 3 numbers"),
     (dict(edge="round"), "round"), (dict(window=3, stride=5), "stride[0] is 5"), (dict(kernel="cpu.none"), "cpu.none"),
+    (dict(window=3, kernel="cpu.fwd_scalar\0"), "kernel is"),
+    (dict(bias=np.ma.ones((2, 8, 9))), "bias is a masked array"),
     (dict(extra_kv=(np.ones(()),) * 2), "extra_k has 0 extents")])
 def test_the_c_sentence_is_raised(change, says):
     q, k, v = arrays(axes=(8, 9))
