@@ -1,15 +1,12 @@
 /* Tensors in files: maps inputs, and lays out outputs in files mapped for writing. */
 #include "array.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
+#include "infile.h"
 #include "outfile.h"
 #include "tool.h"
 
@@ -80,29 +77,6 @@ static int put_in_order(struct array *array)
     return TOOL_DONE;
 }
 
-static int map_file(struct array *array, const char *path)
-{
-    struct stat s;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return tool_fail(TOOL_USAGE, "%s: %s", path, strerror(errno));
-    int status = TOOL_DONE;
-    if (fstat(fd, &s) || !S_ISREG(s.st_mode))
-        status = tool_fail(TOOL_USAGE, "%s: not a regular file", path);
-    else if (!s.st_size)
-        status = tool_fail(TOOL_USAGE, "%s: it is empty", path);
-    if (status == TOOL_DONE) {
-        array->map_bytes = (size_t)s.st_size;
-        array->map = mmap(NULL, array->map_bytes, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (array->map == MAP_FAILED) {
-            array->map = NULL;
-            status = tool_fail(TOOL_FAILED, "%s: cannot be mapped: %s", path, strerror(errno));
-        }
-    }
-    close(fd);
-    return status;
-}
-
 int array_open(struct array *array, const char *text)
 {
     struct spec spec;
@@ -111,7 +85,7 @@ int array_open(struct array *array, const char *text)
     int status = spec_split(text, &spec);
     if (status)
         return status;
-    status = map_file(array, spec.path);
+    status = infile_map(&array->map, &array->map_bytes, spec.path);
     if (!status && !(spec.npy ? npy_parse(array->map, array->map_bytes, &array->info, why)
                               : safetensors_find(array->map, array->map_bytes, spec.name, &array->info, why)))
         status = tool_fail(TOOL_USAGE, "%s: %s", spec.path, why);

@@ -1,14 +1,11 @@
 /* Photographs as PNG, by libpng. Built without it (NBHD_PNG=OFF), reading and writing refuse in a sentence. */
 #include "image.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
+#include "infile.h"
 #include "tool.h"
 
 #if NBHD_HAVE_PNG
@@ -50,21 +47,13 @@ void image_free(struct image *image)
 
 int image_read(struct image *image, const char *path)
 {
-    struct stat s;
+    size_t size;
+    void *file;
     char why[NBHD_TEXT];
     memset(image, 0, sizeof *image);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return tool_fail(TOOL_USAGE, "%s: %s", path, strerror(errno));
-    if (fstat(fd, &s) || !S_ISREG(s.st_mode) || !s.st_size) {
-        close(fd);
-        return tool_fail(TOOL_USAGE, "%s: %s", path, S_ISREG(s.st_mode) ? "it is empty" : "not a regular file");
-    }
-    size_t size = (size_t)s.st_size;
-    void *file = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0);
-    close(fd);
-    if (file == MAP_FAILED)
-        return tool_fail(TOOL_FAILED, "%s: cannot be mapped: %s", path, strerror(errno));
+    const int status = infile_map(&file, &size, path);
+    if (status)
+        return status;
     bool good = png_decode(file, size, image, why);
     munmap(file, size);
     return good ? TOOL_DONE : tool_fail(TOOL_USAGE, "%s: %s", path, why);

@@ -41,7 +41,9 @@ static int from_file(const char *path, const struct doing *doing)
     for (int number = 1; status != TOOL_USAGE && fgets(text, sizeof text, file); number++) {
         snprintf(where, sizeof where, "%.400s:%d: ", path, number);
         if (!strchr(text, '\n') && !feof(file)) {
-            status = tool_fail(TOOL_USAGE, "%sthe line is longer than %d characters", where, NBHD_TEXT - 2);
+            status = strlen(text) < sizeof text - 1
+                         ? tool_fail(TOOL_USAGE, "%sthe line holds a character of value 0; is this text?", where)
+                         : tool_fail(TOOL_USAGE, "%sthe line is longer than %d characters", where, NBHD_TEXT - 2);
             break;
         }
         text[strcspn(text, "#\n")] = 0;

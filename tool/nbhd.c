@@ -2,6 +2,8 @@
 #include "tool.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -90,11 +92,35 @@ static int help(void)
     return finish(TOOL_DONE);
 }
 
+/* Where the caller closed a standard stream, what is opened next would take its number: sentences would be written into
+ * a tensor. So the number is taken by what gives the same error. */
+static void hold_streams(void)
+{
+    for (int fd = 0; fd <= 2; fd++)
+        if (fcntl(fd, F_GETFD) < 0)
+            (void)!open("/dev/null", fd ? O_RDONLY : O_WRONLY);
+}
+
+static int run_command(int argc, char **argv)
+{
+    for (int i = 0; i < COMMAND_COUNT; i++) {
+        if (strcmp(argv[0], commands[i]->name))
+            continue;
+        running = commands[i]->name;
+        return finish(commands[i]->run(argc, argv));
+    }
+    return tool_fail(TOOL_USAGE, "no command '%s'; `nbhd --help` lists them", argv[0]);
+}
+
 int main(int argc, char **argv)
 {
+    hold_streams();
+    signal(SIGXFSZ, SIG_IGN); /* a file that may not grow so large has its sentence */
     if (argc < 2)
         return tool_fail(TOOL_USAGE, "which command? `nbhd --help` lists them");
     const char *name = argv[1];
+    if (!strcmp(name, "help") && argc > 2)
+        return run_command(2, (char *[]){argv[2], (char *)"--help", NULL});
     if (!strcmp(name, "--help") || !strcmp(name, "-h") || !strcmp(name, "help"))
         return help();
     if (!strcmp(name, "--version") || !strcmp(name, "-V")) {
@@ -102,11 +128,5 @@ int main(int argc, char **argv)
         printf("nbhd %d.%d.%d\n", version / 10000, version / 100 % 100, version % 100);
         return finish(TOOL_DONE);
     }
-    for (int i = 0; i < COMMAND_COUNT; i++) {
-        if (strcmp(name, commands[i]->name))
-            continue;
-        running = commands[i]->name;
-        return finish(commands[i]->run(argc - 1, argv + 1));
-    }
-    return tool_fail(TOOL_USAGE, "no command '%s'; `nbhd --help` lists them", name);
+    return run_command(argc - 1, argv + 1);
 }

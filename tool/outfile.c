@@ -34,7 +34,7 @@ static void interrupted(int signal)
 
 static void watch_signals(void)
 {
-    static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
+    static const int signals[] = {SIGINT, SIGTERM, SIGHUP, SIGBUS}; /* SIGBUS: a mapped input became shorter */
     struct sigaction action = {.sa_handler = interrupted, .sa_flags = (int)SA_RESETHAND | SA_NODEFER};
     for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
         struct sigaction now;
