@@ -126,8 +126,10 @@ enum {
 };
 
 /* Plans desc on device. kernel: NULL to let the planner choose, or a name as nbhd_kernel_name lists it, e.g.
- * "cpu.fwd_avx2". NBHD_DEVICE_CUDA plans for the calling thread's current context, else for device 0.
- * On failure *plan is NULL and the sentence tells the field, its value and the rows that refused. */
+ * "cpu.fwd_avx2". NBHD_DEVICE_CUDA plans for the calling thread's current context, else for device 0. On failure *plan
+ * is NULL and the sentence tells the field, its value and the rows that refused. INVALID: desc, device, flags or kernel
+ * is wrong; UNSUPPORTED: no row takes the problem, or not the one named; DEVICE: there is no such GPU, or its driver
+ * failed; COMPILE: a row's kernel could not be compiled, or NBHD_PLAN_NO_JIT forbids it; MEMORY. */
 NBHD_API nbhd_status nbhd_plan_create(nbhd_plan **plan, const nbhd_desc *desc, nbhd_device device, unsigned flags);
 NBHD_API nbhd_status nbhd_plan_create_with(nbhd_plan **plan, const nbhd_desc *desc, nbhd_device device,
                                            unsigned flags, const char *kernel);
@@ -210,8 +212,10 @@ typedef struct nbhd_args {
 /* Runs the plan. workspace: nbhd_plan_workspace bytes, aligned to 64, one per concurrent call. stream: a CUstream, or
  * NULL; ignored on the CPU, where the call returns when the result is there. Any number of threads may execute one
  * plan. Allocates nothing, and on a GPU does not wait. What is written must not overlap what is read, nor itself.
- * Refused are equal addresses, tensors without gaps that overlap, and strides less than a row; tensors that the pass
- * does not use are not looked at. */
+ * Refused as INVALID are tensors that are missing or not aligned to their elements, equal addresses, tensors without
+ * gaps that overlap, and strides less than a row; tensors that the pass does not use are not looked at. UNSUPPORTED:
+ * the kernel cannot read a tensor's address or strides, and the plan has no other (NBHD_PLAN_ALIGNED, or a kernel that
+ * was named). DEVICE: the driver refused the launch. */
 NBHD_API nbhd_status nbhd_execute(const nbhd_plan *plan, const nbhd_args *args, void *workspace, void *stream);
 
 /* ---- merge ---- */
