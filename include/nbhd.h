@@ -90,9 +90,9 @@ typedef struct nbhd_desc {
     float scale;      /* factor on q.k before the softmax; default head_dim^-1/2 */
     int bias;         /* 1: a table of relative positional biases, args.bias, is added to the scaled scores */
     int threads;      /* CPU threads; default all that this process may use */
-    int tf32;         /* 1: products of f32 may round their operands to TF32 (11 bits of precision, as bf16 has 8) to run
-                         on a GPU's tensor cores; sums stay float32. No effect on other types, nor where no kernel uses
-                         it */
+    int tf32;         /* 1: products of f32 may round their operands to TF32 (11 bits of precision, as bf16 has 8), to
+                         run on a GPU's tensor cores; sums stay float32. No effect on other types, nor where no kernel
+                         uses it */
 } nbhd_desc;
 
 #define NBHD_DESC_INIT {sizeof(nbhd_desc), 0, 0, 0, 0, 0, 0, 0, 0, {0, 0, 0}, {0, 0, 0}, {0, 0, 0}, {0, 0, 0}, \
@@ -135,17 +135,15 @@ NBHD_API nbhd_status nbhd_plan_create_with(nbhd_plan **plan, const nbhd_desc *de
                                            unsigned flags, const char *kernel);
 NBHD_API size_t nbhd_plan_workspace(const nbhd_plan *plan);     /* bytes, on the plan's device; may be 0 */
 NBHD_API const char *nbhd_plan_kernel(const nbhd_plan *plan);   /* its name: "cpu.fwd_avx512" */
-NBHD_API const char *nbhd_plan_describe(const nbhd_plan *plan); /* and its choices: "broadcast tile 64x96, 2 threads" */
+NBHD_API const char *nbhd_plan_describe(const nbhd_plan *plan); /* and its choices: "permute, parts 1x8x56 ..." */
 NBHD_API double nbhd_plan_predicted_ms(const nbhd_plan *plan);  /* by the cost model; 0 where there is none */
 /* NULL is allowed; sets *plan to NULL. A plan for a GPU must go before the CUDA context that it was made in. */
 NBHD_API void nbhd_plan_destroy(nbhd_plan **plan);
 
 /* A ragged batch: sequences whose axes differ in length, each a grid of its own (docs/ragged.md). They lie in the
  * tensors
- *   packed: q [tokens, heads, head_dim] and so on, each sequence's grid in row-major order, one sequence after the
- *   other, or
- *           from the token that offsets names; nbhd_tensor.stride is then of [token, heads]; or, where desc->length is
- *           set,
+ *   packed: q [tokens, heads, head_dim] and so on, each sequence's grid in row-major order, one after the other or from
+ *           the token that offsets names; nbhd_tensor.stride is then of [token, heads]; or, where desc->length is set,
  *   padded: in tensors [sequences, desc->length..., heads, head_dim] as ever, at the lower end of each axis.
  * Extra keys are [sequences, extra, ...]; biases are shared. Tokens of no sequence are not touched. */
 typedef struct nbhd_ragged {
