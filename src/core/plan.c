@@ -13,15 +13,18 @@ const char *nbhd_kernel_forced(const struct nbhd_problem *problem)
 {
     const char *name = nbhd_env("NBHD_KERNEL");
     const struct nbhd_kernel *kernel = name ? nbhd_kernel_named(name) : NULL;
-    return kernel && kernel->device == problem->device && kernel->pass == problem->desc.pass ? name : NULL;
+    return !kernel || (kernel->device == problem->device && kernel->pass == problem->desc.pass) ? name : NULL;
 }
 
 static nbhd_status choose_named(const struct nbhd_problem *problem, const char *name, const struct nbhd_kernel **chosen)
 {
     char why[NBHD_TEXT] = "";
     *chosen = nbhd_kernel_named(name);
-    if (!*chosen)
-        return nbhd_fail(NBHD_ERROR_INVALID, "kernel is '%s'; there is none of that name (nbhd list shows them)", name);
+    if (!*chosen) {
+        const char *forced = nbhd_env("NBHD_KERNEL");
+        return nbhd_fail(NBHD_ERROR_INVALID, "%s is '%s'; there is no kernel of that name (nbhd list shows them)",
+                         forced && !strcmp(forced, name) ? "NBHD_KERNEL" : "kernel", name);
+    }
     if (nbhd_kernel_refuses(*chosen, problem, why))
         return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "kernel %s refuses: %s", name, why);
     return NBHD_OK;

@@ -39,7 +39,8 @@ nbhd_status nbhd_plan_build(nbhd_plan **plan, const struct nbhd_problem *problem
  * called twice: to begin with all of them, whose plan is dropped, and when they are there. */
 nbhd_status nbhd_plan_make(nbhd_plan **plan, nbhd_device device, nbhd_status (*make)(nbhd_plan **, const void *),
                            const void *order);
-/* plan.c: the row that NBHD_KERNEL names, if it is one for this device and pass: a user's override, for experiments. */
+/* plan.c: what NBHD_KERNEL names, if it is for this device and pass, or no kernel at all: a user's override, for
+ * experiments. */
 const char *nbhd_kernel_forced(const struct nbhd_problem *problem);
 /* plan.c: computes, by the reference where the kernel cannot read the tensors. */
 nbhd_status nbhd_plan_run(const nbhd_plan *plan, const struct nbhd_params *params, void *workspace, void *stream);

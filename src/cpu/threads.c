@@ -112,6 +112,20 @@ int nbhd_threads_prepare(int threads)
     return ready < threads ? ready : threads;
 }
 
+/* What NBHD_THREADS asks for; 0: nothing, or no number, which is said once. */
+static int threads_asked_for(void)
+{
+    static atomic_bool told;
+    const char *text = nbhd_env("NBHD_THREADS");
+    char *end = NULL;
+    const long count = text ? strtol(text, &end, 10) : 0;
+    if (!text || (count > 0 && !*end))
+        return count > MAX_WORKERS ? MAX_WORKERS : (int)count;
+    if (!atomic_exchange(&told, true))
+        nbhd_log(0, "NBHD_THREADS is '%s'; it must be a whole number of at least 1. It is ignored", text);
+    return 0;
+}
+
 int nbhd_threads_available(void)
 {
     int count = 0;
@@ -122,8 +136,7 @@ int nbhd_threads_available(void)
 #endif
     if (count < 1)
         count = (int)sysconf(_SC_NPROCESSORS_ONLN);
-    const char *cap = nbhd_env("NBHD_THREADS");
-    const int wanted = cap ? atoi(cap) : 0;
+    const int wanted = threads_asked_for();
     if (wanted > 0)
         count = wanted;
     return count < 1 ? 1 : count > MAX_WORKERS ? MAX_WORKERS : count;

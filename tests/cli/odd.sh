@@ -21,6 +21,11 @@ nbhd plan "d8 9 w3" 2>/dev/null >&-
 echo "exit status $?"
 nbhd run q.npy q.npy q.npy -o o.npy --window 99 --lse l.npy 2>&- >&-
 echo "exit status $?"
+# an environment that says what cannot be
+NBHD_KERNEL=cpu.nosuch t plan "d8 9 w3"
+NBHD_KERNEL=cpu.nosuch t plan "d8 9+8 w3"
+NBHD_KERNEL=cpu.bwd_scalar t plan "d8 9 w3" --kernel cpu.fwd_scalar | grep -v visible
+NBHD_THREADS=2x t plan "d8 9x9 w3x3" --kernel cpu.fwd_scalar | sed 's/, [0-9]* threads/, N threads/; /visible/d'
 # problem files that are no text
 printf 'd8 9\0 w3\nd8 9\n' >zero.txt
 t plan @zero.txt
