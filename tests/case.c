@@ -174,7 +174,8 @@ static bool check_outputs(struct run *r, struct case_result *result)
         snprintf(result->why, sizeof result->why, "download failed");
     for (int i = 0; ok && i < TENSORS; i++)
         if (copies[i])
-            ok = case_compare(r, &r->tensors[i], copies[i], result) && gaps_untouched(&r->tensors[i], copies[i], result);
+            ok = case_compare(r, &r->tensors[i], copies[i], result) &&
+                 gaps_untouched(&r->tensors[i], copies[i], result);
     if (ok)
         result->bits = hash_outputs(r, copies, result->kernel);
     for (int i = 0; i < TENSORS; i++)

@@ -17,8 +17,8 @@ struct case_memory {
 
 enum case_layout {
     CASE_CONTIGUOUS,
-    CASE_PACKED,   /* q, k, v are views of one [batch, tokens, heads + 2 kv_heads, dim] projection where they can be */
-    CASE_STRIDED   /* every tensor has gaps between heads, tokens and batches, filled with NaN; odd offsets of elements */
+    CASE_PACKED, /* q, k, v are views of one [batch, tokens, heads + 2 kv_heads, dim] projection where they can be */
+    CASE_STRIDED /* every tensor has gaps between heads, tokens and batches, filled with NaN; odd offsets of elements */
 };
 
 /* A ragged batch: how the sequences lie in the tensors. */
@@ -40,8 +40,8 @@ struct case_options {
     bool dlse;            /* backward: give a gradient of it */
     bool poison_key;      /* one key and its value are NaN: just the queries that see it may become NaN;
                              unfused passes: one row of each input */
-    int poison_reach;     /* with it: what lies within so many tokens of that key on every axis is not looked at, as kernels
-                             on tensor cores multiply a tile's NaN by 0 */
+    int poison_reach;     /* with it: what lies within so many tokens of that key on every axis is not looked at, as
+                             kernels on tensor cores multiply a tile's NaN by 0 */
     bool large_values;    /* scores of some hundreds */
     int repeats;          /* further executions, each of which must give the same bits */
     void (*before)(void *); /* called with `state` before each of them */
@@ -54,7 +54,7 @@ struct case_options {
 
 struct case_result {
     bool ok;
-    double max_abs_error, allowed_error; /* of the output that came nearest to, or went furthest past, what is allowed */
+    double max_abs_error, allowed_error; /* of the output that came nearest to what is allowed, or went furthest past */
     const char *worst;                   /* its name */
     char why[NBHD_TEXT];                 /* if not ok: one sentence */
     char kernel[64];

@@ -72,10 +72,10 @@ static bool consult_on(struct run *r, int s, enum oracle_precision precision)
     const struct oracle_problem p = oracle_problem_of(&d, precision);
 #define PART(which) part_of(r, which, s, plain)
     const struct oracle_tensors tensors = {
-        .q = PART(Q), .k = PART(K), .v = PART(V), .extra_k = PART(EXTRA_K), .extra_v = PART(EXTRA_V), .bias = PART(BIAS),
-        .o = PART(O), .lse = PART(LSE), .dout = PART(DOUT), .dlse = PART(DLSE), .dq = PART(DQ), .dk = PART(DK), .dv = PART(DV),
-        .dextra_k = PART(DEXTRA_K), .dextra_v = PART(DEXTRA_V), .dbias = PART(DBIAS), .scores = PART(SCORES),
-        .dscores = PART(DSCORES)};
+        .q = PART(Q), .k = PART(K), .v = PART(V), .extra_k = PART(EXTRA_K), .extra_v = PART(EXTRA_V),
+        .bias = PART(BIAS), .o = PART(O), .lse = PART(LSE), .dout = PART(DOUT), .dlse = PART(DLSE), .dq = PART(DQ),
+        .dk = PART(DK), .dv = PART(DV), .dextra_k = PART(DEXTRA_K), .dextra_v = PART(DEXTRA_V), .dbias = PART(DBIAS),
+        .scores = PART(SCORES), .dscores = PART(DSCORES)};
     switch (d.pass) {
     case NBHD_QK: return oracle_qk(&p, &tensors);
     case NBHD_AV: return poison_unused(&p, &d, PART(SCORES)) && oracle_av(&p, &tensors);
@@ -171,7 +171,8 @@ static double cancelled_error(const struct run *r, bool to_zero)
     if (r->desc.pass != NBHD_BACKWARD || r->desc.dtype == NBHD_F64)
         return 0;
     const double sum = largest_of(&r->tensors[DOUT]) * largest_of(&r->tensors[V]) * r->desc.head_dim_v;
-    const double factor = fmax(1, fabs((double)r->desc.scale) * fmax(largest_of(&r->tensors[Q]), largest_of(&r->tensors[K])));
+    const double largest = fmax(largest_of(&r->tensors[Q]), largest_of(&r->tensors[K]));
+    const double factor = fmax(1, fabs((double)r->desc.scale) * largest);
     const double unit = r->desc.dtype != NBHD_F32 ? 0x1p-20 : r->desc.tf32 && to_zero ? 0x1p-11 : 0x1p-23;
     return unit * sum * factor;
 }
@@ -195,7 +196,8 @@ bool case_compare(const struct run *r, const struct tensor *t, const char *got, 
         if (case_is_near_poison(r, t, i))
             continue;
         if (isnan(value) != isnan(t->exact[i]) || (isinf(t->exact[i]) && value != t->exact[i])) {
-            snprintf(result->why, sizeof result->why, "%s[%lld] is %g where %g is right", t->name, i, value, t->exact[i]);
+            snprintf(result->why, sizeof result->why, "%s[%lld] is %g where %g is right", t->name, i, value,
+                     t->exact[i]);
             result->worst = t->name;
             result->max_abs_error = INFINITY;
             return false;

@@ -15,11 +15,15 @@ static uint64_t next_random(uint64_t *state)
     return z ^ z >> 31;
 }
 
-static int pick(uint64_t *state, int low, int high) { return low + (int)(next_random(state) % (uint64_t)(high - low + 1)); }
+static int pick(uint64_t *state, int low, int high)
+{
+    return low + (int)(next_random(state) % (uint64_t)(high - low + 1));
+}
 
 static double normal(uint64_t *state)
 {
-    const double u = ((double)(next_random(state) >> 11) + 1) * 0x1p-53, v = (double)(next_random(state) >> 11) * 0x1p-53;
+    const double u = ((double)(next_random(state) >> 11) + 1) * 0x1p-53;
+    const double v = (double)(next_random(state) >> 11) * 0x1p-53;
     return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
 }
 
@@ -75,7 +79,9 @@ double case_get(const char *from, int dtype)
 
 enum oracle_precision case_precision(int dtype)
 {
-    return dtype == NBHD_F64 ? ORACLE_EXACT : dtype == NBHD_F32 ? ORACLE_F32 : dtype == NBHD_F16 ? ORACLE_F16 : ORACLE_BF16;
+    static const enum oracle_precision of[] = {
+        [NBHD_F64] = ORACLE_EXACT, [NBHD_F32] = ORACLE_F32, [NBHD_F16] = ORACLE_F16, [NBHD_BF16] = ORACLE_BF16};
+    return of[dtype];
 }
 
 /* desc is legal here (it was planned); the tensors are laid out from its defaults. */
@@ -196,7 +202,8 @@ void case_release_place(struct place *p)
 
 bool case_of_extra(int which) { return which == EXTRA_K || which == EXTRA_V || which == DEXTRA_K || which == DEXTRA_V; }
 
-static bool describe(struct run *r, int which, const char *name, nbhd_tensor *arg, const int shape[6], int dtype, bool output)
+static bool describe(struct run *r, int which, const char *name, nbhd_tensor *arg, const int shape[6], int dtype,
+                     bool output)
 {
     struct tensor *t = &r->tensors[which];
     t->name = name;
@@ -220,12 +227,13 @@ void case_pack(struct run *r)
 {
     const nbhd_desc *d = &r->desc;
     struct tensor *q = &r->tensors[Q], *k = &r->tensors[K], *v = &r->tensors[V];
-    if (!q->name || !k->name || !v->name || memcmp(q->shape, k->shape, 4 * sizeof(int)) || d->head_dim != d->head_dim_v ||
-        (q->tokens && r->options->kv_lengths))
+    if (!q->name || !k->name || !v->name || memcmp(q->shape, k->shape, 4 * sizeof(int)) ||
+        d->head_dim != d->head_dim_v || (q->tokens && r->options->kv_lengths))
         return;
-    const long long width = (long long)(d->heads + 2 * d->kv_heads) * d->head_dim;
+    const long long keys = (long long)d->heads * d->head_dim, values = keys + (long long)d->kv_heads * d->head_dim;
+    const long long width = values + (long long)d->kv_heads * d->head_dim;
     struct tensor *all[] = {q, k, v};
-    const long long offsets[] = {0, (long long)d->heads * d->head_dim, (long long)(d->heads + d->kv_heads) * d->head_dim};
+    const long long offsets[] = {0, keys, values};
     for (int i = 0; i < 3; i++) {
         long long step = width;
         for (int j = 3; j >= 0; j--) {
@@ -257,7 +265,8 @@ static bool describe_unfused(struct run *r, const int q[6], const int k[6], cons
                (!d->bias || describe(r, BIAS, "bias", &a->bias, bias, NBHD_F32, false)) &&
                describe(r, SCORES, "scores", &a->scores, scores, type, true);
     case NBHD_AV:
-        return describe(r, V, "v", &a->v, v, type, false) && describe(r, SCORES, "scores", &a->scores, scores, type, false) &&
+        return describe(r, V, "v", &a->v, v, type, false) &&
+               describe(r, SCORES, "scores", &a->scores, scores, type, false) &&
                describe(r, O, "o", &a->o, o, type, true);
     case NBHD_QK_BACKWARD:
         return describe(r, Q, "q", &a->q, q, type, false) && describe(r, K, "k", &a->k, k, type, false) &&
@@ -265,7 +274,8 @@ static bool describe_unfused(struct run *r, const int q[6], const int k[6], cons
                describe(r, DQ, "dq", &a->dq, q, type, true) && describe(r, DK, "dk", &a->dk, k, type, true) &&
                (!d->bias || describe(r, DBIAS, "dbias", &a->dbias, bias, NBHD_F32, true));
     default:
-        return describe(r, V, "v", &a->v, v, type, false) && describe(r, SCORES, "scores", &a->scores, scores, type, false) &&
+        return describe(r, V, "v", &a->v, v, type, false) &&
+               describe(r, SCORES, "scores", &a->scores, scores, type, false) &&
                describe(r, DOUT, "dout", &a->dout, o, type, false) &&
                describe(r, DSCORES, "dscores", &a->dscores, scores, type, true) &&
                describe(r, DV, "dv", &a->dv, v, type, true);
@@ -307,8 +317,9 @@ bool case_describe(struct run *r)
         ok = ok && describe(r, BIAS, "bias", &a->bias, bias, NBHD_F32, false);
     if (!backward)
         return ok;
-    ok = ok && describe(r, DOUT, "dout", &a->dout, o, d->dtype, false) && describe(r, DQ, "dq", &a->dq, q, d->dtype, true) &&
-         describe(r, DK, "dk", &a->dk, k, d->dtype, true) && describe(r, DV, "dv", &a->dv, v, d->dtype, true);
+    ok = ok && describe(r, DOUT, "dout", &a->dout, o, d->dtype, false) &&
+         describe(r, DQ, "dq", &a->dq, q, d->dtype, true) && describe(r, DK, "dk", &a->dk, k, d->dtype, true) &&
+         describe(r, DV, "dv", &a->dv, v, d->dtype, true);
     if (r->options->dlse)
         ok = ok && describe(r, DLSE, "dlse", &a->dlse, lse, NBHD_F32, false);
     if (d->extra)

@@ -1,5 +1,5 @@
-/* The kernel cache: checksums, damaged, foreign, full and unwritable caches, processes that are killed while they write.
- * Kernels are made up, so neither a GPU nor NVRTC is needed. */
+/* The kernel cache: checksums, damaged, foreign, full and unwritable caches, processes that are killed while they
+ * write. Kernels are made up, so neither a GPU nor NVRTC is needed. */
 #define _GNU_SOURCE
 #include <signal.h>
 #include <sys/resource.h>

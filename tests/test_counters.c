@@ -243,11 +243,12 @@ static void check_planners(void) { test_skip("built without CUDA: no Hopper plan
 int main(void)
 {
     static const char *const lines[] = {
-        "d16 h2 300 w64", "d8 b2 h2 257 w100 s16", "d8 200 w50 r3", "d8 150 w40 ec", "d8 150 w40 s8 ec", "d8 130 w60 et",
-        "d16 h4/2 40x33 w17x15", "d8 24x24 w24x24", "d8 40x33 w12x15 s4x5", "d8 30x40 w9x13 r2x3", "d8 33x29 w15x14 enc",
-        "d8 h2 20x20 w3x3", "d16 28x30 w7x7", "d8 h2 28x30 w5x7 r3x2", "d8 21x30 w5x5 s2x3", "d8 19x23 w7x5 ect",
-        "d8 6x14x15 w3x7x9", "d8 8x9x17 w5x3x3", "d8 8x9x10 w4x4x4 s2x4x4", "d8 9x8x20 w3x3x5 r2x1x3", "d8 25 w6 extra=13",
-        "d8 30x20 w9x8 extra=100", "d8 20 kv=33", "d8 12x10 kv=9x31", "d8 h2 1x1 w1x1", "d8 64 w64 s64", "d8 7x65 w1x9"};
+        "d16 h2 300 w64", "d8 b2 h2 257 w100 s16", "d8 200 w50 r3", "d8 150 w40 ec", "d8 150 w40 s8 ec",
+        "d8 130 w60 et", "d16 h4/2 40x33 w17x15", "d8 24x24 w24x24", "d8 40x33 w12x15 s4x5", "d8 30x40 w9x13 r2x3",
+        "d8 33x29 w15x14 enc", "d8 h2 20x20 w3x3", "d16 28x30 w7x7", "d8 h2 28x30 w5x7 r3x2", "d8 21x30 w5x5 s2x3",
+        "d8 19x23 w7x5 ect", "d8 6x14x15 w3x7x9", "d8 8x9x17 w5x3x3", "d8 8x9x10 w4x4x4 s2x4x4",
+        "d8 9x8x20 w3x3x5 r2x1x3", "d8 25 w6 extra=13", "d8 30x20 w9x8 extra=100", "d8 20 kv=33", "d8 12x10 kv=9x31",
+        "d8 h2 1x1 w1x1", "d8 64 w64 s64", "d8 7x65 w1x9"};
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
         char backward[NBHD_TEXT];
         snprintf(backward, sizeof backward, "bwd %s", lines[i]);

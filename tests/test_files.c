@@ -176,7 +176,7 @@ static void test_safetensors(void)
     struct bytes b = safetensors(Q "}", 16);
     const size_t claimed = b.at[0];
     for (size_t size = 0; size < b.size; size++)
-        for (int honest = 0; honest < 2; honest++) { /* the header's length that of the whole, or of what is left of it */
+        for (int honest = 0; honest < 2; honest++) { /* the header's length: of the whole, or of what is left of it */
             struct array_info info;
             char why[NBHD_TEXT];
             b.at[0] = (unsigned char)(honest && size >= 8 && size - 8 < claimed ? size - 8 : claimed);

@@ -42,9 +42,10 @@ static void check_log(void)
 }
 
 /* ---- the compiler ---- */
-static const char kernel_text[] = "#include \"nbhd_params.h\"\n"
-                                  "#include \"device/half.cuh\"\n"
-                                  "extern \"C\" __global__ void tiny(float *x) { x[threadIdx.x] *= NBHD_HALF * FACTOR; }\n";
+static const char kernel_text[] =
+    "#include \"nbhd_params.h\"\n"
+    "#include \"device/half.cuh\"\n"
+    "extern \"C\" __global__ void tiny(float *x) { x[threadIdx.x] *= NBHD_HALF * FACTOR; }\n";
 
 static void write_kernel(const char *factor)
 {

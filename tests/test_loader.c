@@ -66,7 +66,8 @@ static void check_nvrtc(const char *stub)
     static const char *const folders[] = {"empty", "text", "loop-folder", "dangling", "other", "good", "mixed"};
     for (size_t i = 0; i < sizeof folders / sizeof *folders; i++)
         CHECK(!mkdir(in_root(folders[i]), 0777), "%s", folders[i]);
-    write_text(in_root("text/libnvrtc.so.13"), "no library, but long enough to have the head of one: 64 bytes and some more\n");
+    write_text(in_root("text/libnvrtc.so.13"),
+               "no library, but long enough to have the head of one: 64 bytes and some more\n");
     write_text(in_root("mixed/libnvrtc.so.13"), "");
     link_to("loop", "loop");
     link_to("/nonexistent", "dangling/libnvrtc.so.12");

@@ -203,7 +203,8 @@ static void check_batch_and_bias(void)
     CHECK(nbhd_execute(plan, &args, workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "args.bias"),
           "%s", nbhd_last_error());
     args.bias.data = (char *)table + 1;
-    CHECK(nbhd_execute(plan, &args, workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "args.bias is at"),
+    CHECK(nbhd_execute(plan, &args, workspace, NULL) == NBHD_ERROR_INVALID &&
+              strstr(nbhd_last_error(), "args.bias is at"),
           "%s", nbhd_last_error());
     args.bias.data = table;
     CHECK(!nbhd_execute(plan, &args, workspace, NULL), "%s", nbhd_last_error());

@@ -84,7 +84,8 @@ static void check_find(void)
     const double took = seconds() - start;
     printf("search of all tiles: %d settings of %.0f looked at, %.0f ms\n", count, considered, 1e3 * took);
     CHECK(considered > 10000 && count > 1000, "only %g looked at, %d found", considered, count);
-    CHECK(took < 5, "the search took %g s", took); /* well under a second on an idle machine; generous under sanitizers */
+    /* well under a second on an idle machine; generous under sanitizers */
+    CHECK(took < 5, "the search took %g s", took);
     for (int i = 0; i < count; i++)
         CHECK(settings[i].counts.computed_mean > 0 && settings[i].counts.bound_mean > 0, "setting %d", i);
 }
@@ -198,7 +199,8 @@ static void check_model_order(void)
     CHECK(!nbhd_sim_device_get(&device, "h200"), "%s", nbhd_last_error());
     static const char *const lines[] = {"bf16 h4 d128 128x128 w16x16 s16x16", "bf16 h4 d128 128x128 w16x16",
                                         "bf16 h4 d128 128x128 w48x48", "bf16 h8 d128 128x128 w48x48",
-                                        "bf16 h8 d128 128x128 w48x48 extra=512", "bf16 b2 h8 d128 128x128 w48x48 extra=512"};
+                                        "bf16 h8 d128 128x128 w48x48 extra=512",
+                                        "bf16 b2 h8 d128 128x128 w48x48 extra=512"};
     double last = 0, ms = 0, a = 0, b = 0;
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
         const nbhd_desc desc = parse(lines[i]);
