@@ -27,6 +27,7 @@ static void classify(struct nbhd_bwd_tiles *t, struct nbhd_axis axis, int n, int
         add_tiles(t, (struct nbhd_bwd_class){length, all.begin - any.begin, all.end - any.begin, groups});
         t->tiles += groups;
         t->queries += (double)groups * length;
+        t->inner += (double)groups * (all.end - all.begin);
     }
 }
 
@@ -44,16 +45,14 @@ struct nbhd_bwd_tiles *nbhd_sm90_bwd_tiles(struct nbhd_bwd_axis *m, int k)
     return t;
 }
 
-struct nbhd_bwd_count nbhd_sm90_bwd_count(struct nbhd_bwd_tiles *t, int q)
+void nbhd_sm90_bwd_count_boxes(struct nbhd_bwd_tiles *t, int q)
 {
-    struct nbhd_bwd_count *sum = &t->count[q];
-    for (int i = 0; i < t->classes && !t->is_counted[q]; i++) {
+    for (int i = 0; i < t->classes; i++) {
         const struct nbhd_bwd_class *c = &t->class[i];
-        sum->boxes += c->tiles * nbhd_sm90_bwd_visited(c, q);
-        sum->full += c->tiles * nbhd_sm90_bwd_full(c, q);
+        t->count[q].boxes += c->tiles * nbhd_sm90_bwd_visited(c, q);
+        t->count[q].full += c->tiles * nbhd_sm90_bwd_full(c, q);
     }
     t->is_counted[q] = true;
-    return *sum;
 }
 
 /* Boxes of q queries from `begin` on that some query of seen lies in. */

@@ -1,6 +1,7 @@
 /* Box planning for bwd_sm90: every box of keys that nearly fills a tile with every box of queries that nearly fills a
  * step, counted exactly over the inverse windows (core/tiles.h), the times by a model. The best get more shapes of
  * query boxes, for tiles whose union the first fits badly (at clamped borders). */
+#include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -92,42 +93,52 @@ int nbhd_sm90_bwd_list(const struct nbhd_bwd_search *s, const int size[3], int m
     return count;
 }
 
-/* The time of a plan that computes so many boxes, none of which needs a mask. */
-static double least_ms(const struct nbhd_bwd_search *s, const struct nbhd_sm90_bwd_plan *plan, double boxes)
+/* Boxes of queries that fit, whatever the keys are: the fewest queries and steps of mask columns that one has. */
+struct query_boxes {
+    int (*box)[3];
+    int count, queries, mask_steps;
+};
+
+/* The time of a plan that visits and sees so many boxes at least, of which no more than most_full need no mask. */
+static double least_ms(const struct nbhd_bwd_search *s, const struct nbhd_sm90_bwd_plan *plan,
+                       const struct query_boxes *q, double boxes, double seen, double most_full)
 {
     struct nbhd_sm90_bwd_plan p = *plan;
-    p.seen = p.boxes = p.full_boxes = boxes;
+    p.mask_steps = q->mask_steps;
+    p.boxes = boxes;
+    p.seen = seen;
+    p.full_boxes = fmin(boxes, most_full);
     return nbhd_sm90_bwd_ms(s, &p) * (1 - 1e-9); /* rounding must not make it more than any plan's */
 }
 
 /* Every box of queries with the plan's keys. A block skips boxes that it does not see; so many as are computed and
  * waited for in the mean decide the time, but for masks: from `hopeless` on it is too long. */
-static void try_queries(struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_plan *p, int (*q)[3], int count,
-                        struct best *best)
+static void try_queries(struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_plan *p,
+                        const struct query_boxes *queries, double most_full, struct best *best)
 {
     const int apart = axis_of_blocks(p);
     struct nbhd_bwd_tiles *t[3];
     double hopeless = INFINITY;
     for (int a = 0; a < 3; a++)
         t[a] = nbhd_sm90_bwd_tiles(&s->memo[a], p->k_box[a]);
-    for (int j = 0; j < count; j++) {
-        p->boxes = p->full_boxes = 1;
-        for (int a = 0; a < 3; a++) {
-            const struct nbhd_bwd_count c = nbhd_sm90_bwd_count(t[a], q[j][a]);
-            p->boxes *= c.boxes;
-            p->full_boxes *= c.full;
-        }
-        p->seen = p->boxes * (apart < 0 ? 1 : nbhd_sm90_bwd_seen(&s->memo[apart], p->k_box[apart], q[j][apart]));
+    for (int j = 0; j < queries->count; j++) {
+        const int *q = queries->box[j];
+        const struct nbhd_bwd_count *x = nbhd_sm90_bwd_count(t[0], q[0]), *y = nbhd_sm90_bwd_count(t[1], q[1]),
+                                    *z = nbhd_sm90_bwd_count(t[2], q[2]);
+        p->seen = p->boxes = x->boxes * y->boxes * z->boxes;
+        if (apart >= 0 && p->boxes < 2 * hopeless)
+            p->seen *= nbhd_sm90_bwd_seen(&s->memo[apart], p->k_box[apart], q[apart]);
         const double computed = (p->seen + p->boxes) / 2;
         if (computed >= hopeless)
             continue;
+        p->full_boxes = x->full * y->full * z->full;
         if (p->k_box[0] * p->k_box[1] * p->k_box[2] < 64 * p->blocks)
             p->full_boxes *= (p->blocks - 1) / (double)p->blocks; /* one of the blocks masks all */
-        memcpy(p->q_box[0], q[j], sizeof *q);
+        memcpy(p->q_box[0], q, sizeof p->q_box[0]);
         nbhd_sm90_bwd_fits(s, p);
         p->ms = nbhd_sm90_bwd_ms(s, p);
         keep(best, p);
-        if (p->ms > enough(best) && least_ms(s, p, computed) > enough(best))
+        if (p->ms > enough(best) && least_ms(s, p, queries, computed, computed, most_full) > enough(best))
             hopeless = computed;
     }
 }
@@ -135,7 +146,7 @@ static void try_queries(struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_plan *p,
 /* A box of keys, and what a plan takes with it at least. */
 struct key_box {
     int extent[3];
-    double tiles, ms;
+    double tiles, most_full, ms; /* most_full: of the boxes of queries, need no mask */
 };
 
 static int by_least_ms(const void *a, const void *b)
@@ -146,40 +157,46 @@ static int by_least_ms(const void *a, const void *b)
 
 /* The boxes of keys that can be among the best, the most promising first. Returns their number. */
 static int rank_keys(struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_plan *p, int (*k)[3], int count,
-                     const struct best *best, struct key_box *ranked)
+                     const struct query_boxes *q, const struct best *best, struct key_box *ranked)
 {
     int kept = 0;
     for (int i = 0; i < count; i++) {
-        double pairs = 1;
+        struct key_box *box = &ranked[kept];
+        double boxes = 1.0 / p->n;
         memcpy(p->k_box, k[i], sizeof *k);
+        memcpy(box->extent, k[i], sizeof *k);
         p->tiles = 1;
+        box->most_full = 1.0 / q->queries;
         for (int a = 0; a < 3; a++) {
             const struct nbhd_bwd_tiles *t = nbhd_sm90_bwd_tiles(&s->memo[a], k[i][a]);
             if (!t)
                 return 0;
             p->tiles *= t->tiles;
-            pairs *= t->queries;
+            boxes *= t->queries;
+            box->most_full *= t->inner;
         }
-        struct key_box *box = &ranked[kept];
-        memcpy(box->extent, k[i], sizeof *k);
         box->tiles = p->tiles;
-        box->ms = least_ms(s, p, pairs / p->n * (axis_of_blocks(p) < 0 ? 1 : 0.5));
+        box->ms = least_ms(s, p, q, boxes, axis_of_blocks(p) < 0 ? boxes : 0, box->most_full);
         kept += box->ms <= enough(best);
     }
     qsort(ranked, (size_t)kept, sizeof *ranked, by_least_ms);
     return kept;
 }
 
-/* Only boxes of queries that fit, whatever the keys are. */
-static int drop_unfit(const struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_plan *p, int (*q)[3], int count)
+/* Leaves only what fits of boxes that are set. */
+static void drop_unfit(const struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_plan *p, struct query_boxes *q)
 {
-    int kept = 0;
+    const int count = q->count;
+    q->count = 0;
+    q->queries = q->mask_steps = INT_MAX;
     for (int j = 0; j < count; j++) {
-        memcpy(p->q_box[0], q[j], sizeof *q);
-        if (nbhd_sm90_bwd_fits(s, p))
-            memcpy(q[kept++], p->q_box[0], sizeof *q);
+        memcpy(p->q_box[0], q->box[j], sizeof p->q_box[0]);
+        if (!nbhd_sm90_bwd_fits(s, p))
+            continue;
+        memcpy(q->box[q->count++], p->q_box[0], sizeof p->q_box[0]);
+        q->queries = nbhd_min(q->queries, p->q_box[0][0] * p->q_box[0][1] * p->q_box[0][2]);
+        q->mask_steps = nbhd_min(q->mask_steps, p->mask_steps);
     }
-    return kept;
 }
 
 /* Every pair of boxes for the plan's kind and n that can be among the best. */
@@ -191,22 +208,23 @@ static void search_boxes(struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_plan *p
         queries[a] = s->memo[a].queries;
     }
     const int k_count = nbhd_sm90_bwd_list(s, keys, 64 * plan->blocks, NULL);
-    int q_count = nbhd_sm90_bwd_list(s, queries, plan->n, NULL);
-    int(*k)[3] = malloc((size_t)k_count * sizeof *k + 1), (*q)[3] = malloc((size_t)q_count * sizeof *q + 1);
+    struct query_boxes q = {.count = nbhd_sm90_bwd_list(s, queries, plan->n, NULL)};
+    int(*k)[3] = malloc((size_t)k_count * sizeof *k + 1);
     struct key_box *ranked = malloc((size_t)k_count * sizeof *ranked + 1);
-    if (k && q && ranked) {
+    q.box = malloc((size_t)q.count * sizeof *q.box + 1);
+    if (k && q.box && ranked) {
         nbhd_sm90_bwd_list(s, keys, 64 * plan->blocks, k);
-        nbhd_sm90_bwd_list(s, queries, plan->n, q);
-        q_count = drop_unfit(s, plan, q, q_count);
-        const int found = q_count ? rank_keys(s, plan, k, k_count, best, ranked) : 0;
+        nbhd_sm90_bwd_list(s, queries, plan->n, q.box);
+        drop_unfit(s, plan, &q);
+        const int found = q.count ? rank_keys(s, plan, k, k_count, &q, best, ranked) : 0;
         for (int i = 0; i < found && ranked[i].ms <= enough(best); i++) {
             memcpy(plan->k_box, ranked[i].extent, sizeof plan->k_box);
             plan->tiles = ranked[i].tiles;
-            try_queries(s, plan, q, q_count, best);
+            try_queries(s, plan, &q, ranked[i].most_full, best);
         }
     }
     free(k);
-    free(q);
+    free(q.box);
     free(ranked);
 }
 

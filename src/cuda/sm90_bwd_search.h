@@ -39,7 +39,7 @@ struct nbhd_bwd_count {
 /* Tiles of one extent. By extent of the query box, when asked for: counts, and the share of a tile's boxes that a half
  * of it sees. */
 struct nbhd_bwd_tiles {
-    double tiles, queries; /* their number, in all dilation groups; the sum of their unions */
+    double tiles, queries, inner; /* in all dilation groups: their number; sums of unions, and of intersections */
     bool is_counted[NBHD_SM90_BWD_QUERIES + 1];
     struct nbhd_bwd_count count[NBHD_SM90_BWD_QUERIES + 1];
     double seen[NBHD_SM90_BWD_QUERIES + 1];
@@ -55,7 +55,13 @@ struct nbhd_bwd_axis {
 
 /* sm90_bwd_axis.c. NULL: no memory. */
 struct nbhd_bwd_tiles *nbhd_sm90_bwd_tiles(struct nbhd_bwd_axis *axis, int k);
-struct nbhd_bwd_count nbhd_sm90_bwd_count(struct nbhd_bwd_tiles *tiles, int q);
+void nbhd_sm90_bwd_count_boxes(struct nbhd_bwd_tiles *tiles, int q);
+static inline const struct nbhd_bwd_count *nbhd_sm90_bwd_count(struct nbhd_bwd_tiles *tiles, int q)
+{
+    if (!tiles->is_counted[q])
+        nbhd_sm90_bwd_count_boxes(tiles, q);
+    return &tiles->count[q];
+}
 /* Of tiles that were made. */
 double nbhd_sm90_bwd_seen(struct nbhd_bwd_axis *axis, int k, int q);
 void nbhd_sm90_bwd_drop_tiles(struct nbhd_bwd_axis *axis);

@@ -85,17 +85,35 @@ static void count_shapes(const struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_p
     p->ms = nbhd_sm90_bwd_ms(s, p);
 }
 
-/* The box that saves most beside the plan's shapes, and needs no more mask columns; false if none has so few. */
-static bool find_next_shape(const struct nbhd_sm90_bwd_plan *p, const struct combinations *c, int (*boxes)[3],
-                            int count, int best[3])
+/* Boxes of all tiles, each with q_box where it is better, or some number that is not below `enough`. */
+static double boxes_with(const struct combinations *c, const struct nbhd_bwd_tiles *const t[3], const int q_box[3],
+                         double enough)
 {
+    double on_axis[3][NBHD_SM90_BWD_CLASSES], sum = 0;
+    for (int a = 0; a < 3; a++)
+        for (int i = 0; i < t[a]->classes; i++)
+            on_axis[a][i] = nbhd_sm90_bwd_visited(&t[a]->class[i], q_box[a]);
+    for (int i = 0, at = 0; i < t[2]->classes; i++)
+        for (int j = 0; j < t[1]->classes && sum < enough; j++)
+            for (int k = 0; k < t[0]->classes; k++, at++) {
+                const double boxes = on_axis[2][i] * on_axis[1][j] * on_axis[0][k];
+                sum += c->list[at].tiles * (boxes < c->list[at].boxes ? boxes : c->list[at].boxes);
+            }
+    return sum;
+}
+
+/* The box that saves most beside the plan's shapes, and needs no more mask columns; false if none has so few. */
+static bool find_next_shape(const struct nbhd_bwd_search *s, const struct nbhd_sm90_bwd_plan *p,
+                            const struct combinations *c, int (*boxes)[3], int count, int best[3])
+{
+    const struct nbhd_bwd_tiles *t[3];
     double least = INFINITY;
+    for (int a = 0; a < 3; a++)
+        t[a] = s->memo[a].tiles[p->k_box[a]];
     for (int j = 0; j < count; j++) {
-        double sum = 0;
         if (boxes[j][0] + boxes[j][1] + boxes[j][2] > 16 * p->mask_steps)
             continue;
-        for (int i = 0; i < c->count && sum < least; i++)
-            sum += c->list[i].tiles * fmin(c->list[i].boxes, boxes_of(c->list[i].axis, boxes[j]));
+        const double sum = boxes_with(c, t, boxes[j], least);
         if (sum < least) {
             least = sum;
             memcpy(best, boxes[j], sizeof *boxes);
@@ -118,7 +136,7 @@ void nbhd_sm90_bwd_add_shapes(const struct nbhd_bwd_search *s, struct nbhd_sm90_
         take_shape(c, p->q_box[0]);
         while (p->shapes < NBHD_BWD_SM90_SHAPES) {
             struct nbhd_sm90_bwd_plan more = *p;
-            if (!find_next_shape(p, c, boxes, count, more.q_box[more.shapes++]) || !nbhd_sm90_bwd_fits(s, &more))
+            if (!find_next_shape(s, p, c, boxes, count, more.q_box[more.shapes++]) || !nbhd_sm90_bwd_fits(s, &more))
                 break;
             count_shapes(s, &more, c);
             if (more.ms > 0.995 * p->ms)
