@@ -2,6 +2,7 @@
  * functions. */
 #include <math.h>
 #include <time.h>
+#include "core/model.h"
 #include "nbhd_sim.h"
 #include "test.h"
 
@@ -217,6 +218,19 @@ static void check_model_order(void)
     CHECK(nbhd_sim_predict(&device, &bad, &t, &ms) == NBHD_ERROR_UNSUPPORTED, "qk has no model");
 }
 
+/* Workers are as many as there are; the longest tile is some worker's, however few tiles there are. */
+static void check_longest(void)
+{
+    nbhd_sim_device device = NBHD_SIM_DEVICE_INIT;
+    struct nbhd_model_call few = {.tiles = 10, .visited = 5, .longest = 50, .pairs = 16384, .flops = 512, .tile = 1};
+    struct nbhd_model_call one = few, even = few;
+    one.tiles = 1, one.visited = 50;
+    even.longest = 5;
+    nbhd_sim_device_get(&device, "h200");
+    const double us = nbhd_model_us(&device, &few), alone = nbhd_model_us(&device, &one);
+    CHECK(us == alone && us > 5 * nbhd_model_us(&device, &even), "%g us where the longest tile takes %g", us, alone);
+}
+
 /* ---- bad input ---- */
 
 static void refused(nbhd_status status, nbhd_status wanted, const char *mentions)
@@ -321,6 +335,7 @@ int main(void)
     check_model("h200-forward-sm80.csv", "h200-sm80");
     check_prediction("h200-forward-prototype.csv", "h200");
     check_model_order();
+    check_longest();
     check_bad_tiles();
     check_bad_requests();
     check_bad_tables();

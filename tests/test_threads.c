@@ -1,4 +1,5 @@
 /* The worker pool: every task once, thread numbers in range, callers side by side, calls inside a forked child. */
+#define _DEFAULT_SOURCE /* usleep */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <sys/wait.h>
@@ -13,9 +14,13 @@ struct record {
     atomic_int done[TASKS], out_of_range;
 };
 
+static int pause_us; /* of each task, so that all workers come who may */
+
 static void mark(void *context, long long task, int thread)
 {
     struct record *r = context;
+    if (pause_us)
+        usleep((useconds_t)pause_us);
     atomic_fetch_add(&r->done[task], 1);
     if (thread < 0 || thread >= r->threads)
         atomic_fetch_add(&r->out_of_range, 1);
@@ -82,6 +87,9 @@ int main(void)
     CHECK(nbhd_threads_prepare(5) == 5, "five threads could not be had");
     for (int tasks = 0; tasks < 40; tasks++)
         CHECK(run_once(&r, 5, tasks), "%d tasks", tasks);
+    pause_us = 1000;
+    CHECK(run_once(&r, 2, 40), "of four workers more than one took part in a call of two threads");
+    pause_us = 0;
     check_callers();
     check_fork();
     return test_done();

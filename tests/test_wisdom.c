@@ -109,6 +109,27 @@ static void check_obeyed(void)
     }
 }
 
+/* Where one row is tens of times as fast as another, no noise hides it. */
+static void check_fastest(void)
+{
+    static const char line[] = "fwd d32 32x32 w7x7";
+    char why[NBHD_TEXT];
+    nbhd_desc desc;
+    int rows = 0;
+    nbhd_desc_parse(&desc, line);
+    for (int i = 0; nbhd_kernel_name(i); i++)
+        rows += !nbhd_kernel_refusal(i, &desc, NBHD_DEVICE_CPU, why, sizeof why) && !*why;
+    if (rows < 2) {
+        test_skip("no row but the scalar one runs here");
+        return;
+    }
+    nbhd_wisdom_forget();
+    nbhd_plan *plan = plan_of(line, NBHD_PLAN_MEASURE);
+    CHECK(strcmp(nbhd_plan_kernel(plan), "cpu.fwd_scalar") != 0, "of %d rows the scalar one was measured as the fastest",
+          rows);
+    nbhd_plan_destroy(&plan);
+}
+
 /* Where the file cannot take its name, the temporary one goes. */
 static void check_failed_save(void)
 {
@@ -224,6 +245,7 @@ int main(void)
     check_round_trip();
     check_obeyed();
     check_replaced();
+    check_fastest();
     check_results();
     check_threads();
     nbhd_wisdom_forget();
