@@ -1,5 +1,6 @@
 /* The tuner and its wisdom: what was measured is saved, loaded and used again; what cannot be used is left out with a
  * sentence; any number of threads at a time. */
+#define _POSIX_C_SOURCE 200809L
 #include <pthread.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -130,6 +131,24 @@ static void check_fastest(void)
     nbhd_plan_destroy(&plan);
 }
 
+/* A device or a FIFO stays what it is, and a link a link. */
+static void check_other_files(void)
+{
+    char other[300];
+    struct stat s;
+    snprintf(other, sizeof other, "%s.other", path);
+    CHECK(!mkfifo(other, 0666), "%s", other);
+    CHECK(nbhd_wisdom_save(other) == NBHD_ERROR_IO && strstr(nbhd_last_error(), "no regular file"), "saved to a FIFO");
+    CHECK(!lstat(other, &s) && S_ISFIFO(s.st_mode), "the FIFO is gone");
+    unlink(other);
+    write_file("old");
+    CHECK(!symlink(path, other), "%s", other);
+    CHECK(!nbhd_wisdom_save(other) && !nbhd_wisdom_load(path, NULL), "%s", nbhd_last_error());
+    CHECK(!lstat(other, &s) && S_ISLNK(s.st_mode), "the link is gone");
+    unlink(other);
+    unlink(path);
+}
+
 /* Where the file cannot take its name, the temporary one goes. */
 static void check_failed_save(void)
 {
@@ -153,6 +172,7 @@ static void check_bad_files(void)
     CHECK(nbhd_wisdom_save("wisdom-no-such-directory/x") == NBHD_ERROR_IO, "saved to no directory");
     CHECK(nbhd_wisdom_save(NULL) == NBHD_ERROR_INVALID, "saved to NULL");
     check_failed_save();
+    check_other_files();
     static const char *const headers[] = {"", "nbhd wisdom 2\n", "nbhd wisdom 10\n", "something else\n"};
     for (int i = 0; i < 4; i++) {
         write_file(headers[i]);

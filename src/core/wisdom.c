@@ -1,10 +1,12 @@
 /* Wisdom: see wisdom.h and, for the file, nbhd_wisdom_save in nbhd.h. Lines of other machines are kept and saved again,
  * so that one file can serve several. A list under a lock: there are as many entries as a program has problems. */
+#define _XOPEN_SOURCE 700
 #include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include "core/plan.h"
 #include "core/wisdom.h"
@@ -218,11 +220,12 @@ static bool write_entries(FILE *file)
     return ok;
 }
 
-nbhd_status nbhd_wisdom_save(const char *path)
+/* Under another name first: whoever loads it meanwhile has the old file or the new one. */
+static nbhd_status save(const char *path)
 {
     char temporary[4096];
-    if (!path || snprintf(temporary, sizeof temporary, "%s.%ld", path, (long)getpid()) >= (int)sizeof temporary)
-        return nbhd_fail(NBHD_ERROR_INVALID, "path is %s", path ? "longer than 4000 characters" : "NULL");
+    if (snprintf(temporary, sizeof temporary, "%s.%ld", path, (long)getpid()) >= (int)sizeof temporary)
+        return nbhd_fail(NBHD_ERROR_INVALID, "path is longer than 4000 characters");
     pthread_mutex_lock(&wisdom.lock); /* to the end: other threads would use the same temporary file */
     FILE *file = fopen(temporary, "w");
     bool ok = file && write_entries(file);
@@ -234,6 +237,19 @@ nbhd_status nbhd_wisdom_save(const char *path)
         remove(temporary);
     pthread_mutex_unlock(&wisdom.lock);
     return ok ? NBHD_OK : nbhd_fail(NBHD_ERROR_IO, "%s could not be written: %s", path, strerror(error));
+}
+
+nbhd_status nbhd_wisdom_save(const char *path)
+{
+    struct stat s;
+    if (!path)
+        return nbhd_fail(NBHD_ERROR_INVALID, "path is NULL");
+    if (!stat(path, &s) && !S_ISREG(s.st_mode)) /* a new file in the place of a device would be no device */
+        return nbhd_fail(NBHD_ERROR_IO, "%s could not be written: it is no regular file", path);
+    char *real = realpath(path, NULL); /* so that a link stays one */
+    const nbhd_status status = save(real ? real : path);
+    free(real);
+    return status;
 }
 
 void nbhd_wisdom_forget(void)
