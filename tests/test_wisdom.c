@@ -126,8 +126,8 @@ static void check_fastest(void)
     }
     nbhd_wisdom_forget();
     nbhd_plan *plan = plan_of(line, NBHD_PLAN_MEASURE);
-    CHECK(strcmp(nbhd_plan_kernel(plan), "cpu.fwd_scalar") != 0, "of %d rows the scalar one was measured as the fastest",
-          rows);
+    CHECK(strcmp(nbhd_plan_kernel(plan), "cpu.fwd_scalar") != 0,
+          "of %d rows the scalar one was measured as the fastest", rows);
     nbhd_plan_destroy(&plan);
 }
 
