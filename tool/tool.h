@@ -11,7 +11,7 @@ struct command {
     int (*run)(int argc, char **argv); /* argv[0] is the command's name; returns the exit status */
 };
 
-/* Exit status, kept by docs/contract.md. */
+/* Exit status, as docs/nbhd.1 promises it to scripts. */
 enum {
     TOOL_DONE = 0,
     TOOL_FAILED = 1, /* a check failed, or the computation could not be done */
