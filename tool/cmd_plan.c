@@ -120,11 +120,11 @@ static int plan_lines(const char *arch, void *context)
 
 static int run(int argc, char **argv)
 {
-    struct options o = {.operands = argv};
+    struct options o = {.operands = argv, .device = -1};
     const struct option table[] = {
         opt_flag("explain", 'x', &o.explain, "tell of every kernel whether it was chosen, or why not"),
-        opt_choice("device", 'd', &o.device, device_choices, "NAME", "cpu or cuda (cpu)"),
-        opt_arch(&o.archs, "for these GPUs, e.g. sm_80,sm_90, here or not: --device cuda, and compiles"),
+        opt_choice("device", 'd', &o.device, device_choices, "NAME", "cpu or cuda (cpu; with --arch cuda)"),
+        opt_arch(&o.archs, "for these GPUs, e.g. sm_80,sm_90, here or not; compiles what they need"),
         opt_text("kernel", 'k', &o.kernel, "NAME", "this kernel, as `nbhd list` names it, and no other"),
         opt_int("threads", 't', &o.threads, 1, 4096, "N", "CPU threads (all)"),
         opt_deterministic(&o.deterministic),
@@ -144,10 +144,11 @@ static int run(int argc, char **argv)
     int status = args_parse(&usage, argc, argv, &o.count);
     if (status != ARGS_GO_ON)
         return status;
-    if (!o.archs)
-        return plan_lines(NULL, &o);
-    o.device = NBHD_DEVICE_CUDA;
-    return arch_each(o.archs, plan_lines, &o);
+    if (o.archs && o.device == NBHD_DEVICE_CPU)
+        return tool_fail(TOOL_USAGE, "--arch is of GPUs, and --device is cpu");
+    if (o.device < 0)
+        o.device = o.archs ? NBHD_DEVICE_CUDA : NBHD_DEVICE_CPU;
+    return o.archs ? arch_each(o.archs, plan_lines, &o) : plan_lines(NULL, &o);
 }
 
 const struct command cmd_plan = {"plan", "which kernel a problem gets, and why", run};

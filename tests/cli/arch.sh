@@ -6,6 +6,7 @@ t plan "$line" --arch sm_80a,
 t plan "$line" --arch sm_80,90,sm
 t plan "$line" --arch sm_77
 t plan "$line" --arch ""
+t plan "$line" --arch sm_80 --device cpu
 t jit --deterministic
 t jit --arch sm_80
 t jit "$line" --arch "sm_80 sm_90"
