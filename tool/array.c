@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #include "infile.h"
 #include "outfile.h"
@@ -258,6 +259,36 @@ static int open_one(struct outputs *files, const struct spec *specs, struct outp
         if (!strcmp(specs[k].path, specs[i].path))
             return TOOL_DONE; /* laid out with the first of them */
     return specs[i].npy ? open_npy(files, specs[i].path, &list[i]) : open_safetensors(files, specs, list, count, i);
+}
+
+static bool same_file(const char *one, const char *other)
+{
+    struct stat a, b;
+    return !stat(one, &a) && !stat(other, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
+int outputs_spare(const char *input, const struct output *list, int count)
+{
+    struct spec in, out;
+    bool replaced = false, kept = false;
+    int status = spec_split(input, &in);
+    if (status)
+        return status;
+    for (int i = 0; !status && i < count && !in.npy && *in.name; i++) {
+        status = spec_split(list[i].spec, &out);
+        if (status)
+            break;
+        if (same_file(in.path, out.path)) {
+            replaced = true;
+            kept |= !strcmp(in.name, *out.name ? out.name : "o");
+        }
+        free(out.path);
+    }
+    free(in.path);
+    if (!status && replaced && !kept)
+        return tool_fail(TOOL_USAGE, "%s: the outputs would replace its file, and it is not among them; name another file",
+                         input);
+    return status;
 }
 
 int outputs_open(struct outputs **result, struct output *list, int count)

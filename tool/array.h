@@ -52,6 +52,9 @@ struct output {
 /* Files under temporary names beside their final ones, so that a failure or an input of the same name loses nothing.
  * Outputs with one .safetensors path share the file. */
 struct outputs;
+/* TOOL_USAGE, told, where an output replaces the .safetensors file of an input that is named in it, and no output takes
+ * that tensor's place. */
+int outputs_spare(const char *input, const struct output *list, int count);
 int outputs_open(struct outputs **files, struct output *list, int count);
 int outputs_commit(struct outputs **files);   /* gives the files their names */
 void outputs_abandon(struct outputs **files); /* removes them; NULL is allowed */

@@ -122,7 +122,12 @@ static int open_outputs(struct run_work *w)
         list[count].rank = run_array_shape(w, slot, list[count].shape);
         count++;
     }
-    int status = outputs_open(&w->files, list, count);
+    int status = TOOL_DONE;
+    for (int slot = 0; slot < SLOT_COUNT && !status; slot++)
+        if (w->options->in[slot])
+            status = outputs_spare(w->options->in[slot], list, count);
+    if (!status)
+        status = outputs_open(&w->files, list, count);
     for (int i = 0; !status && i < count; i++)
         w->out[slots[i]] = list[i];
     return status;

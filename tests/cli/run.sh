@@ -46,6 +46,7 @@ floats o.npy 128
 # safetensors out and in, both outputs in one file, and onto an input
 t run q.npy k.npy v.npy -o all.safetensors:o --lse all.safetensors:lse
 grep -ao '{.*}' all.safetensors
+t run all.safetensors:o k.npy v.npy -o all.safetensors:new --lse all.safetensors:lse
 t run all.safetensors:o k.npy v.npy -o all.safetensors:o
 t run all.safetensors k.npy v.npy -o o.npy
 floats o.npy 128
