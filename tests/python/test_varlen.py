@@ -75,7 +75,7 @@ def test_one_axis_and_other_keys():
     (dict(lengths=[269.5, 1.5]), "whole numbers"), (dict(lengths=270), "whole numbers"),
     (dict(lengths=[270, 1]), "the sequences' are 271"), (dict(offsets=[0, 108, 133]), "offsets has 3 numbers"),
     (dict(offsets=[0, 108, 133, 260]), "the sequences' are 285"),
-    (dict(lengths=[(3, 3, 30)], window=3, kernel="x"), "there is none"),
+    (dict(lengths=[(3, 3, 30)], window=3, kernel="x"), "kernel is .x.; there is no kernel"),
     (dict(extra_kv=(np.zeros((1, 2, 2, 12), np.float32),) * 2), "extra_kv is of 1 sequences")])
 def test_mistakes(change, says):
     arguments = dict(lengths=GRIDS, window=3)
