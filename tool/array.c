@@ -286,8 +286,8 @@ int outputs_spare(const char *input, const struct output *list, int count)
     }
     free(in.path);
     if (!status && replaced && !kept)
-        return tool_fail(TOOL_USAGE, "%s: the outputs would replace its file, and it is not among them; name another file",
-                         input);
+        return tool_fail(TOOL_USAGE, "%s: the outputs would replace its file, and it is not among them; name another "
+                         "file", input);
     return status;
 }
 
