@@ -129,3 +129,12 @@ def test_tf32_changes_nothing_on_the_cpu():
     q, k, v = (np.random.default_rng(i).standard_normal((1, 9, 11, 2, 16)).astype(np.float32) for i in range(3))
     exact = nbhd.attention(q, k, v, window=(3, 5))
     assert np.array_equal(nbhd.attention(q, k, v, window=(3, 5), tf32=True), exact)
+
+
+def test_tensors_of_two_devices_are_refused():
+    """Without a GPU: what the PyTorch layer says of its tensors."""
+    shape = (1, 9, 2, 16)
+    desc = _lib.describe(shape, shape, shape, "float32")
+    tensors = {"q": (shape, "float32", "cpu"), "k": (shape, "float32", "cuda:0")}
+    with pytest.raises(nbhd.InvalidError, match="k is on cuda:0 and q on cpu"):
+        _lib.check_tensors(desc, 1, tensors)
