@@ -35,6 +35,8 @@ static const char *const lines[] = {
     "bwd bf16 h2 d200/8 9x20x22 w4x8x9",
     "bwd bf16 d24 5x17 w4x5 s3x1 etn",
     "bwd bf16 h2 d72 22x5 w15x2 s3x1",
+    "bwd bf16 h2 d64 40x37x29 w9x8x7 s9x3x2 r1x2x3 enct",
+    "bwd bf16 h2 d128 1000 w101 s100 et",
 };
 
 /* One tile of keys, in the group of its axes' first elements. */
@@ -44,7 +46,7 @@ struct tile {
     const struct nbhd_query_box *q; /* the shape that covers it with the fewest boxes */
 };
 
-static void place(struct tile *t, const struct nbhd_problem *p, const struct nbhd_bwd_boxes *b, int x)
+static void place(struct tile *t, const struct nbhd_problem *p, const struct nbhd_bwd_boxes *b, int x, bool in_order)
 {
     for (int a = 0; a < 3; a++) {
         const struct nbhd_axis axis = p->axis[a];
@@ -54,6 +56,8 @@ static void place(struct tile *t, const struct nbhd_problem *p, const struct nbh
         x /= b->tiles[a];
         const struct nbhd_range k = nbhd_range_of(t->origin[a], nbhd_min(t->origin[a] + b->k_box[a], t->keys[a]));
         t->any[a] = nbhd_tile_any_queries(axis, t->queries[a], k);
+        if (in_order) /* its boxes lie on a grid */
+            t->any[a].begin -= t->any[a].begin % b->shape[0].extent[a];
         t->all[a] = nbhd_tile_all_queries(axis, t->queries[a], k);
     }
 }
@@ -87,6 +91,29 @@ static int check_axis(const struct nbhd_problem *p, const struct nbhd_bwd_boxes 
             wrong += !seen && q >= t->all[a].begin && q < t->all[a].end;
             wrong += seen && t->q->mask_at[a] >= 0 && q - t->any[a].begin + 256 + t->q->extent[a] >= 0x8000;
         }
+    return wrong;
+}
+
+/* A tile that waits for its turn at a box counts on those tiles, and only those, to visit it that nbhd_bwd_visitors
+ * tells, in every dilation group. */
+static int check_visitors(const struct nbhd_problem *p, const struct nbhd_bwd_boxes *b, int a)
+{
+    const struct nbhd_axis axis = p->axis[a];
+    const int extent = b->shape[0].extent[a], size = b->k_box[a];
+    int wrong = 0;
+    for (int g = 0; g < axis.dilation; g++) {
+        const int queries = nbhd_group_size(axis, g), keys = axis.keys == axis.length ? queries : axis.keys;
+        for (int q = 0; q < queries; q += extent) {
+            const struct nbhd_range told = nbhd_bwd_visitors(axis, queries, size, q, extent);
+            for (int i = 0; i * size < keys; i++) {
+                const struct nbhd_range tile = nbhd_range_of(i * size, nbhd_min(i * size + size, keys));
+                const struct nbhd_range any = nbhd_tile_any_queries(axis, queries, tile);
+                wrong += any.begin >= any.end; /* it would add to a box all the same */
+                wrong += (any.begin < q + extent && any.end > q) != (i >= told.begin && i < told.end);
+            }
+        }
+        wrong += (queries + extent - 1) / extent > b->cells[a];
+    }
     return wrong;
 }
 
@@ -147,11 +174,13 @@ static void check_plan(const char *line, const struct nbhd_problem *p, const str
     check_rows(line, &b);
     for (int a = 0; a < 3; a++)
         slices *= p->axis[a].dilation;
+    for (int a = 0; a < 3 && plan->adds_dq == NBHD_DQ_IN_ORDER; a++)
+        CHECK(!check_visitors(p, &b, a), "%s: tiles would wait for ever on axis %d", line, a);
     CHECK(plan->sliced || slices == 1, "%s: a dilated problem in one slice", line);
     for (int x = 0; x < (int)fmin(tiles, MOST_TILES); x++) {
         struct tile t;
         double inside;
-        place(&t, p, &b, x);
+        place(&t, p, &b, x, plan->adds_dq == NBHD_DQ_IN_ORDER);
         take_shape(&t, &b);
         boxes += boxes_in(&t, &inside);
         full += inside;
@@ -169,7 +198,7 @@ static void check_plan(const char *line, const struct nbhd_problem *p, const str
 int main(void)
 {
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++)
-        for (int adds_dq = 0; adds_dq < 2; adds_dq++) {
+        for (int adds_dq = 0; adds_dq <= NBHD_DQ_IN_ORDER; adds_dq++) {
             nbhd_desc desc;
             struct nbhd_problem problem;
             struct nbhd_sm90_bwd_plan plans[ROOM];

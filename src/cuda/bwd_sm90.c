@@ -10,6 +10,9 @@
  *     keys     also add dQ up; beside it zeros and dQ from there, of all but the first and the last heads
  *     post     dQ from there
  *
+ * A deterministic plan adds so, too, where that is faster, in one order (device/in_order_sm90.cuh); with zeros and dQ of
+ * all heads in pre and post.
+ *
  * Box shapes: sm90_bwd_plan.c. */
 #include <limits.h>
 #include <math.h>
@@ -26,8 +29,9 @@ enum {
     MAPS_OF_SLICE = 5,
     MOST_PLANS = 4,
     MOST_SLICES = 65535,
-    MOST_PARTS = 4, /* of a tile's queries */
-    LEAST_WORK = 12 /* queries visited, of each that is cleared and converted beside */
+    MOST_PARTS = 4,   /* of a tile's queries */
+    FIXED_COUNTS = 2, /* the next tile's number, tiles that have converted */
+    LEAST_WORK = 12   /* queries visited, of each that is cleared and converted beside */
 };
 #define SPLIT_BY_DEFAULT 1 /* 0: only deterministic plans compute dQ by a kernel of its own */
 
@@ -49,7 +53,7 @@ struct state {
     struct CUfunc_st *pre, *post;
     struct nbhd_cuda_grid rows_grid;
     size_t lse, delta, counts; /* bytes from the workspace's begin, where dQ stands */
-    int count;                                                  /* of counts */
+    unsigned count; /* of counts */
     int lag, part, whole, last, parts, part_axis, part_queries; /* as in struct nbhd_bwd_boxes */
     int dtype;
 };
@@ -62,19 +66,21 @@ static int by_ms(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Both ways to dQ: added up beside dK and dV, in any order and therefore not in a deterministic plan, or by a kernel of
- * its own; the best first. */
+/* Both ways to dQ: added up beside dK and dV, in one order where the plan is deterministic, or by a kernel of its own;
+ * the best first. Extra keys are a launch of their own, whose order the first does not know. */
 static int find_plans(const struct nbhd_problem *problem, const struct nbhd_cuda_machine *machine,
                       struct nbhd_sm90_bwd_plan *plans)
 {
     char why[NBHD_TEXT];
     int count = 0;
-    if (!(problem->flags & NBHD_PLAN_DETERMINISTIC))
-        count = nbhd_sm90_bwd_plans(problem, 1, machine->multiprocessors, machine->shared_max, plans, MOST_PLANS / 2);
+    const bool in_order = problem->flags & NBHD_PLAN_DETERMINISTIC;
+    if (!in_order || !problem->desc.extra)
+        count = nbhd_sm90_bwd_plans(problem, in_order ? NBHD_DQ_IN_ORDER : NBHD_DQ_ADDED, machine->multiprocessors,
+                                    machine->shared_max, plans, MOST_PLANS / 2);
     const int adding = count;
     if ((!adding || SPLIT_BY_DEFAULT) && !nbhd_bwd_sm90_dq_refuses(problem, why))
-        count += nbhd_sm90_bwd_plans(problem, 0, machine->multiprocessors, machine->shared_max, plans + count,
-                                     MOST_PLANS / 2);
+        count += nbhd_sm90_bwd_plans(problem, NBHD_DQ_APART, machine->multiprocessors, machine->shared_max,
+                                     plans + count, MOST_PLANS / 2);
     for (int i = adding; i < count; i++)
         plans[i].ms += nbhd_bwd_sm90_dq_ms(problem);
     qsort(plans, (size_t)count, sizeof *plans, by_ms);
@@ -172,8 +178,8 @@ static nbhd_status build_keys(struct keys *keys, const struct nbhd_problem *prob
     if (p->adds_dq)
         nbhd_option(&o,
                     "-DNBHD_DQ_PRODUCT=wgmma_ss_at_n%d -DNBHD_DQ_FIRST=wgmma_ss_at_first_n%d "
-                    "-DNBHD_MASK_IF=wgmma_rs_if_n%d -DNBHD_TENDS=%d",
-                    p->n, p->n, p->n, tends);
+                    "-DNBHD_MASK_IF=wgmma_rs_if_n%d -DNBHD_TENDS=%d%s",
+                    p->n, p->n, p->n, tends, p->adds_dq == NBHD_DQ_IN_ORDER ? " -DNBHD_IN_ORDER=1" : "");
     nbhd_option(&o, "-DNBHD_MASK_STEPS=%d -DNBHD_MASK_BITS=%d -DNBHD_MAPS=%d", p->mask_steps, p->mask_bits, keys->maps);
     nbhd_option(&o, "-DNBHD_GROUPS=%d -DNBHD_CTAS=%d -DNBHD_REGISTERS=%d", p->groups, p->ctas,
                 nbhd_sm90_bwd_registers(p));
@@ -246,7 +252,7 @@ static void set_lag(struct state *state, const struct nbhd_problem *problem)
         queries *= problem->axis[a].length;
         dilated |= problem->axis[a].dilation > 1;
     }
-    if (!plan->adds_dq || dilated || d->extra || d->head_dim <= 64 || plan->tiles < share ||
+    if (plan->adds_dq != NBHD_DQ_ADDED || dilated || d->extra || d->head_dim <= 64 || plan->tiles < share ||
         plan->boxes * plan->n < LEAST_WORK * queries || plan->tiles * units > INT_MAX || nbhd_cuda_machine(&machine))
         return;
     const double lag = 1 + ceil(machine.multiprocessors / plan->tiles);
@@ -256,6 +262,17 @@ static void set_lag(struct state *state, const struct nbhd_problem *problem)
     state->part = (int)ceil(queries / floor(plan->tiles / share));
     if (!plan->sliced)
         split_last_wave(state, problem, queries, machine.multiprocessors);
+}
+
+/* Boxes of all slices' and heads' queries, where dQ is added up in order; else 0. */
+static double boxes_on_grid(const struct nbhd_problem *problem, const struct nbhd_sm90_bwd_plan *plan)
+{
+    double count = plan->adds_dq == NBHD_DQ_IN_ORDER ? (double)problem->desc.heads * problem->desc.batch : 0;
+    for (int a = 0; a < 3; a++) {
+        const int extent = plan->q_box[0][a], largest = nbhd_group_size(problem->axis[a], 0);
+        count *= problem->axis[a].dilation * ((largest + extent - 1) / extent);
+    }
+    return count;
 }
 
 /* What comes before and after the launches over the keys, and the workspace. */
@@ -274,7 +291,8 @@ static nbhd_status build_others(struct state *state, const struct nbhd_problem *
     state->lse = state->grid.plan.adds_dq ? rounded(rows * d->head_dim * 4) : 0;
     state->delta = state->lse + rounded(rows * 4);
     state->counts = state->delta + rounded(rows * 4);
-    state->count = state->lag ? 2 * d->kv_heads * d->batch + 2 + state->last : 0;
+    const double others = state->lag ? 2.0 * d->kv_heads * d->batch : boxes_on_grid(problem, &state->grid.plan);
+    state->count = others > 0 ? (unsigned)(FIXED_COUNTS + state->last + others) : 0;
     *workspace = state->counts + rounded(4.0 * state->count);
     state->rows_grid = (struct nbhd_cuda_grid){
         .blocks = {(unsigned)((queries * lanes + 255) / 256), (unsigned)d->heads, (unsigned)d->batch},
@@ -294,13 +312,14 @@ static void describe(struct nbhd_plan *plan, const struct state *state)
     const struct nbhd_sm90_bwd_plan *p = &state->grid.plan;
     char *text = plan->describe;
     const size_t room = sizeof plan->describe;
+    static const char *const how[] = {": ", " added up in float32", " added up in float32, in one order"};
     size_t used = (size_t)snprintf(text, room, "keys %dx%dx%d, queries", p->k_box[0], p->k_box[1], p->k_box[2]);
     for (int i = 0; i < p->shapes && used < room; i++)
         used += (size_t)snprintf(text + used, room - used, "%s %dx%dx%d", i ? " or" : "", p->q_box[i][0],
                                  p->q_box[i][1], p->q_box[i][2]);
     if (used < room)
         used += (size_t)snprintf(text + used, room - used, " of %d, %.0f%% masked; dQ%s", p->n,
-                                 100 * (1 - p->full_boxes / p->boxes), state->dq ? ": " : " added up in float32");
+                                 100 * (1 - p->full_boxes / p->boxes), how[p->adds_dq]);
     if (state->dq && used < room)
         nbhd_bwd_sm90_dq_describe(state->dq, text + used, room - used);
 }
@@ -434,14 +453,14 @@ static nbhd_status run_keys(const struct keys *keys, const struct nbhd_params *p
     boxes.lse = (const float *)(workspace + state->lse);
     boxes.delta = (const float *)(workspace + state->delta);
     boxes.sums = (float *)workspace;
-    boxes.counts = (unsigned *)(workspace + state->counts);
+    boxes.next = (unsigned *)(workspace + state->counts);
+    boxes.converted = boxes.next + 1;
+    boxes.joined = boxes.next + FIXED_COUNTS;
+    boxes.counts = boxes.joined + state->last;
     boxes.lag = state->lag;
     boxes.units = params->kv_heads * params->batch;
     boxes.part = state->part;
     boxes.unit_tiles = boxes.tiles[0] * boxes.tiles[1] * boxes.tiles[2];
-    boxes.next = boxes.counts + 2 * boxes.units;
-    boxes.converted = boxes.next + 1;
-    boxes.joined = boxes.next + 2;
     boxes.whole = state->parts > 1 ? (unsigned)state->whole : UINT_MAX;
     boxes.last = (unsigned)state->last;
     boxes.parts = state->parts;

@@ -9,7 +9,8 @@
  *
  *     warpgroup 0      warp 0: K, V, Q boxes, and what each box needs of a mask    warp 1: dO boxes and
  *                      statistics    warp 2: adds dQ to the workspace    warp 3: clears and converts
- *                      rows there, of heads to come and of heads that are done (device/tend_sm90.cuh)
+ *                      rows there, of heads to come and of heads that are done (device/tend_sm90.cuh);
+ *                      or warps 2 and 3: add dQ, in one order (device/in_order_sm90.cuh)
  *     warpgroups 1, 2  the products
  *
  * Its own part of shared memory: dS, 2 stages x 2 warpgroups x N x 128 bytes; dQ, N x 128 for each 32 of its
@@ -26,6 +27,9 @@
 #endif
 #ifndef NBHD_TENDS
 #error "NBHD_TENDS: 1 where tiles clear and convert sums of other heads beside their products"
+#endif
+#if NBHD_IN_ORDER && NBHD_TENDS
+#error "NBHD_IN_ORDER: 1 where dQ is added up in one order, which takes the warp that tends sums"
 #endif
 #if NBHD_GROUPS != 2
 #error "NBHD_GROUPS: two warpgroups take turns with dQ"
@@ -65,6 +69,18 @@ NBHD_FN void group_arrive(int id, int group, int threads)
         named_barrier_arrive(id + 1, threads);
 }
 
+/* By one thread: begins to add what the consumers have staged for box x. Their place is then free again. */
+NBHD_FN void issue_add(const struct nbhd_bwd_boxes *b, const struct tables *tab, const struct box *x,
+                       const struct nbhd_tensor_map *maps, unsigned dq_tile)
+{
+    fence_proxy_async();
+    for (int c = 0; c < (NBHD_HEAD_DIM + 31) / 32; c++)
+        tma_add_5d(map_of(maps, tab), dq_tile + c * NBHD_N * 128, 32 * c, x->head, x->origin[2], x->origin[1],
+                   slowest(b, tab, x->origin));
+    bulk_commit();
+    bulk_wait_read_0();
+}
+
 /* Warp 2: adds to the workspace what the consumers have staged, one warpgroup and the other in turn. */
 NBHD_FN void add_dq(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, struct tables *tab,
                     const struct nbhd_tensor_map *maps, unsigned dq_tile)
@@ -78,14 +94,8 @@ NBHD_FN void add_dq(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b,
         struct box x = box_at(tab);
         more = set_next_box(tab);
         group_sync(BARRIER_DQ_FULL, group, 160);
-        if ((threadIdx.x & 31) == 0) {
-            fence_proxy_async();
-            for (int c = 0; c < (NBHD_HEAD_DIM + 31) / 32; c++)
-                tma_add_5d(map_of(maps, tab), dq_tile + c * NBHD_N * 128, 32 * c, x.head, x.origin[2], x.origin[1],
-                           slowest(b, tab, x.origin));
-            bulk_commit();
-            bulk_wait_read_0();
-        }
+        if ((threadIdx.x & 31) == 0)
+            issue_add(b, tab, &x, maps, dq_tile);
         __syncwarp();
         group ^= 1;
         if (more)
@@ -97,6 +107,8 @@ NBHD_FN void add_dq(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b,
             count_up(&b->counts[b->units + unit_of(p, tab)]);
     }
 }
+
+#include "device/in_order_sm90.cuh"
 
 /* ---- the products ---- */
 
@@ -287,6 +299,16 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
     store_rows(p, b, tab, &p->dk, r.dk, NBHD_HEAD_DIM, p->scale, m->k + first * 128, first);
 }
 
+/* The CTA's tile, by the whole CTA. */
+NBHD_FN struct place own_tile(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, struct tables *tab)
+{
+    if (NBHD_IN_ORDER)
+        return next_tile_in_order(p, b, tab);
+    if (NBHD_TENDS)
+        return next_tile(p, b, tab);
+    return tile_place(p, b, blockIdx);
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
     nbhd_bwd_sm90(const __grid_constant__ struct nbhd_params p, const __grid_constant__ struct nbhd_bwd_boxes b,
                   const __grid_constant__ struct maps maps)
@@ -296,7 +318,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
     struct tables *tab = m.tab;
     if (NBHD_TENDS && threadIdx.x < 2)
         mbar_init(smem_address(&tab->own[threadIdx.x]), 1);
-    if (!set_up(&p, &b, &maps, &m, NBHD_TENDS ? next_tile(&p, &b, tab) : tile_place(&p, &b, blockIdx)))
+    if (!set_up(&p, &b, &maps, &m, own_tile(&p, &b, tab)))
         return;
 
     if (threadIdx.x < 128) {
@@ -306,6 +328,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
             load_queries(&b, tab, maps.q, m.q);
         else if (warp == 1)
             load_gradients(&p, &b, tab, maps.dout, m.dout);
+        else if (NBHD_IN_ORDER)
+            add_dq_in_order(&p, &b, tab, maps.dq, m.own + STAGES * DS_BYTES);
         else if (warp == 2)
             add_dq(&p, &b, tab, maps.dq, m.own + STAGES * DS_BYTES);
         else if (NBHD_TENDS)

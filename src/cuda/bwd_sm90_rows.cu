@@ -45,8 +45,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     int batch = blockIdx.z, head = blockIdx.y, piece = threadIdx.x % NBHD_LANES;
     int query = query_of_thread(), inside = query < queries_of(&p);
     int unit = batch * p.kv_heads + head / (p.heads / p.kv_heads);
-    if (blockIdx.x + blockIdx.y + blockIdx.z == 0)
-        for (int i = threadIdx.x; i < rows.count; i += THREADS)
+    if (blockIdx.y + blockIdx.z == 0)
+        for (unsigned i = blockIdx.x * THREADS + threadIdx.x; i < rows.count; i += gridDim.x * THREADS)
             rows.counts[i] = 0;
     struct query q = query_at(&p, query);
     float sum = 0;

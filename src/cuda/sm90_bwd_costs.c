@@ -12,6 +12,12 @@ static int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 /* ---- the model, in clocks of one multiprocessor ---- */
 
+/* What waiting for one's turn makes of a step: on one axis; on several, where the tiles that run at a time also see more
+ * queries than the L2 holds. And what it takes to hand the turn over. */
+#define IN_ORDER 1.08
+#define IN_ORDER_SEVERAL 1.45
+#define HAND_OVER_MS 0.004
+
 /* A step: five products (without dQ four); shared memory keeps them from the full rate. Tiles must come from the L2. */
 static double step_clocks(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p)
 {
@@ -52,16 +58,29 @@ static double rows_ms(const struct nbhd_bwd_search *s, const struct nbhd_sm90_bw
     return rows * (4 * d->head_dim_v + (p->adds_dq ? 10 * d->head_dim : 0) + 16) / 3.4e9;
 }
 
+/* Of a head's tiles that begin together, each is one turn behind the one before it. */
+static double order_ms(const struct nbhd_bwd_search *s, const struct nbhd_sm90_bwd_plan *p)
+{
+    const nbhd_desc *d = &s->problem->desc;
+    double units = (double)d->batch * d->kv_heads;
+    for (int a = 0; a < 3; a++)
+        units *= s->problem->axis[a].dilation;
+    const double tiles = p->tiles * d->batch * d->kv_heads / units;
+    return HAND_OVER_MS * fmin(tiles, s->multiprocessors / fmin(units, NBHD_SM90_BWD_AT_ONCE));
+}
+
 double nbhd_sm90_bwd_ms(const struct nbhd_bwd_search *s, const struct nbhd_sm90_bwd_plan *p)
 {
     const nbhd_desc *d = &s->problem->desc;
     const double share = (double)d->heads / d->kv_heads, slices = (double)d->batch * d->kv_heads;
     const double masked = p->boxes - p->full_boxes, tile = 11000.0 / p->ctas;
     const double steps = (p->seen + p->boxes) / 2; /* a block that skips a box waits for the other now and then */
-    const double clocks = share * (steps * step_clocks(d, p) + masked * mask_clocks(d, p)) + p->tiles * tile;
+    const bool in_order = p->adds_dq == NBHD_DQ_IN_ORDER;
+    const double step = step_clocks(d, p) * (!in_order ? 1 : s->one_axis ? IN_ORDER : IN_ORDER_SEVERAL);
+    const double clocks = share * (steps * step + masked * mask_clocks(d, p)) + p->tiles * tile;
     const double waves = p->tiles * slices / (s->multiprocessors * p->ctas);
     const double uneven = waves > 8 ? 1 + 0.5 / waves : ceil(waves) / waves;
-    return clocks * slices / s->multiprocessors * uneven / 1.755e6 + rows_ms(s, p);
+    return clocks * slices / s->multiprocessors * uneven / 1.755e6 + rows_ms(s, p) + (in_order ? order_ms(s, p) : 0);
 }
 
 /* ---- what fits ---- */

@@ -39,6 +39,8 @@ struct nbhd_bwd_count {
 /* Tiles of one extent. By extent of the query box, when asked for: counts, and the share of a tile's boxes that a half
  * of it sees. */
 struct nbhd_bwd_tiles {
+    const struct nbhd_bwd_axis *of;
+    int extent;
     double tiles, queries, inner; /* in all dilation groups: their number; sums of unions, and of intersections */
     bool is_counted[NBHD_SM90_BWD_QUERIES + 1];
     struct nbhd_bwd_count count[NBHD_SM90_BWD_QUERIES + 1];
@@ -50,6 +52,7 @@ struct nbhd_bwd_tiles {
 struct nbhd_bwd_axis {
     struct nbhd_axis axis;
     int keys, queries; /* of the largest dilation group */
+    bool on_grid;      /* boxes of queries begin at multiples of their extent, not at a tile's union */
     struct nbhd_bwd_tiles *tiles[NBHD_BWD_SM90_ROWS + 1]; /* by extent, made when asked for */
 };
 

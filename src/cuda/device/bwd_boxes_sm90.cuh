@@ -4,6 +4,8 @@
 #ifndef NBHD_DEVICE_BWD_BOXES_SM90_CUH
 #define NBHD_DEVICE_BWD_BOXES_SM90_CUH
 
+#include "nbhd_geom.h"
+
 #define NBHD_BWD_SM90_ROWS 128 /* most keys of a tile: two consumer warpgroups */
 #define NBHD_BWD_SM90_SHAPES 4 /* most shapes of query boxes */
 
@@ -40,6 +42,9 @@ struct nbhd_bwd_boxes {
     int unit_tiles;   /* of a unit */
     unsigned *counts; /* [2][units]: tiles that have cleared their part for the unit; its own that have added all */
     unsigned *next;   /* the number of the next tile */
+    /* Where dQ is added up in order (device/in_order_sm90.cuh): boxes on an axis, so many units' tiles in turn. counts
+     * has, for each box, [slices][heads][boxes], the tiles that have added their part. */
+    int cells[3], at_once;
     /* The last tiles, from number `whole` on, have `parts` numbers each: first all their first parts, then all second
      * ones, and so on. A part has so many queries of one axis (device/split_sm90.cuh). */
     unsigned whole, last;
@@ -48,11 +53,19 @@ struct nbhd_bwd_boxes {
     unsigned *joined;    /* parts of each of the last tiles that are in its sums */
 };
 
+/* Where boxes of queries lie on a grid: the tiles of `size` keys that visit the box at begin, on an axis of n queries.
+ * They are those of the keys that its queries see. */
+NBHD_FN struct nbhd_range nbhd_bwd_visitors(struct nbhd_axis a, int n, int size, int begin, int extent)
+{
+    struct nbhd_range keys = nbhd_tile_any(a, n, nbhd_range_of(begin, nbhd_min(begin + extent, n)));
+    return nbhd_range_of(keys.begin / size, (keys.end - 1) / size + 1);
+}
+
 /* What bwd_sm90_rows.cu is told. */
 struct nbhd_bwd_rows {
     float *lse, *delta, *sums; /* as in struct nbhd_bwd_boxes, to be written */
     unsigned *counts;          /* `count` of them, to become zero */
-    int count;
+    unsigned count;
     int units;                 /* whose sums become zeros: the first */
     int batch, head;           /* of which on sums are converted */
 };

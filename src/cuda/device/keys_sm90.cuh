@@ -50,6 +50,9 @@
 #ifndef SKIPS
 #define SKIPS 0
 #endif
+#ifndef NBHD_IN_ORDER
+#define NBHD_IN_ORDER 0 /* 1: dQ is added up in one order */
+#endif
 #ifndef BLOCKS
 #define BLOCKS NBHD_GROUPS /* of 64 keys: one for each consumer warpgroup */
 #endif
@@ -177,8 +180,9 @@ NBHD_FN struct place tile_place(const struct nbhd_params *p, const struct nbhd_b
     t.part = 0;
     t.split = -1;
     t.origin[0] = x % b->tiles[0], x /= b->tiles[0];
-    t.origin[2] = x % b->tiles[2];
-    t.origin[1] = x / b->tiles[2];
+    int next = b->tiles[NBHD_IN_ORDER ? 1 : 2];
+    t.origin[2] = NBHD_IN_ORDER ? x / next : x % next;
+    t.origin[1] = NBHD_IN_ORDER ? x % next : x / next;
     for (int a = 2; a >= 0; a--) {
         struct nbhd_axis axis = p->axis[a];
         t.origin[a] *= b->k_box[a];
@@ -574,7 +578,8 @@ NBHD_FN void prepare_bounds(const struct nbhd_bwd_boxes *b, struct tables *tab)
         return;
     const int2 *window = tab->window + (a > 0) * b->k_box[0] + (a > 1) * b->k_box[1];
     int last = nbhd_min(b->k_box[a], tab->place.keys[a] - tab->place.origin[a]) - 1;
-    tab->any[a] = make_int2(window[0].x, window[last].y);
+    int grid = NBHD_IN_ORDER ? b->shape[0].extent[a] : 1;
+    tab->any[a] = make_int2(window[0].x / grid * grid, window[last].y);
     if (tab->place.split >= 0 && a == b->part_axis)
         take_part(b, &tab->place, &tab->any[a]);
     for (int g = 0; g < BLOCKS; g++) {

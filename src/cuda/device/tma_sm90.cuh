@@ -157,15 +157,27 @@ NBHD_FN void count_up(unsigned *count)
     asm volatile("fence.proxy.async;\n\tred.release.gpu.global.add.u32 [%0], 1;" ::"l"(count) : "memory");
 }
 
-NBHD_FN void await_count(const unsigned *count, unsigned all)
+NBHD_FN int has_come(const unsigned *count, unsigned all)
 {
     unsigned x;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(count) : "memory");
+    return x >= all;
+}
+
+NBHD_FN void await_count(const unsigned *count, unsigned all)
+{
     amplify();
-    do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(count) : "memory");
-        if (x < all)
-            asm volatile("nanosleep.u32 500;");
-    } while (x < all);
+    while (!has_come(count, all))
+        asm volatile("nanosleep.u32 500;");
+    asm volatile("fence.proxy.async;" ::: "memory");
+}
+
+/* The same where every microsecond counts. */
+NBHD_FN void await_turn(const unsigned *count, unsigned all)
+{
+    amplify();
+    while (!has_come(count, all))
+        ;
     asm volatile("fence.proxy.async;" ::: "memory");
 }
 
