@@ -117,6 +117,34 @@ static int check_visitors(const struct nbhd_problem *p, const struct nbhd_bwd_bo
     return wrong;
 }
 
+/* Tiles that add dQ up in order, in the order of their numbers: at each of its boxes a tile finds as many before it as
+ * it waits for. So it waits only for tiles of lower numbers, and they for no more than there are. */
+static int check_turns(const struct nbhd_problem *p, const struct nbhd_bwd_boxes *b, int tiles)
+{
+    const int *extent = b->shape[0].extent;
+    int *added = calloc((size_t)b->cells[0] * (size_t)b->cells[1] * (size_t)b->cells[2], sizeof *added), wrong = !added;
+    for (int x = tiles - 1; x >= 0 && added; x--) {
+        struct tile t;
+        place(&t, p, b, x, true);
+        const struct nbhd_range *any = t.any;
+        for (int q0 = any[0].begin; q0 < any[0].end; q0 += extent[0])
+            for (int q1 = any[1].begin; q1 < any[1].end; q1 += extent[1])
+                for (int q2 = any[2].begin; q2 < any[2].end; q2 += extent[2]) {
+                    const int q[3] = {q0, q1, q2};
+                    int before = 0, cell = 0;
+                    for (int a = 2; a >= 0; a--) {
+                        const int size = b->k_box[a];
+                        const struct nbhd_range v = nbhd_bwd_visitors(p->axis[a], t.queries[a], size, q[a], extent[a]);
+                        before = before * (v.end - v.begin) + v.end - 1 - t.origin[a] / size;
+                        cell = cell * b->cells[a] + q[a] / extent[a];
+                    }
+                    wrong += added[cell]++ != before;
+                }
+    }
+    free(added);
+    return wrong;
+}
+
 static void check_rows(const char *line, const struct nbhd_bwd_boxes *b)
 {
     int wrong = 0;
@@ -176,6 +204,8 @@ static void check_plan(const char *line, const struct nbhd_problem *p, const str
         slices *= p->axis[a].dilation;
     for (int a = 0; a < 3 && plan->adds_dq == NBHD_DQ_IN_ORDER; a++)
         CHECK(!check_visitors(p, &b, a), "%s: tiles would wait for ever on axis %d", line, a);
+    if (plan->adds_dq == NBHD_DQ_IN_ORDER && tiles <= MOST_TILES)
+        CHECK(!check_turns(p, &b, (int)tiles), "%s: tiles do not come in their order", line);
     CHECK(plan->sliced || slices == 1, "%s: a dilated problem in one slice", line);
     for (int x = 0; x < (int)fmin(tiles, MOST_TILES); x++) {
         struct tile t;
