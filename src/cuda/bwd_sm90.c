@@ -10,8 +10,8 @@
  *     keys     also add dQ up; beside it zeros and dQ from there, of all but the first and the last heads
  *     post     dQ from there
  *
- * A deterministic plan adds so, too, where that is faster, in one order (device/in_order_sm90.cuh); with zeros and dQ of
- * all heads in pre and post.
+ * A deterministic plan adds so, too, where that is faster, in one order (device/in_order_sm90.cuh); with zeros and dQ
+ * of all heads in pre and post.
  *
  * Box shapes: sm90_bwd_plan.c. */
 #include <limits.h>

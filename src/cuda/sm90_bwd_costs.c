@@ -12,8 +12,7 @@ static int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 /* ---- the model, in clocks of one multiprocessor ---- */
 
-/* What waiting for one's turn makes of a step: on one axis; on several, where the tiles that run at a time also see more
- * queries than the L2 holds. And what it takes to hand the turn over. */
+/* What waiting for one's turn makes of a step, on one axis and on several; what it takes to hand the turn over. */
 #define IN_ORDER 1.08
 #define IN_ORDER_SEVERAL 1.45
 #define HAND_OVER_MS 0.004

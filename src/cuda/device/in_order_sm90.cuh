@@ -1,17 +1,18 @@
 /* How bwd_sm90.cu adds up dQ in one order, so that its bits are the same in every run.
  *
- * Boxes of queries lie on a grid, so that all tiles which need a query meet it in the same box. At each box of each head
- * they come in descending order of their place, the first axis's fastest: a tile adds its part when as many have as
- * there are before it, which follows from the keys that the box's queries see. One float32 sum, one order: one result.
+ * Boxes of queries lie on a grid, so that all tiles which need a query meet it in the same box. At each box of each
+ * head they come in descending order of their place, the first axis's fastest: a tile adds its part when as many have
+ * as there are before it, which follows from the keys that the box's queries see. One float32 sum, one order: one
+ * result.
  *
  * A CTA takes the next number when it begins, and of a head's tiles the last has the lowest. So a tile waits only for
- * tiles of lower numbers, which have begun; the lowest that is not done waits for nobody, and all come to an end, however
- * many CTAs run at a time and in whatever order they are started. Several heads' tiles take turns in the numbers: few of
- * one head run at once, so that the waits of each for the one before it, 3 to 5 us, do not add up to much.
+ * tiles of lower numbers, which have begun; the lowest that is not done waits for nobody, and all come to an end,
+ * however many CTAs run at a time and in whatever order they are started. Several heads' tiles take turns in the
+ * numbers: few of one head run at once, so that the waits of each for the one before it, 3 to 5 us, do not add up to
+ * much.
  *
- * Tiles meet their boxes in ascending order, the last axis's fastest. The tile before this one is one further on the
- * first axis that has several, so its rows of boxes are as long as this one's and it is as far at least: it does not
- * hold this one up. (One further on the last axis, with longer rows, would.) */
+ * Tiles meet their boxes in ascending order, so that on one axis the tile before this one begins no earlier in them
+ * than this one. On several axes waits are long (docs/notes/hopper-backward-dq.md); plans know. */
 #ifndef NBHD_DEVICE_IN_ORDER_SM90_CUH
 #define NBHD_DEVICE_IN_ORDER_SM90_CUH
 
