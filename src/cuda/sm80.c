@@ -36,46 +36,85 @@ static struct nbhd_range all_of(struct nbhd_axis a, bool inverse, int n, int beg
     return inverse ? nbhd_tile_all_queries(a, n, r) : nbhd_tile_all(a, n, r);
 }
 
-/* Row boxes of `rows` elements, of which a warp has `part`, against column boxes of `columns`; one group of n
- * elements. */
-static void count_group(struct nbhd_axis a, bool inverse, int n, int rows, int part, int columns, double weight,
-                        struct count *c)
+/* What a warp's part of a row box sees of columns, from where the box's own begin: what some of its rows see, and what
+ * all do. length: of the box's, of a box's first part; -1 of others. */
+struct sight {
+    int length, begin, end, all_begin, all_end;
+    double count; /* of parts that are alike */
+};
+
+/* Of the row boxes of an axis, as they come; neighbours are mostly alike. */
+struct sights {
+    struct sight *list; /* NULL: not yet, or no memory */
+    int count;
+};
+
+static void add_sight(struct sights *all, const struct sight *part)
+{
+    for (int i = all->count; i-- > nbhd_max(0, all->count - 16);) {
+        struct sight *s = &all->list[i];
+        if (s->length == part->length && s->begin == part->begin && s->end == part->end &&
+            s->all_begin == part->all_begin && s->all_end == part->all_end) {
+            s->count += part->count;
+            return;
+        }
+    }
+    all->list[all->count++] = *part;
+}
+
+/* Row boxes of `rows` elements, of which a warp has `part`; so many groups of n elements. */
+static void look(struct sights *sights, struct nbhd_axis a, bool inverse, int n, int rows, int part, int groups)
 {
     const int size = inverse && a.keys != a.length ? a.keys : n;
-    for (int x = 0; x < size; x += rows) {
+    for (int x = 0; x < size && groups; x += rows) {
         const int end = nbhd_min(x + rows, size);
         const struct nbhd_range any = any_of(a, inverse, n, x, end);
-        c->tiles += weight;
-        c->steps += weight * ((nbhd_max(any.end - any.begin, 0) + columns - 1) / columns);
         for (int y = x; y < end; y += part) {
-            const int stop = nbhd_min(y + part, end);
+            const int stop = nbhd_min(y + part, end), from = any.begin;
             const struct nbhd_range some = any_of(a, inverse, n, y, stop), all = all_of(a, inverse, n, y, stop);
-            if (some.end > some.begin)
-                c->visited += weight * ((some.end - 1 - any.begin) / columns - (some.begin - any.begin) / columns + 1);
-            const int first = (all.begin - any.begin + columns - 1) / columns, last = (all.end - any.begin) / columns;
-            c->full += weight * nbhd_max(0, last - first);
+            add_sight(sights, &(struct sight){y == x ? nbhd_max(any.end - from, 0) : -1, some.begin - from,
+                                              some.end - from, all.begin - from, all.end - from, groups});
         }
     }
 }
 
-static struct count count_axis(struct nbhd_axis a, bool inverse, int rows, int part, int columns)
+static void look_at_axis(struct sights *sights, struct nbhd_axis a, bool inverse, int rows, int part)
 {
-    struct count c = {0, 0, 0, 0};
     const int large = nbhd_group_size(a, 0),
               small = nbhd_group_size(a, a.dilation - 1); /* groups differ by one at most */
     const int larger = large == small ? a.dilation : a.length % a.dilation;
-    count_group(a, inverse, large, rows, part, columns, larger, &c);
-    if (larger < a.dilation)
-        count_group(a, inverse, small, rows, part, columns, a.dilation - larger, &c);
+    const int size = nbhd_max(large, a.keys), most = 2 * (size / part + size / rows + 2); /* boxes are cut short */
+    sights->list = malloc((size_t)most * sizeof *sights->list);
+    if (!sights->list)
+        return;
+    look(sights, a, inverse, large, rows, part, larger);
+    look(sights, a, inverse, small, rows, part, a.dilation - larger);
+}
+
+/* Against column boxes of `columns`. */
+static struct count count_columns(const struct sights *sights, int columns)
+{
+    struct count c = {0, 0, 0, 0};
+    for (int i = 0; i < sights->count; i++) {
+        const struct sight *s = &sights->list[i];
+        if (s->length >= 0) {
+            c.tiles += s->count;
+            c.steps += s->count * ((s->length + columns - 1) / columns);
+        }
+        if (s->end > s->begin)
+            c.visited += s->count * ((s->end - 1) / columns - s->begin / columns + 1);
+        c.full += s->count * nbhd_max(0, s->all_end / columns - (s->all_begin + columns - 1) / columns);
+    }
     return c;
 }
 
-/* The search of one problem. Counts are remembered per axis, row extent, part and column extent. */
+/* The search of one problem. Sights are remembered per axis, row extent and part, counts also per column extent. */
 struct search {
     const struct nbhd_problem *problem;
     const struct nbhd_sm80_shape *shape;
     int size[3];            /* row tokens of the largest group */
     int reach[3];           /* column tokens of it */
+    struct sights (*sights)[EXTENTS][8]; /* [3 axes][rows][log2 of parts] */
     struct count *known[3]; /* [EXTENTS rows][8 log2 of parts][EXTENTS columns], tiles 0: not yet */
 };
 
@@ -92,9 +131,12 @@ static const struct count *count_of(struct search *s, int axis, int row, int par
 {
     const int log = log2_of(part);
     struct count *c = &s->known[axis][(row * 8 + log) * EXTENTS + column];
+    struct sights *sights = &s->sights[axis][row][log];
+    if (!sights->list)
+        look_at_axis(sights, s->problem->axis[axis], s->shape->inverse, extent_at(row),
+                     nbhd_min(1 << log, extent_at(row)));
     if (c->tiles == 0)
-        *c = count_axis(s->problem->axis[axis], s->shape->inverse, extent_at(row), nbhd_min(1 << log, extent_at(row)),
-                        extent_at(column));
+        *c = count_columns(sights, extent_at(column));
     return c;
 }
 
@@ -188,7 +230,7 @@ static void try_rows(struct search *s, int pack, struct best *best)
 double nbhd_sm80_boxes(const struct nbhd_problem *problem, const struct nbhd_sm80_shape *shape,
                        struct nbhd_boxes_sm80 *boxes, double *ctas)
 {
-    struct search s = {.problem = problem, .shape = shape};
+    struct search s = {.problem = problem, .shape = shape, .sights = calloc(3, sizeof *s.sights)};
     struct best best = {.cost = 1e300};
     for (int a = 0; a < 3; a++) {
         const struct nbhd_axis *axis = &problem->axis[a];
@@ -196,7 +238,7 @@ double nbhd_sm80_boxes(const struct nbhd_problem *problem, const struct nbhd_sm8
         s.size[a] = shape->inverse && axis->keys != axis->length ? axis->keys : group;
         s.reach[a] = !shape->inverse && axis->keys != axis->length ? axis->keys : group;
         s.known[a] = calloc((size_t)EXTENTS * 8 * EXTENTS, sizeof *s.known[a]);
-        if (!s.known[a])
+        if (!s.known[a] || !s.sights)
             goto done;
     }
     const int group = problem->desc.heads / problem->desc.kv_heads;
@@ -212,8 +254,12 @@ double nbhd_sm80_boxes(const struct nbhd_problem *problem, const struct nbhd_sm8
     boxes->group = group;
     *ctas = best.ctas;
 done:
-    for (int a = 0; a < 3; a++)
+    for (int a = 0; a < 3; a++) {
         free(s.known[a]);
+        for (int i = 0; i < EXTENTS * 8 && s.sights; i++)
+            free(s.sights[a][i / 8][i % 8].list);
+    }
+    free(s.sights);
     return best.cost;
 }
 
