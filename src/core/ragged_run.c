@@ -79,8 +79,8 @@ struct lanes {
 static void lane_task(void *context, long long task, int thread)
 {
     struct lanes *c = context;
-    const int status =
-        (int)run_sequence(c->g, c->all, c->g->wide + (int)task, c->workspace + (size_t)thread * c->g->lane, NULL);
+    char *workspace = c->g->lane ? c->workspace + (size_t)thread * c->g->lane : NULL;
+    const int status = (int)run_sequence(c->g, c->all, c->g->wide + (int)task, workspace, NULL);
     if (status)
         atomic_store(&c->failed, status);
 }

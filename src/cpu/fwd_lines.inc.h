@@ -303,10 +303,12 @@ static struct nbhd_range locate(struct permute_task *t, long long i)
 static void find_extra_values(struct permute_task *t, float *packed)
 {
     const struct nbhd_params *p = t->p;
+    if (!p->extra)
+        return;
     t->extra_v = p->extra_v.data + t->batch * p->extra_v.batch + t->kv_first * p->extra_v.head;
     t->extra_v_step = p->extra_v.axis[2];
     t->extra_v_head = p->extra_v.head;
-    if (!t->f->pack_values || !p->extra)
+    if (!t->f->pack_values)
         return;
     float *to = packed;
     for (int head = t->kv_first; head < nbhd_min(t->kv_first + t->f->group, p->kv_heads); head++) {
