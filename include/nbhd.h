@@ -199,8 +199,7 @@ typedef struct nbhd_args {
     nbhd_tensor extra_k, extra_v; /* [batch, extra, kv_heads, dim]; required when extra > 0 */
     nbhd_tensor dout, dlse;     /* backward: gradient of o, and optionally of lse (float32) */
     nbhd_tensor dq, dk, dv, dextra_k, dextra_v; /* backward: written */
-    nbhd_tensor bias, dbias;    /* float32 [heads, 2 w0 - 1, ...]: of (key - query) / dilation + w - 1; without gaps:
-                                 * stride[] is of [heads, axes but the last], and must be that, or all zero */
+    nbhd_tensor bias, dbias;    /* float32 [heads, 2 w0 - 1, ...]: of (key - query) / dilation + w - 1; contiguous */
     nbhd_tensor scores, dscores; /* unfused: [batch, axes, heads, product of windows] */
 } nbhd_args;
 
