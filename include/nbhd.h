@@ -199,7 +199,8 @@ typedef struct nbhd_args {
     nbhd_tensor extra_k, extra_v; /* [batch, extra, kv_heads, dim]; required when extra > 0 */
     nbhd_tensor dout, dlse;     /* backward: gradient of o, and optionally of lse (float32) */
     nbhd_tensor dq, dk, dv, dextra_k, dextra_v; /* backward: written */
-    nbhd_tensor bias, dbias;    /* float32 [heads, 2 w0 - 1, ...]: of (key - query) / dilation + w - 1; contiguous */
+    nbhd_tensor bias, dbias;    /* float32 [heads, 2 w0 - 1, ...]: of (key - query) / dilation + w - 1; contiguous:
+                                 * stride is not looked at */
     nbhd_tensor scores, dscores; /* unfused: [batch, axes, heads, product of windows] */
 } nbhd_args;
 
