@@ -170,7 +170,7 @@ static nbhd_status build_keys(struct keys *keys, const struct nbhd_problem *prob
         .blocks = {(unsigned)(tiles[0] * tiles[1] * tiles[2]), (unsigned)d->kv_heads, 1},
         .threads = {128 * ((unsigned)p->groups + 1), 1, 1},
         .shared = (unsigned)(nbhd_sm90_bwd_shared(problem, p) + (tends ? NBHD_BWD_SM90_TENDING(d->head_dim) : 0))};
-    nbhd_options_problem(&o, problem, false);
+    nbhd_options_problem(&o, &problem->desc);
     nbhd_option(&o, "-DNBHD_MMA_TYPE=\"%s\" -DNBHD_N=%d", d->dtype == NBHD_BF16 ? "bf16" : "f16", p->n);
     nbhd_option(&o, "-DNBHD_SCORES=wgmma_ss_n%d -DNBHD_SCORES_FIRST=wgmma_ss_first_n%d -DNBHD_MASK=wgmma_rs_n%d", p->n,
                 p->n, p->n);
@@ -297,7 +297,7 @@ static nbhd_status build_others(struct state *state, const struct nbhd_problem *
     state->rows_grid = (struct nbhd_cuda_grid){
         .blocks = {(unsigned)((queries * lanes + 255) / 256), (unsigned)d->heads, (unsigned)d->batch},
         .threads = {256, 1, 1}};
-    nbhd_options_problem(&o, problem, false);
+    nbhd_options_problem(&o, &problem->desc);
     nbhd_option(&o, "-DNBHD_LANES=%d", lanes);
     nbhd_status status = nbhd_cuda_acquire(&state->rows, "bwd_sm90_rows.cu", &o, problem->flags);
     if (!status)

@@ -134,16 +134,19 @@ void nbhd_option(struct nbhd_options *options, const char *format, ...)
     options->used += length < 0 || (size_t)length >= room ? room - 1 : (size_t)length;
 }
 
-void nbhd_options_problem(struct nbhd_options *options, const struct nbhd_problem *problem, bool axes)
+void nbhd_options_problem(struct nbhd_options *options, const nbhd_desc *desc)
 {
-    const nbhd_desc *desc = &problem->desc;
     nbhd_option(options, "-DNBHD_DTYPE=%d -DNBHD_HEAD_DIM=%d -DNBHD_HEAD_DIM_V=%d -DNBHD_BIAS=%d", desc->dtype,
                 desc->head_dim, desc->head_dim_v, desc->bias != 0);
-    for (int i = 0; i < 3 && axes; i++) {
-        struct nbhd_axis a = problem->axis[i];
-        if (a.keys == a.length) /* window, stride, dilation, edge */
-            nbhd_option(options, "-DNBHD_AXIS%d=%d,%d,%d,%d", i, a.window, a.stride, a.dilation, a.edge);
-    }
+}
+
+void nbhd_options_wraps(struct nbhd_options *options, const nbhd_desc *desc)
+{
+    bool wraps = false;
+    for (int i = 0; i < desc->rank; i++)
+        wraps |= desc->edge[i] == NBHD_PERIODIC;
+    if (wraps)
+        nbhd_option(options, "-DNBHD_WRAPS=1");
 }
 
 struct nbhd_problem nbhd_cuda_extra_problem(const struct nbhd_problem *problem)

@@ -34,9 +34,10 @@ struct nbhd_options {
 };
 /* Appends one option: nbhd_option(&o, "-DNBHD_TILE_Q=%d", 64). What does not fit makes the compilation fail. */
 void nbhd_option(struct nbhd_options *options, const char *format, ...) __attribute__((format(printf, 2, 3)));
-/* NBHD_DTYPE, NBHD_HEAD_DIM, NBHD_HEAD_DIM_V, NBHD_BIAS; with axes also the window, stride, dilation and edge of each
- * axis (device/problem.cuh), which then are constants in the kernel. */
-void nbhd_options_problem(struct nbhd_options *options, const struct nbhd_problem *problem, bool axes);
+/* NBHD_DTYPE, NBHD_HEAD_DIM, NBHD_HEAD_DIM_V, NBHD_BIAS. */
+void nbhd_options_problem(struct nbhd_options *options, const nbhd_desc *desc);
+/* NBHD_WRAPS=1 where an axis is periodic: others are spared the registers that it takes. */
+void nbhd_options_wraps(struct nbhd_options *options, const nbhd_desc *desc);
 /* The extra keys as the keys of a problem: an axis of their own, seen whole by the queries of all axes. */
 struct nbhd_problem nbhd_cuda_extra_problem(const struct nbhd_problem *problem);
 

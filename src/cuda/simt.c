@@ -57,6 +57,7 @@ void nbhd_simt_options(struct nbhd_options *options, const struct nbhd_problem *
                 problem->desc.bias != 0, r.rows, r.slices);
     if (problem->flags & NBHD_PROBLEM_MANY)
         nbhd_option(options, "-DNBHD_MANY=1");
+    nbhd_options_wraps(options, &problem->desc);
 }
 
 struct nbhd_cuda_grid nbhd_simt_grid(const struct nbhd_problem *problem, const struct nbhd_simt_box *box, bool of_keys)

@@ -281,15 +281,10 @@ int nbhd_sm80_biases(const struct nbhd_sm80_variant *v, const nbhd_desc *desc)
 void nbhd_sm80_options(struct nbhd_options *options, const nbhd_desc *desc, const struct nbhd_sm80_choice *choice)
 {
     const struct nbhd_sm80_variant *v = choice->variant;
-    nbhd_option(options, "-DNBHD_DTYPE=%d -DNBHD_HEAD_DIM=%d -DNBHD_HEAD_DIM_V=%d -DNBHD_BIAS=%d", desc->dtype,
-                desc->head_dim, desc->head_dim_v, desc->bias != 0);
+    nbhd_options_problem(options, desc);
     nbhd_option(options, "-DNBHD_ROWS=%d -DNBHD_WARPS=%d -DNBHD_N=%d -DNBHD_CTAS=%d", v->rows, v->warps, v->n,
                 choice->resident);
-    bool wraps = false;
-    for (int i = 0; i < desc->rank; i++)
-        wraps |= desc->edge[i] == NBHD_PERIODIC;
-    if (wraps)
-        nbhd_option(options, "-DNBHD_WRAPS=1");
+    nbhd_options_wraps(options, desc);
 }
 
 double nbhd_sm80_blocks(const struct nbhd_problem *problem, const struct nbhd_boxes_sm80 *boxes, int heads)

@@ -177,7 +177,7 @@ void nbhd_sm90_options(struct nbhd_options *o, const struct nbhd_problem *proble
 {
     static const int registers[4][4] = {[1] = {[2] = 216, [3] = 120}, [2] = {[1] = 232}, [3] = {[1] = 152}};
     const struct nbhd_sm90_variant *v = &launch->plan.variant;
-    nbhd_options_problem(o, problem, false);
+    nbhd_options_problem(o, &problem->desc);
     nbhd_option(o, "-DNBHD_MMA_TYPE=\"%s\"", problem->desc.dtype == NBHD_BF16 ? "bf16" : "f16");
     nbhd_option(o, "-DNBHD_N=%d -DNBHD_QK=wgmma_ss_n%d -DNBHD_GROUPS=%d -DNBHD_CTAS=%d -DNBHD_STAGES=%d", v->n, v->n,
                 v->groups, v->ctas, v->stages);

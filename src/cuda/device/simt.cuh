@@ -7,7 +7,8 @@
  *
  * Shared memory:  stage.a | stage.p (never both alive)   stage.b   tables of the queries and keys at hand
  * Parameters: NBHD_DTYPE, NBHD_BIAS, NBHD_ROWS, NBHD_SLICES (of 16 vectors, of the wider head dimension's
- * accumulators). All else is known at run time only, so that a few dozen compilations serve every problem. */
+ * accumulators), NBHD_WRAPS (1: some axis is periodic). All else is known at run time only, so that a few dozen
+ * compilations serve every problem. */
 #ifndef NBHD_DEVICE_SIMT_CUH
 #define NBHD_DEVICE_SIMT_CUH
 
@@ -264,7 +265,10 @@ NBHD_FN long long simt_volume(const struct nbhd_range box[3])
 /* The token that element at of the tile's group is on an axis. */
 NBHD_FN int simt_place(const struct simt_tile &t, int axis, int at)
 {
-    return nbhd_wrap(t.axis[axis], t.size[axis], at) * t.axis[axis].dilation + t.group[axis];
+#if NBHD_WRAPS
+    at = nbhd_wrap(t.axis[axis], t.size[axis], at);
+#endif
+    return at * t.axis[axis].dilation + t.group[axis];
 }
 
 /* The row of element at of the tile's group in view v. */
