@@ -22,6 +22,18 @@ static inline const char *in_root(const char *name)
     return path;
 }
 
+/* The kernel cache of a test, in root: two folders that are not there before it is used. */
+#define CACHE "cache/deep"
+
+static inline void use_cache(void) { setenv("NBHD_CACHE_DIR", in_root(CACHE), 1); }
+
+static inline const char *in_cache(const char *name)
+{
+    char path[512];
+    snprintf(path, sizeof path, CACHE "/%s", name);
+    return in_root(path);
+}
+
 static inline void write_file(const char *path, const void *bytes, size_t size)
 {
     FILE *file = fopen(path, "wb");

@@ -8,15 +8,6 @@
 #include "cuda/sha256.h"
 #include "folder.h"
 
-static char folder[256]; /* the cache */
-
-static const char *in_cache(const char *name)
-{
-    static char path[1024];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    return path;
-}
-
 static char *read_bytes(const char *path, size_t *bytes)
 {
     FILE *file = fopen(path, "rb");
@@ -139,7 +130,7 @@ static void check_list_and_clear(void)
     CHECK(nbhd_cache_list(count_file, count) == 4 && count[1] == 2 && count[0] == 2, "%d good, %d bad", count[1],
           count[0]);
     CHECK(nbhd_cache_clear() == 4, "not all were removed");
-    CHECK(files_in(folder) == 1, "clearing removed what is not ours, or left something");
+    CHECK(files_in(in_root(CACHE)) == 1, "clearing removed what is not ours, or left something");
     unlink(in_cache("somebody-elses.txt"));
 }
 
@@ -155,7 +146,7 @@ static void check_unwritable(void)
     setenv("NBHD_CACHE_DIR", "/proc/self/nbhd", 1);
     CHECK(!nbhd_cache_store(&code) && !loads(code.name, NULL, &code), "/proc served as a cache");
     CHECK(nbhd_cache_clear() == 0, "there was something to clear");
-    setenv("NBHD_CACHE_DIR", folder, 1);
+    use_cache();
     free(file);
 }
 
@@ -168,7 +159,7 @@ static void fill_disk(const void *context)
     signal(SIGXFSZ, SIG_IGN);
     setrlimit(RLIMIT_FSIZE, &little);
     CHECK(!nbhd_cache_store(&code), "a full disk took it");
-    CHECK(!loads(code.name, NULL, &code) && files_in(folder) == 0, "half a file is left");
+    CHECK(!loads(code.name, NULL, &code) && files_in(in_root(CACHE)) == 0, "half a file is left");
 }
 
 /* Processes store and are killed at any time; readers never see anything but the whole file. */
@@ -196,15 +187,14 @@ static void check_kills(void)
         }
     }
     CHECK(seen > 30, "only %d of 60 rounds saw the file", seen);
-    CHECK(nbhd_cache_clear() >= 1 && files_in(folder) == 0, "what killed processes left could not be removed");
+    CHECK(nbhd_cache_clear() >= 1 && files_in(in_root(CACHE)) == 0, "what killed processes left could not be removed");
 }
 
 int main(void)
 {
     if (!folder_begin())
         return folder_end();
-    snprintf(folder, sizeof folder, "%s/cache/deep", root);
-    setenv("NBHD_CACHE_DIR", folder, 1);
+    use_cache();
     check_sha256();
     check_files();
     check_list_and_clear();

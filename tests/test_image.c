@@ -89,22 +89,27 @@ static void expect_png(const struct png_buffer *b, int channels, int bits, const
 
 static void test_png(void)
 {
-    struct png_buffer b = make_png(9, 5, PNG_COLOR_TYPE_RGB, 8, false, 251);
-    expect_png(&b, 3, 8, "0 1 2 3 4 5 ");
-    b = make_png(9, 5, PNG_COLOR_TYPE_RGB, 8, true, 251);
-    expect_png(&b, 3, 8, "0 1 2 3 4 5 ");
-    b = make_png(9, 5, PNG_COLOR_TYPE_RGB_ALPHA, 8, false, 251);
-    expect_png(&b, 4, 8, "0 1 2 3 4 5 ");
-    b = make_png(9, 5, PNG_COLOR_TYPE_GRAY, 16, false, 251);
-    expect_png(&b, 1, 16, "1 515 1029 1543 2057 2571 ");
-    b = make_png(9, 5, PNG_COLOR_TYPE_GRAY_ALPHA, 16, true, 251);
-    expect_png(&b, 2, 16, "1 515 1029 1543 2057 2571 ");
-    b = make_png(8, 3, PNG_COLOR_TYPE_GRAY, 1, false, 251);
-    expect_png(&b, 1, 8, "0 0 0 0 0 0 ");
-    b = make_png(2, 2, PNG_COLOR_TYPE_PALETTE, 8, false, 4);
-    expect_png(&b, 4, 8, "1 2 3 255 10 20 ");
-    b = make_png(1, 1, PNG_COLOR_TYPE_GRAY, 8, false, 251);
-    expect_png(&b, 1, 8, "0 ");
+    static const struct {
+        int width, height, type, bits;
+        bool interlaced;
+        int modulus, channels, bits_read;
+        const char *samples;
+    } pictures[] = {
+        {9, 5, PNG_COLOR_TYPE_RGB, 8, false, 251, 3, 8, "0 1 2 3 4 5 "},
+        {9, 5, PNG_COLOR_TYPE_RGB, 8, true, 251, 3, 8, "0 1 2 3 4 5 "},
+        {9, 5, PNG_COLOR_TYPE_RGB_ALPHA, 8, false, 251, 4, 8, "0 1 2 3 4 5 "},
+        {9, 5, PNG_COLOR_TYPE_GRAY, 16, false, 251, 1, 16, "1 515 1029 1543 2057 2571 "},
+        {9, 5, PNG_COLOR_TYPE_GRAY_ALPHA, 16, true, 251, 2, 16, "1 515 1029 1543 2057 2571 "},
+        {8, 3, PNG_COLOR_TYPE_GRAY, 1, false, 251, 1, 8, "0 0 0 0 0 0 "},
+        {2, 2, PNG_COLOR_TYPE_PALETTE, 8, false, 4, 4, 8, "1 2 3 255 10 20 "},
+        {1, 1, PNG_COLOR_TYPE_GRAY, 8, false, 251, 1, 8, "0 "},
+    };
+    struct png_buffer b = {.size = 0};
+    for (size_t i = 0; i < sizeof pictures / sizeof *pictures; i++) {
+        b = make_png(pictures[i].width, pictures[i].height, pictures[i].type, pictures[i].bits, pictures[i].interlaced,
+                     pictures[i].modulus);
+        expect_png(&b, pictures[i].channels, pictures[i].bits_read, pictures[i].samples);
+    }
     struct image image;
     char why[NBHD_TEXT] = "";
     memcpy(b.at + 16, "\x00\x00\x80\x00\x00\x00\x80\x00", 8); /* 32768 x 32768, in a hundred bytes */

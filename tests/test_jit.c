@@ -6,15 +6,6 @@
 #include "cuda/jit.h"
 #include "folder.h"
 
-static char folder[256]; /* the cache */
-
-static const char *in_cache(const char *name)
-{
-    static char path[1024];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    return path;
-}
-
 /* ---- the log of ptxas, in the words of two versions ---- */
 static void check_log(void)
 {
@@ -166,7 +157,7 @@ static void check_damaged_cache(void)
     nbhd_jit_forget();
     setenv("NBHD_CACHE_DIR", "/proc/self/nbhd", 1);
     CHECK(!nbhd_jit_compile(&code, "tiny.cu", "-DFACTOR=7", "sm_80", 0) && code->compile_ms > 0, "no cache, no kernel");
-    setenv("NBHD_CACHE_DIR", folder, 1);
+    use_cache();
     nbhd_jit_forget();
 }
 
@@ -189,8 +180,7 @@ int main(void)
     const char *required = getenv("NBHD_REQUIRE");
     if (!folder_begin())
         return folder_end();
-    snprintf(folder, sizeof folder, "%s/cache/deep", root);
-    setenv("NBHD_CACHE_DIR", folder, 1);
+    use_cache();
     check_log();
     check_embedded();
     mkdir(in_root("kernels"), 0777);
