@@ -47,7 +47,7 @@ static void set_grids(struct state *s, const struct nbhd_problem *p)
     s->by_entry = grid_of(entries);
 }
 
-/* Columns of a lane, as a power of two: five kernel files at most for each type. */
+/* Columns of a lane, as a power of two: five kernel files at most for each type, and as many that wrap. */
 static nbhd_status load(struct state *s, const struct nbhd_problem *p, int of_values)
 {
     const int width = of_values ? p->desc.head_dim_v : p->desc.head_dim;
@@ -56,6 +56,7 @@ static nbhd_status load(struct state *s, const struct nbhd_problem *p, int of_va
         columns *= 2;
     struct nbhd_options options = {.used = 0};
     nbhd_option(&options, "-DNBHD_DTYPE=%d -DNBHD_COLUMNS=%d", p->desc.dtype, columns);
+    nbhd_options_wraps(&options, &p->desc);
     nbhd_status status = nbhd_cuda_acquire(&s->module[of_values], "unfused_simt.cu", &options, p->flags);
     if (!status)
         status = nbhd_cuda_function(&s->scores[of_values], s->module[of_values], "nbhd_unfused_scores");

@@ -7,7 +7,7 @@
  *     table     bias[h][d]   = sum of scores[q][q + d] over queries and batch, in double
  * An entry of a row of scores is a key's distance from the query's first key, per axis.
  * A warp has one row of its output; its lanes have the columns, NBHD_COLUMNS each. Parameters: NBHD_DTYPE,
- * NBHD_COLUMNS. */
+ * NBHD_COLUMNS, NBHD_WRAPS (device/problem.cuh). */
 #include "device/real.cuh"
 #include "device/unfused.cuh"
 
@@ -43,10 +43,9 @@ NBHD_FN struct token token_of(const struct nbhd_unfused &p, long long row, int h
     return t;
 }
 
-/* The token that element at of the token's group is on an axis. */
 NBHD_FN int place_of(const struct nbhd_unfused &p, const struct token &t, int axis, int at)
 {
-    return nbhd_wrap(p.axis[axis], t.size[axis], at) * p.axis[axis].dilation + t.group[axis];
+    return nbhd_place(p.axis[axis], t.size[axis], t.group[axis], at);
 }
 
 /* The row of element at of the token's groups. */

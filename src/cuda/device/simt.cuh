@@ -7,8 +7,8 @@
  *
  * Shared memory:  stage.a | stage.p (never both alive)   stage.b   tables of the queries and keys at hand
  * Parameters: NBHD_DTYPE, NBHD_BIAS, NBHD_ROWS, NBHD_SLICES (of 16 vectors, of the wider head dimension's
- * accumulators), NBHD_WRAPS (1: some axis is periodic). All else is known at run time only, so that a few dozen
- * compilations serve every problem. */
+ * accumulators), NBHD_WRAPS (device/problem.cuh). All else is known at run time only, so that a few dozen compilations
+ * serve every problem. */
 #ifndef NBHD_DEVICE_SIMT_CUH
 #define NBHD_DEVICE_SIMT_CUH
 
@@ -262,13 +262,9 @@ NBHD_FN long long simt_volume(const struct nbhd_range box[3])
     return (long long)(box[0].end - box[0].begin) * (box[1].end - box[1].begin) * (box[2].end - box[2].begin);
 }
 
-/* The token that element at of the tile's group is on an axis. */
 NBHD_FN int simt_place(const struct simt_tile &t, int axis, int at)
 {
-#if NBHD_WRAPS
-    at = nbhd_wrap(t.axis[axis], t.size[axis], at);
-#endif
-    return at * t.axis[axis].dilation + t.group[axis];
+    return nbhd_place(t.axis[axis], t.size[axis], t.group[axis], at);
 }
 
 /* The row of element at of the tile's group in view v. */

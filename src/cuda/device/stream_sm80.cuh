@@ -13,7 +13,7 @@
  * columns past the union are 0 in shared memory and masked. A periodic axis is walked unwrapped; addresses wrap.
  *
  * Parameters: NBHD_ROWS, NBHD_N, NBHD_WARPS, NBHD_STREAMS (tensors of the columns), NBHD_INVERSE (1: rows are keys,
- * columns are the queries that see them), NBHD_WRAPS (1: some axis is periodic; 0 if it is not given). */
+ * columns are the queries that see them), NBHD_WRAPS (device/problem.cuh). */
 #ifndef NBHD_DEVICE_STREAM_SM80_CUH
 #define NBHD_DEVICE_STREAM_SM80_CUH
 
@@ -21,10 +21,6 @@
 #include "device/many.cuh"
 #include "device/problem.cuh"
 #include "device/mma_sm80.cuh"
-
-#ifndef NBHD_WRAPS
-#define NBHD_WRAPS 0
-#endif
 
 #define THREADS   (32 * NBHD_WARPS)
 #define WARP_ROWS (NBHD_ROWS / NBHD_WARPS)
