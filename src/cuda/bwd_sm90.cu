@@ -48,6 +48,8 @@
 
 #include "device/keys_sm90.cuh"
 #include "device/key_loaders_sm90.cuh"
+#include "device/key_products_sm90.cuh"
+#include "device/key_setup_sm90.cuh"
 #include "device/split_sm90.cuh"
 #include "device/tend_sm90.cuh"
 

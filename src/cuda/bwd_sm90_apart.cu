@@ -26,6 +26,8 @@
 #define P_BYTES (NBHD_N * 128) /* a stage */
 #include "device/keys_sm90.cuh"
 #include "device/key_loaders_sm90.cuh"
+#include "device/key_products_sm90.cuh"
+#include "device/key_setup_sm90.cuh"
 
 /* P, to the other warpgroup. place: of this thread. */
 NBHD_FN void hand_over(const unsigned *p, unsigned place)

@@ -20,6 +20,8 @@
 #define SKIPS (NBHD_GROUPS == 2)
 #include "device/keys_sm90.cuh"
 #include "device/key_loaders_sm90.cuh"
+#include "device/key_products_sm90.cuh"
+#include "device/key_setup_sm90.cuh"
 
 /* Barriers 2 and 3: it is the turn of warpgroup 0, of warpgroup 1. The ids are literals, or ptxas reserves all 16. */
 NBHD_FN void wait_turn(int group)
