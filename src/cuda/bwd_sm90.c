@@ -87,29 +87,14 @@ static int find_plans(const struct nbhd_problem *problem, const struct nbhd_cuda
     return count;
 }
 
-/* Plans for this thread's machine. They are asked for three times (refuse, configs, build), so the thread keeps those
- * of its last problem. */
 static int plans_here(const struct nbhd_problem *problem, struct nbhd_sm90_bwd_plan *plans, int room)
 {
-    static _Thread_local struct {
-        nbhd_desc desc;
-        unsigned flags;
-        int multiprocessors, shared_max, count;
-        struct nbhd_sm90_bwd_plan plans[MOST_PLANS];
-    } last;
-    struct nbhd_cuda_machine machine;
-    if (nbhd_cuda_machine(&machine))
-        return 0;
-    if (!last.count || last.multiprocessors != machine.multiprocessors || last.shared_max != machine.shared_max ||
-        last.flags != problem->flags || memcmp(&last.desc, &problem->desc, sizeof last.desc) != 0) {
-        last.count = find_plans(problem, &machine, last.plans);
-        last.multiprocessors = machine.multiprocessors;
-        last.shared_max = machine.shared_max;
-        last.flags = problem->flags;
-        memcpy(&last.desc, &problem->desc, sizeof last.desc);
-    }
+    static _Thread_local struct nbhd_sm90_asked last;
+    static _Thread_local struct nbhd_sm90_bwd_plan found[MOST_PLANS];
+    if (nbhd_sm90_asks_anew(&last, problem))
+        last.count = find_plans(problem, &last.machine, found);
     const int count = nbhd_min(last.count, room);
-    memcpy(plans, last.plans, (size_t)count * sizeof *plans);
+    memcpy(plans, found, (size_t)count * sizeof *plans);
     return count;
 }
 
@@ -371,41 +356,6 @@ static nbhd_status check_views(const struct nbhd_params *p)
     return status;
 }
 
-/* A dimension of one element may have any stride: it is never used. */
-static void set_dimension(struct nbhd_cuda_box *box, int i, int size, long long stride, int extent)
-{
-    box->size[i] = (uint64_t)size;
-    box->stride[i] = size > 1 ? (uint64_t)stride : 16;
-    box->box[i] = (uint32_t)extent;
-}
-
-enum side { QUERIES, KEYS };
-
-/* Map of a box of tokens of one head x 128 bytes of columns, for one slice or, where not sliced, for all. extent: the
- * box's. */
-static nbhd_status token_map(struct nbhd_tensor_map *map, const struct nbhd_params *p, const struct keys *keys,
-                             const struct nbhd_view *view, int dtype, int dim, enum side side, const int *extent,
-                             int slice)
-{
-    struct nbhd_cuda_box box = {.dtype = dtype, .rank = 5, .data = view->data, .swizzle = 128};
-    box.size[0] = (uint64_t)dim;
-    box.box[0] = dtype == NBHD_F32 ? 32 : 64;
-    set_dimension(&box, 1, side == KEYS ? p->kv_heads : p->heads, view->head, 1);
-    for (int a = 2; a >= 0; a--) {
-        const struct nbhd_axis axis = p->axis[a];
-        const int group = slice % axis.dilation;
-        const int size = side == KEYS && axis.keys != axis.length ? axis.keys : nbhd_group_size(axis, group);
-        slice /= axis.dilation;
-        box.data = (char *)box.data + group * view->axis[a];
-        set_dimension(&box, 4 - a, size, view->axis[a] * axis.dilation, extent[a]);
-    }
-    if (keys->plan.sliced)
-        box.data = (char *)box.data + slice * view->batch;
-    else if (p->batch > 1) /* then axis 0 has length 1, and gives the batch its place */
-        set_dimension(&box, 4, p->batch, view->batch, 1);
-    return nbhd_cuda_tensor_map(map, &box);
-}
-
 /* dQ in the workspace: float32 [batch][queries][heads][head_dim]. */
 static struct nbhd_view sum_view(const struct nbhd_params *p, void *workspace)
 {
@@ -427,16 +377,20 @@ static nbhd_status make_maps(struct nbhd_tensor_map *maps, const struct keys *ke
     nbhd_status status = NBHD_OK;
     for (int i = 0; i < nbhd_max(slices, plan->shapes) && !status; i++) {
         struct nbhd_tensor_map *map = maps + i;
-        const int slice = plan->sliced ? first + i : 0, *box = plan->q_box[plan->sliced ? 0 : i];
-        status = token_map(map, p, keys, &p->q, dtype, p->head_dim, QUERIES, box, slice);
+        const int slice = plan->sliced ? first + i : -1, *box = plan->q_box[plan->sliced ? 0 : i];
+        const struct nbhd_sm90_tokens q = {0, slice, p->heads, p->head_dim, 0};
+        const struct nbhd_sm90_tokens dout = {0, slice, p->heads, p->head_dim_v, 0};
+        const struct nbhd_sm90_tokens k = {1, slice, p->kv_heads, p->head_dim, 0};
+        const struct nbhd_sm90_tokens v = {1, slice, p->kv_heads, p->head_dim_v, 0};
+        status = nbhd_sm90_token_map(map, p, dtype, &p->q, &q, 1, box);
         if (!status)
-            status = token_map(map + n, p, keys, &p->dout, dtype, p->head_dim_v, QUERIES, box, slice);
+            status = nbhd_sm90_token_map(map + n, p, dtype, &p->dout, &dout, 1, box);
         if (!status && plan->adds_dq)
-            status = token_map(map + 2 * n, p, keys, &dq, NBHD_F32, p->head_dim, QUERIES, box, slice);
+            status = nbhd_sm90_token_map(map + 2 * n, p, NBHD_F32, &dq, &q, 1, box);
         if (!status)
-            status = token_map(map + 3 * n, p, keys, &p->k, dtype, p->head_dim, KEYS, plan->k_box, slice);
+            status = nbhd_sm90_token_map(map + 3 * n, p, dtype, &p->k, &k, 1, plan->k_box);
         if (!status)
-            status = token_map(map + 4 * n, p, keys, &p->v, dtype, p->head_dim_v, KEYS, plan->k_box, slice);
+            status = nbhd_sm90_token_map(map + 4 * n, p, dtype, &p->v, &v, 1, plan->k_box);
     }
     return status;
 }

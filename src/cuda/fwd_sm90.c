@@ -10,30 +10,15 @@ struct state {
     struct nbhd_sm90_launch launch;
 };
 
-/* Plans for this thread's machine. They are asked for three times (refuse, configs, build) and take milliseconds, so
- * the thread keeps those of its last problem. */
 static int plans_here(const struct nbhd_problem *problem, struct nbhd_sm90_plan *plans, int room)
 {
-    static _Thread_local struct {
-        nbhd_desc desc;
-        unsigned flags;
-        int multiprocessors, shared_max, count;
-        struct nbhd_sm90_plan plans[MOST_PLANS];
-    } last;
-    struct nbhd_cuda_machine machine;
-    if (nbhd_cuda_machine(&machine))
-        return 0;
-    if (!last.count || last.multiprocessors != machine.multiprocessors || last.shared_max != machine.shared_max ||
-        last.flags != problem->flags || memcmp(&last.desc, &problem->desc, sizeof last.desc) != 0) {
-        last.count = nbhd_sm90_plans(&nbhd_sm90_forward, problem, machine.multiprocessors, machine.shared_max,
-                                     last.plans, MOST_PLANS);
-        last.flags = problem->flags;
-        last.multiprocessors = machine.multiprocessors;
-        last.shared_max = machine.shared_max;
-        memcpy(&last.desc, &problem->desc, sizeof last.desc);
-    }
-    int count = nbhd_min(last.count, room);
-    memcpy(plans, last.plans, (size_t)count * sizeof *plans);
+    static _Thread_local struct nbhd_sm90_asked last;
+    static _Thread_local struct nbhd_sm90_plan found[MOST_PLANS];
+    if (nbhd_sm90_asks_anew(&last, problem))
+        last.count = nbhd_sm90_plans(&nbhd_sm90_forward, problem, last.machine.multiprocessors,
+                                     last.machine.shared_max, found, MOST_PLANS);
+    const int count = nbhd_min(last.count, room);
+    memcpy(plans, found, (size_t)count * sizeof *plans);
     return count;
 }
 

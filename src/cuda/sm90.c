@@ -31,6 +31,23 @@ bool nbhd_sm90_refuses(const struct nbhd_problem *problem, char why[NBHD_TEXT])
     return false;
 }
 
+bool nbhd_sm90_asks_anew(struct nbhd_sm90_asked *last, const struct nbhd_problem *problem)
+{
+    struct nbhd_cuda_machine machine;
+    if (nbhd_cuda_machine(&machine)) {
+        last->count = 0;
+        return false;
+    }
+    if (last->count && last->machine.multiprocessors == machine.multiprocessors &&
+        last->machine.shared_max == machine.shared_max && last->flags == problem->flags &&
+        !memcmp(&last->desc, &problem->desc, sizeof last->desc))
+        return false;
+    last->machine = machine;
+    last->flags = problem->flags;
+    memcpy(&last->desc, &problem->desc, sizeof last->desc);
+    return true;
+}
+
 nbhd_status nbhd_sm90_check_view(const char *kernel, const char *name, const struct nbhd_view *view)
 {
     if ((size_t)view->data % 16)
@@ -63,7 +80,7 @@ nbhd_status nbhd_sm90_token_map(struct nbhd_tensor_map *map, const struct nbhd_p
     struct nbhd_cuda_box box = {.dtype = dtype, .rank = 5, .data = view->data, .swizzle = 128};
     int slice = tokens->slice;
     box.size[0] = (uint64_t)tokens->dim;
-    box.box[0] = 64;
+    box.box[0] = dtype == NBHD_F32 ? 32 : 64;
     box.step[0] = 1;
     set_dimension(&box, 1, tokens->heads, view->head, heads_in_box, 1);
     if (tokens->flat) {

@@ -8,6 +8,18 @@
 /* A dtype, head_dim, head_dim_v, scale, bias or edge that no kernel of Hopper takes, or another GPU: true, and why. */
 bool nbhd_sm90_refuses(const struct nbhd_problem *problem, char why[NBHD_TEXT]);
 
+/* Plans are asked for three times (refuse, configs, build) and take milliseconds, so a thread keeps those of its last
+ * problem, and beside them what they are of. */
+struct nbhd_sm90_asked {
+    nbhd_desc desc;
+    unsigned flags;
+    struct nbhd_cuda_machine machine;
+    int count; /* of plans kept */
+};
+/* True if the plans of `problem` on this thread's machine are not those that were kept, so must be found; `last` is of
+ * them then. No machine: false, and none are kept. */
+bool nbhd_sm90_asks_anew(struct nbhd_sm90_asked *last, const struct nbhd_problem *problem);
+
 /* The copy engine takes addresses and strides in units of 16 bytes. kernel, name: for the sentence. */
 nbhd_status nbhd_sm90_check_view(const char *kernel, const char *name, const struct nbhd_view *view);
 
@@ -19,7 +31,8 @@ struct nbhd_sm90_tokens {
     int flat;       /* 1: heads and columns are one dimension, see struct nbhd_boxes */
 };
 
-/* Map of boxes of extent[0] x [1] x [2] tokens x heads_in_box heads x 64 columns; coordinates: struct nbhd_boxes. */
+/* Map of boxes of extent[0] x [1] x [2] tokens x heads_in_box heads x 128 bytes of columns; coordinates: struct
+ * nbhd_boxes, struct nbhd_bwd_boxes. dtype: of 16 bits, or float32. */
 nbhd_status nbhd_sm90_token_map(struct nbhd_tensor_map *map, const struct nbhd_params *p, int dtype,
                                 const struct nbhd_view *view, const struct nbhd_sm90_tokens *tokens, int heads_in_box,
                                 const int extent[3]);
