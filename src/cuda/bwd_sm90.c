@@ -15,24 +15,15 @@
  *
  * Box shapes: sm90_bwd_plan.c. */
 #include <limits.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "core/tiles.h"
 #include "cuda/bwd_sm90_dq.h"
+#include "cuda/bwd_sm90_shares.h"
 #include "cuda/sm90.h"
 #include "cuda/sm90_bwd_plan.h"
 
-enum {
-    MOST_MAPS = 32,
-    MAPS_OF_SLICE = 5,
-    MOST_PLANS = 4,
-    MOST_SLICES = 65535,
-    MOST_PARTS = 4,   /* of a tile's queries */
-    FIXED_COUNTS = 2, /* the next tile's number, tiles that have converted */
-    LEAST_WORK = 12   /* queries visited, of each that is cleared and converted beside */
-};
+enum { MOST_MAPS = 32, MAPS_OF_SLICE = 5, MOST_PLANS = 4, MOST_SLICES = 65535 };
 #define SPLIT_BY_DEFAULT 1 /* 0: only deterministic plans compute dQ by a kernel of its own */
 
 /* A launch of the products: over the grid's keys, or over the extra keys. */
@@ -53,8 +44,7 @@ struct state {
     struct CUfunc_st *pre, *post;
     struct nbhd_cuda_grid rows_grid;
     size_t lse, delta, counts; /* bytes from the workspace's begin, where dQ stands */
-    unsigned count; /* of counts */
-    int lag, part, whole, last, parts, part_axis, part_queries; /* as in struct nbhd_bwd_boxes */
+    struct nbhd_bwd_sm90_shares shares;
     int dtype;
 };
 
@@ -189,77 +179,6 @@ static nbhd_status build_extra(struct state *state, const struct nbhd_problem *p
 
 static size_t rounded(double bytes) { return ((size_t)bytes + 255) / 256 * 256; }
 
-/* Shares out the queries of the last wave's tiles (device/split_sm90.cuh) if the wave is less than half full and that
- * saves 0.4 % of the time: a part costs four steps more. Their sums must have room where the first head's dQ was, which
- * tiles before theirs must have converted. */
-static void split_last_wave(struct state *state, const struct nbhd_problem *problem, double queries,
-                            int multiprocessors)
-{
-    const nbhd_desc *d = &problem->desc;
-    const struct nbhd_sm90_bwd_plan *plan = &state->grid.plan;
-    const double tiles = plan->tiles * d->kv_heads * d->batch, waves = tiles / multiprocessors;
-    const double steps = plan->boxes / plan->tiles * d->heads / d->kv_heads; /* of a tile */
-    const int last = (int)fmod(tiles, multiprocessors), parts = last ? nbhd_min(multiprocessors / last, MOST_PARTS) : 1;
-    if (parts < 2 || tiles - last < (state->lag + 1) * plan->tiles ||
-        steps - steps / parts - 4 < 0.004 * waves * steps ||
-        last * (double)NBHD_BWD_SM90_ROWS * (d->head_dim + d->head_dim_v) > queries * d->head_dim)
-        return;
-    state->last = last;
-    state->parts = parts;
-    state->whole = (int)tiles - last;
-    for (int a = 0, most = 0; a < 3; a++) { /* of the axis on which a tile has the most boxes */
-        const struct nbhd_axis axis = problem->axis[a];
-        const int k = plan->k_box[a], q = plan->q_box[0][a], middle = axis.keys / k / 2 * k;
-        const struct nbhd_tile t = nbhd_tile_at_inverse(axis, axis.length, nbhd_min(middle, axis.keys - 1), k, q,
-                                                        NBHD_TILING_DYNAMIC);
-        const int boxes = (t.any.end - t.any.begin + q - 1) / q;
-        if (boxes > most) {
-            most = boxes;
-            state->part_axis = a;
-            state->part_queries = (boxes + parts - 1) / parts * q;
-        }
-    }
-}
-
-/* Lets tiles clear and convert sums beside their products (device/tend_sm90.cuh), `lag` units ahead and behind: so far
- * that they need not wait. Launches of their own do it where units are not heads, as there is dilation; where extra
- * keys add to dQ, too; where tiles are too short to hide it; and up to head_dim 64, whose steps it made slower. */
-static void set_lag(struct state *state, const struct nbhd_problem *problem)
-{
-    const nbhd_desc *d = &problem->desc;
-    const struct nbhd_sm90_bwd_plan *plan = &state->grid.plan;
-    const int share = d->heads / d->kv_heads, shared = nbhd_sm90_bwd_shared(problem, plan);
-    const double units = d->kv_heads * (double)d->batch;
-    struct nbhd_cuda_machine machine;
-    double queries = 1;
-    bool dilated = false;
-    for (int a = 0; a < 3; a++) {
-        queries *= problem->axis[a].length;
-        dilated |= problem->axis[a].dilation > 1;
-    }
-    if (plan->adds_dq != NBHD_DQ_ADDED || dilated || d->extra || d->head_dim <= 64 || plan->tiles < share ||
-        plan->boxes * plan->n < LEAST_WORK * queries || plan->tiles * units > INT_MAX || nbhd_cuda_machine(&machine))
-        return;
-    const double lag = 1 + ceil(machine.multiprocessors / plan->tiles);
-    if (lag >= units || shared + NBHD_BWD_SM90_TENDING(d->head_dim) > machine.shared_max)
-        return;
-    state->lag = (int)lag;
-    state->part = (int)ceil(queries / floor(plan->tiles / share));
-    if (!plan->sliced)
-        split_last_wave(state, problem, queries, machine.multiprocessors);
-}
-
-/* Boxes of all slices' and heads' queries, where dQ is added up in order; else 0. */
-static double boxes_on_grid(const struct nbhd_problem *problem, const struct nbhd_sm90_bwd_plan *plan)
-{
-    double count = plan->adds_dq == NBHD_DQ_IN_ORDER ? (double)problem->desc.heads * problem->desc.batch : 0;
-    for (int a = 0; a < 3; a++) {
-        const int extent = plan->q_box[0][a], largest = nbhd_group_size(problem->axis[a], 0);
-        count *= problem->axis[a].dilation * ((largest + extent - 1) / extent);
-    }
-    return count;
-}
-
 /* What comes before and after the launches over the keys, and the workspace. */
 static nbhd_status build_others(struct state *state, const struct nbhd_problem *problem, size_t *workspace)
 {
@@ -276,9 +195,7 @@ static nbhd_status build_others(struct state *state, const struct nbhd_problem *
     state->lse = state->grid.plan.adds_dq ? rounded(rows * d->head_dim * 4) : 0;
     state->delta = state->lse + rounded(rows * 4);
     state->counts = state->delta + rounded(rows * 4);
-    const double others = state->lag ? 2.0 * d->kv_heads * d->batch : boxes_on_grid(problem, &state->grid.plan);
-    state->count = others > 0 ? (unsigned)(FIXED_COUNTS + state->last + others) : 0;
-    *workspace = state->counts + rounded(4.0 * state->count);
+    *workspace = state->counts + rounded(4.0 * state->shares.count);
     state->rows_grid = (struct nbhd_cuda_grid){
         .blocks = {(unsigned)((queries * lanes + 255) / 256), (unsigned)d->heads, (unsigned)d->batch},
         .threads = {256, 1, 1}};
@@ -323,14 +240,14 @@ static nbhd_status build(struct nbhd_plan *plan)
     state->dtype = problem->desc.dtype;
     plan->picky = true;
     state->grid.plan = *p;
-    set_lag(state, problem);
+    state->shares = nbhd_bwd_sm90_share(problem, p);
     nbhd_status status = build_others(state, problem, &plan->workspace);
     if (!status && problem->desc.extra)
         status = build_extra(state, problem);
     if (!status)
-        status = build_keys(&state->grid, problem, p, state->lag > 0);
-    if (state->parts > 1) {
-        state->grid.grid.blocks[0] = (unsigned)(state->whole + state->last * state->parts);
+        status = build_keys(&state->grid, problem, p, state->shares.lag > 0);
+    if (state->shares.parts > 1) {
+        state->grid.grid.blocks[0] = (unsigned)(state->shares.whole + state->shares.last * state->shares.parts);
         state->grid.grid.blocks[1] = 1;
     }
     if (!status)
@@ -407,23 +324,13 @@ static nbhd_status run_keys(const struct keys *keys, const struct nbhd_params *p
     boxes.lse = (const float *)(workspace + state->lse);
     boxes.delta = (const float *)(workspace + state->delta);
     boxes.sums = (float *)workspace;
-    boxes.next = (unsigned *)(workspace + state->counts);
-    boxes.converted = boxes.next + 1;
-    boxes.joined = boxes.next + FIXED_COUNTS;
-    boxes.counts = boxes.joined + state->last;
-    boxes.lag = state->lag;
     boxes.units = params->kv_heads * params->batch;
-    boxes.part = state->part;
     boxes.unit_tiles = boxes.tiles[0] * boxes.tiles[1] * boxes.tiles[2];
-    boxes.whole = state->parts > 1 ? (unsigned)state->whole : UINT_MAX;
-    boxes.last = (unsigned)state->last;
-    boxes.parts = state->parts;
-    boxes.part_axis = state->part_axis;
-    boxes.part_queries = state->part_queries;
+    nbhd_bwd_sm90_tell_shares(&boxes, &state->shares, (unsigned *)(workspace + state->counts));
     for (int first = 0; first < keys->slices && !status; first += most) {
         const int slices = nbhd_min(most, keys->slices - first);
         boxes.slice_begin = first;
-        grid.blocks[2] = state->parts > 1 ? 1 : (unsigned)slices;
+        grid.blocks[2] = state->shares.parts > 1 ? 1 : (unsigned)slices;
         status = make_maps(maps, keys, params, state->dtype, workspace, first, keys->plan.sliced ? slices : 1);
         if (!status)
             status = nbhd_cuda_launch(keys->module, keys->function, &grid, stream, arguments);
@@ -435,7 +342,7 @@ static nbhd_status run_keys(const struct keys *keys, const struct nbhd_params *p
 static nbhd_status convert(const struct state *state, const struct nbhd_params *params, struct nbhd_bwd_rows *rows,
                            void *stream)
 {
-    const int units = params->kv_heads * params->batch, first = state->lag ? units - state->lag : 0;
+    const int units = params->kv_heads * params->batch, first = state->shares.lag ? units - state->shares.lag : 0;
     nbhd_status status = NBHD_OK;
     rows->batch = first / params->kv_heads;
     rows->head = first % params->kv_heads * (params->heads / params->kv_heads);
@@ -460,8 +367,8 @@ static nbhd_status run(const struct nbhd_plan *plan, const struct nbhd_params *p
                                  .delta = (float *)(at + state->delta),
                                  .sums = (float *)at,
                                  .counts = (unsigned *)(at + state->counts),
-                                 .count = state->count,
-                                 .units = state->dq ? 0 : state->lag ? state->lag : units};
+                                 .count = state->shares.count,
+                                 .units = state->dq ? 0 : state->shares.lag ? state->shares.lag : units};
     nbhd_status status = check_views(params);
     if (!status)
         status = nbhd_cuda_launch(state->rows, state->pre, &state->rows_grid, stream,
