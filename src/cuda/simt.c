@@ -36,7 +36,8 @@ struct nbhd_simt_box nbhd_simt_box(const struct nbhd_problem *problem, int token
         double least = 3;
         for (int i = 0; i < 3; i++) {
             const struct nbhd_axis *a = &problem->axis[i];
-            const int group = (a->keys > a->length ? a->keys : a->length) / a->dilation, extent = box.extent[i];
+            const int longer = nbhd_max(a->keys, a->length), extent = box.extent[i];
+            const int group = (longer + a->dilation - 1) / a->dilation; /* the largest */
             const int apart = extent < a->stride ? 0 : 1; /* queries of one stride group share a window */
             const double growth = (double)(a->window + apart * (2 * extent - 1)) / (a->window + apart * (extent - 1));
             if (extent < group && growth <= least) {
