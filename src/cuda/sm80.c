@@ -149,21 +149,25 @@ static void warp_part(const int box[3], int tokens, int part[3])
     }
 }
 
-/* In steps of a warp. A step that only some warps of a CTA take still costs the others: they wait, unless another
- * CTA of the multiprocessor has work; loading and the barrier cost all. Factors as on an H200: docs/notes/sm80.md. */
-static double cost_of(const struct count *const c[3], const struct nbhd_sm80_shape *shape, double extra_steps,
-                      bool exact, double *ctas)
+/* A step that only some warps of a CTA take still costs the others: they wait, unless another CTA of the multiprocessor
+ * has work; loading and the barrier cost all. Factors as on an H200: docs/notes/sm80.md. units: batch x heads, each of
+ * which does the same. */
+static struct nbhd_sm80_work work_of(const struct count *const c[3], const struct nbhd_sm80_shape *shape,
+                                     double extra_steps, bool exact, double units)
 {
-    const double steps = c[0]->steps * c[1]->steps * c[2]->steps * shape->warps;
-    const double visited = c[0]->visited * c[1]->visited * c[2]->visited;
-    const double full = exact ? c[0]->full * c[1]->full * c[2]->full : 0; /* else columns past the box are masked */
-    *ctas = c[0]->tiles * c[1]->tiles * c[2]->tiles;
-    return visited + 0.1 * (visited - full) + 0.25 * (steps - visited) + 0.1 * steps +
-           (extra_steps + shape->setup) * *ctas * shape->warps;
+    struct nbhd_sm80_work w = {.ctas = units * c[0]->tiles * c[1]->tiles * c[2]->tiles,
+                               .steps = units * c[0]->steps * c[1]->steps * c[2]->steps,
+                               .visited = units * c[0]->visited * c[1]->visited * c[2]->visited};
+    if (exact) /* else columns past the box are masked */
+        w.full = units * c[0]->full * c[1]->full * c[2]->full;
+    const double steps = w.steps * shape->warps;
+    w.cost = w.visited + 0.1 * (w.visited - w.full) + 0.25 * (steps - w.visited) + 0.1 * steps +
+             (extra_steps + shape->setup) * w.ctas * shape->warps;
+    return w;
 }
 
 struct best {
-    double cost, ctas;
+    struct nbhd_sm80_work work;
     int row[3], column[3], pack;
 };
 
@@ -175,7 +179,7 @@ static void try_columns(struct search *s, const int row[3], int pack, struct bes
         box[a] = extent_at(row[a]);
     warp_part(box, nbhd_max(1, s->shape->rows / s->shape->warps / pack), part);
     const double extra = s->shape->inverse ? 0 : (s->problem->desc.extra + n - 1) / n;
-    const double heads = (double)s->problem->desc.batch *
+    const double units = (double)s->problem->desc.batch *
                          (s->shape->inverse ? s->problem->desc.kv_heads : s->problem->desc.heads / pack);
     for (column[0] = 0; column[0] < EXTENTS && extent_at(column[0]) <= n; column[0]++) {
         if (column[0] && extent_at(column[0]) > s->reach[0])
@@ -188,14 +192,12 @@ static void try_columns(struct search *s, const int row[3], int pack, struct bes
             while (column[2] + 1 < EXTENTS && extent_at(column[2] + 1) <= room)
                 column[2]++; /* the longest that fits */
             const struct count *c[3];
-            double ctas;
             for (int a = 0; a < 3; a++)
                 c[a] = count_of(s, a, row[a], part[a], column[a]);
             const bool exact = extent_at(column[0]) * extent_at(column[1]) * extent_at(column[2]) == n;
-            const double cost = heads * cost_of(c, s->shape, extra, exact, &ctas);
-            if (cost < best->cost * (1 - 1e-9))
-                *best = (struct best){
-                    cost, ctas * heads, {row[0], row[1], row[2]}, {column[0], column[1], column[2]}, pack};
+            const struct nbhd_sm80_work work = work_of(c, s->shape, extra, exact, units);
+            if (work.cost < best->work.cost * (1 - 1e-9))
+                *best = (struct best){work, {row[0], row[1], row[2]}, {column[0], column[1], column[2]}, pack};
         }
     }
 }
@@ -227,11 +229,11 @@ static void try_rows(struct search *s, int pack, struct best *best)
     }
 }
 
-double nbhd_sm80_boxes(const struct nbhd_problem *problem, const struct nbhd_sm80_shape *shape,
-                       struct nbhd_boxes_sm80 *boxes, double *ctas)
+struct nbhd_sm80_work nbhd_sm80_boxes(const struct nbhd_problem *problem, const struct nbhd_sm80_shape *shape,
+                                      struct nbhd_boxes_sm80 *boxes)
 {
     struct search s = {.problem = problem, .shape = shape, .sights = calloc(3, sizeof *s.sights)};
-    struct best best = {.cost = 1e300};
+    struct best best = {.work = {.cost = 1e300}};
     for (int a = 0; a < 3; a++) {
         const struct nbhd_axis *axis = &problem->axis[a];
         const int group = nbhd_group_size(*axis, 0);
@@ -252,7 +254,6 @@ double nbhd_sm80_boxes(const struct nbhd_problem *problem, const struct nbhd_sm8
     }
     boxes->pack = best.pack;
     boxes->group = group;
-    *ctas = best.ctas;
 done:
     for (int a = 0; a < 3; a++) {
         free(s.known[a]);
@@ -260,7 +261,7 @@ done:
             free(s.sights[a][i / 8][i % 8].list);
     }
     free(s.sights);
-    return best.cost;
+    return best.work;
 }
 
 int nbhd_sm80_tables(const struct nbhd_sm80_variant *v, int streams)
@@ -350,11 +351,10 @@ static bool price(struct nbhd_sm80_choice *c, const struct nbhd_problem *problem
         return false;
     const double step = step_time(k, v, &problem->desc, fit);
     const struct nbhd_sm80_shape shape = {v->rows, v->warps, v->n, k->inverse, k->packs, setup_time(v) / step};
-    double ctas = 1;
     *c = (struct nbhd_sm80_choice){.variant = v, .resident = fit};
-    const double steps = nbhd_sm80_boxes(problem, &shape, &c->boxes, &ctas) / v->warps;
-    const double waves = ctas / (machine->multiprocessors * fit);
-    c->ms = 1e-3 * step * steps / machine->multiprocessors * (ceil(waves) / waves);
+    const struct nbhd_sm80_work work = nbhd_sm80_boxes(problem, &shape, &c->boxes);
+    const double waves = work.ctas / (machine->multiprocessors * fit);
+    c->ms = 1e-3 * step * work.cost / v->warps / machine->multiprocessors * (ceil(waves) / waves);
     for (int i = 0; i < 3; i++)
         c->boxes.reverse |= problem->axis[i].edge == NBHD_EDGE_CAUSAL && !k->inverse;
     return true;

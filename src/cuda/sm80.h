@@ -14,10 +14,17 @@ struct nbhd_sm80_shape {
     double setup;    /* what a CTA costs besides its steps, in steps */
 };
 
-/* Fills row_box, column_box, tiles and pack with the boxes of least cost, counted exactly. Returns the cost: steps
- * of a warp (its rows against n columns), over the whole problem; *ctas: how many there are. */
-double nbhd_sm80_boxes(const struct nbhd_problem *problem, const struct nbhd_sm80_shape *shape,
-                       struct nbhd_boxes_sm80 *boxes, double *ctas);
+/* What boxes make of a problem, all of it: column boxes that CTAs walk; of these times warps, those that a warp does
+ * not skip, and those where its rows see all columns, so it needs no mask. All counted exactly; the last two where the
+ * rows of a warp are a box of powers of two, else estimated. */
+struct nbhd_sm80_work {
+    double ctas, steps, visited, full;
+    double cost; /* in steps of a warp: its rows against n columns */
+};
+
+/* Fills row_box, column_box, tiles and pack with the boxes of least cost; returns what they make. */
+struct nbhd_sm80_work nbhd_sm80_boxes(const struct nbhd_problem *problem, const struct nbhd_sm80_shape *shape,
+                                      struct nbhd_boxes_sm80 *boxes);
 
 /* A way to compile a kernel. */
 struct nbhd_sm80_variant {
