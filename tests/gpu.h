@@ -39,7 +39,7 @@ static bool open_share(void)
 
 /* Whether the next piece of work is this process's: all are, unless it shares a file with others; then each takes the
  * next one that none has. A piece is known by how many calls came before, so all must make the same ones. */
-static bool is_mine(void)
+static inline bool is_mine(void)
 {
     static long long calls, mine = -1;
     if (!taken_pieces)
@@ -191,10 +191,10 @@ static bool execute(struct problem *p, const char *kernel, nbhd_plan **plan)
     p->workspace = bytes ? gpu_alloc(bytes) : NULL;
     return CHECK((!bytes || p->workspace) && !nbhd_execute(*plan, &p->args, p->workspace, NULL) &&
                      !nbhd_cu.cuCtxSynchronize(),
-                 "%s: %s", kernel, nbhd_last_error());
+                 "%s: %s", nbhd_plan_kernel(*plan), nbhd_last_error());
 }
 
-static bool prepare_backward(struct problem *p)
+static inline bool prepare_backward(struct problem *p)
 {
     nbhd_plan *plan = NULL;
     p->desc.pass = NBHD_FORWARD;
@@ -205,7 +205,7 @@ static bool prepare_backward(struct problem *p)
 }
 
 /* Largest difference of two device arrays, and the largest value; infinite where either is NaN. */
-static double difference(const void *a, const void *b, size_t bytes, int dtype, double *largest)
+static inline double difference(const void *a, const void *b, size_t bytes, int dtype, double *largest)
 {
     char *x = malloc(bytes), *y = malloc(bytes);
     double worst = 0;
