@@ -46,12 +46,12 @@ static nbhd_status choose(const struct nbhd_problem *problem, const struct nbhd_
         if (used < sizeof reasons)
             used += (size_t)snprintf(reasons + used, sizeof reasons - used, "%s%s: %s", used ? "; " : "", k->name, why);
     }
-    if (!used)
-        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "this build has no kernel for the pass %s on that device",
-                         nbhd_pass_name(problem->desc.pass));
     char missing[NBHD_TEXT];
     if (nbhd_device_missing(problem->device, missing))
         return nbhd_fail(NBHD_ERROR_DEVICE, "device is cuda: %s", missing);
+    if (!used)
+        return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "this build has no kernel for the pass %s on that device",
+                         nbhd_pass_name(problem->desc.pass));
     return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "no kernel takes this problem. %s", reasons);
 }
 
