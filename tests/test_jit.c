@@ -51,9 +51,9 @@ static void missing_nvrtc(const void *context)
 {
     (void)context;
     const struct nbhd_jit *code;
-    setenv("NBHD_NVRTC", "/nonexistent/libnvrtc.so", 1);
+    setenv("NBHD_NVRTC", "/dev/null/libnvrtc.so", 1);
     CHECK(nbhd_jit_compile(&code, "tiny.cu", "-DFACTOR=3", "sm_80", 0) == NBHD_ERROR_COMPILE &&
-              strstr(nbhd_last_error(), "/nonexistent"),
+              strstr(nbhd_last_error(), "/dev/null"),
           "%s", nbhd_last_error());
     CHECK(code == NULL, "code came from nowhere");
 }
@@ -63,7 +63,7 @@ static void cached_without_nvrtc(const void *context)
 {
     (void)context;
     const struct nbhd_jit *code;
-    setenv("NBHD_NVRTC", "/nonexistent/libnvrtc.so", 1);
+    setenv("NBHD_NVRTC", "/dev/null/libnvrtc.so", 1);
     CHECK(!nbhd_jit_compile(&code, "tiny.cu", "-DFACTOR=2", "sm_80", 0) && code && code->compile_ms == 0, "%s",
           nbhd_last_error());
     nbhd_jit_forget();

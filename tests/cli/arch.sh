@@ -11,7 +11,7 @@ t jit --deterministic
 t jit --arch sm_80
 t jit "$line" --arch "sm_80 sm_90"
 # Where no compiler is found the plan fails, and which rows would do is told.
-NBHD_NVRTC=/nonexistent NBHD_CACHE_DIR=$PWD t plan "$line" --arch sm_75,86 --explain |
+NBHD_NVRTC=/dev/null/nvrtc NBHD_CACHE_DIR=$PWD t plan "$line" --arch sm_75,86 --explain |
     grep -E 'cuda.bwd_s|^nbhd|exit'
 # What a deterministic plan does on Hopper, and what is compiled for it; without a compiler, as the test expects it.
 nbhd jit "$line" --arch sm_90 >/dev/null 2>&1 || exec sed -n '/^Hopper/,$p' "$ROOT/tests/cli/arch.exact"
