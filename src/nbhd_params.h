@@ -47,7 +47,8 @@ struct nbhd_parts {
 /* The i-th view of a block of a whole ragged batch becomes that of one sequence. */
 NBHD_FN void nbhd_part_view(const struct nbhd_part *s, int padded, int i, struct nbhd_view *view)
 {
-    const int keys = i == 1 || i == 2 || i == 8 || i == 9, extra = i >= 10 && i < 14; /* k, v, dk, dv; extra_k to dextra_v */
+    const int keys = i == 1 || i == 2 || i == 8 || i == 9; /* k, v, dk, dv */
+    const int extra = i >= 10 && i < 14;                   /* extra_k to dextra_v */
     const int *length = keys ? s->keys : s->length;
     if (padded || extra) {
         view->data += s->index * view->batch;

@@ -1,6 +1,6 @@
-/* Every CUDA row on a GPU against the oracle: the problems of case_lines and random ones, sequences, every legal problem
- * planned, the same bits every time, NaN. Skipped without a GPU, unless NBHD_REQUIRE=cuda. test_cuda_api.c has what a
- * caller may do with plans, gpu_large.c what takes a large GPU.
+/* Every CUDA row on a GPU against the oracle: the problems of case_lines and random ones, sequences, every legal
+ * problem planned, the same bits every time, NaN. Skipped without a GPU, unless NBHD_REQUIRE=cuda. test_cuda_api.c has
+ * what a caller may do with plans, gpu_large.c what takes a large GPU.
  *
  *     test_cuda [part]...   parts: rows random repeats ragged planned nan
  *     NBHD_TEST_SHARE=file  processes given the same empty file share the problems of rows, random, ragged and planned

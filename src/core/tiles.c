@@ -141,6 +141,6 @@ double nbhd_axis_pairs(struct nbhd_axis a)
         return (double)a.length * a.keys;
     if (a.edge == NBHD_EDGE_NEAREST || a.edge == NBHD_EDGE_PERIODIC)
         return (double)a.length * a.window;
-    const int n = nbhd_group_size(a, 0), longs = a.length - (n - 1) * a.dilation; /* the other groups are shorter by one */
+    const int n = nbhd_group_size(a, 0), longs = a.length - (n - 1) * a.dilation; /* other groups are shorter by one */
     return longs * group_pairs(a, n) + (a.dilation - longs) * group_pairs(a, n - 1);
 }

@@ -1,6 +1,6 @@
 /* The forward that refuses nothing legal, on any CPU: one query at a time, in double, with online softmax.
  * It is the fallback and the clearest statement of the operation; the other rows are for speed.
- * A task is a row of queries along axis 2, of one head of one batch entry. Scratch per thread: one row of q and of o. */
+ * A task is a row of queries along axis 2, of one head of one batch entry. Scratch of a thread: a row of q and of o. */
 #include <stdio.h>
 #include "core/counters.h"
 #include "core/kernel.h"

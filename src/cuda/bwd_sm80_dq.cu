@@ -1,5 +1,5 @@
-/* The sm80 backward, dQ, and the statistics of queries for the kernels that follow: bwd_sm80.cu, bwd_sm80_dbias.cu. Host
- * half: bwd_sm80.c.
+/* The sm80 backward, dQ, and the statistics of queries for the kernels that follow, bwd_sm80.cu and bwd_sm80_dbias.cu.
+ * Host half: bwd_sm80.c.
  *
  * As the forward: one CTA holds a box of queries (Q and dO), streams the boxes of K and V that they see, and sums up
  *     S = Q K^T    P = exp(S - logsumexp)    dP = dO V^T    dS = P (dP - delta)    dQ += dS K

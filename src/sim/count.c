@@ -94,8 +94,8 @@ nbhd_status nbhd_sim_case_init(struct nbhd_sim_case *c, const nbhd_desc *desc, c
         return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "tiling is flat; a backward pass is counted in boxes only");
     for (int i = 0; i < c->problem.desc.rank && c->tiling == NBHD_SIM_FLAT; i++)
         if (c->problem.desc.edge[i] == NBHD_PERIODIC)
-            return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "tiling is flat and edge[%d] periodic; that is counted in boxes only",
-                             i);
+            return nbhd_fail(NBHD_ERROR_UNSUPPORTED, "tiling is flat and edge[%d] periodic; that is counted in boxes "
+                             "only", i);
     if ((status = check_box(c, "q_tile", tiles.q_tile, c->q_tile)) ||
         (status = check_box(c, "kv_tile", tiles.kv_tile, c->kv_tile)))
         return status;

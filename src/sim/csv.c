@@ -7,8 +7,10 @@
 enum column {
     LINE, MS, MS_MEDIAN, MS_MIN, TILING, Q_TILE, KV_TILE, WARPGROUPS, Q_ROWS, KV_ROWS, RESIDENT, MASK_STEPS, COLUMNS
 };
-static const char *const column_names[COLUMNS] = {"line",    "ms",         "ms_median", "ms_min",  "tiling",   "q_tile",
-                                                  "kv_tile", "warpgroups", "q_rows",    "kv_rows", "resident", "mask_steps"};
+static const char *const column_names[COLUMNS] = {
+    "line",    "ms",         "ms_median", "ms_min",  "tiling",   "q_tile",
+    "kv_tile", "warpgroups", "q_rows",    "kv_rows", "resident", "mask_steps",
+};
 
 struct span {
     const char *at;

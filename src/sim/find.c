@@ -333,7 +333,8 @@ static nbhd_status check_window(struct finder *f, int i)
     int low = f->search.window_min[i], high = f->search.window_max[i];
     if (low < 0 || high < 0 || low > longest || high > longest || (low && high && low > high))
         return nbhd_fail(NBHD_ERROR_INVALID,
-                         "window_min[%d], window_max[%d] are %d, %d; they must be in order and 1 to %d (0 for the default)",
+                         "window_min[%d], window_max[%d] are %d, %d; they must be in order and 1 to %d (0 for the "
+                         "default)",
                          i, i, low, high, longest);
     if (d->kv_length[i] != d->length[i])
         low = high = longest;

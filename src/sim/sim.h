@@ -34,7 +34,7 @@ nbhd_status nbhd_sim_flat_count(const struct nbhd_sim_case *c, nbhd_sim_counts *
 
 /* model.c */
 nbhd_status nbhd_sim_device_check(nbhd_sim_device *to, const nbhd_sim_device *from);
-nbhd_status nbhd_sim_model_check(const nbhd_sim_device *device, const nbhd_desc *desc); /* does it price this problem? */
+nbhd_status nbhd_sim_model_check(const nbhd_sim_device *device, const nbhd_desc *desc); /* can it price this? */
 double nbhd_sim_model_ms(const nbhd_sim_device *device, const struct nbhd_sim_case *c, const nbhd_sim_counts *counts);
 
 /* boxes.c: boxes of `tokens` tokens over axes of these lengths, no extent longer than its axis. */
