@@ -91,22 +91,35 @@ V_FN void prefetch_rows(const float *const *rows, int n, int begin, int end)
             __builtin_prefetch(rows[r] + i);
 }
 
-/* Rows that are wanted soon, asked for a few at a time beside the work on others: they come from far away. */
+/* A block's rows of K and V that are wanted soon, asked for a little with each call of a microkernel: they come from far
+ * away, and a core can wait for a few cache lines only. */
 struct rows_ahead {
     const struct key_block *b;
-    int at, step, bytes, bytes_v; /* next key; keys at a time; of a row of K and V */
+    int key, bytes[2]; /* the key at hand; of a row of K and V */
+    int row, at;       /* 0: its K, 1: its V; bytes of it asked for */
+    int step;          /* portions to a call */
 };
+
+enum { AHEAD_PORTION = 256 }; /* bytes */
 
 V_FN void ask_rows(struct rows_ahead *a)
 {
-    const int end = nbhd_min(a->at + a->step, a->b->count);
-    for (; a->at < end; a->at++) {
-        for (int i = 0; i < a->bytes; i += 64)
-            __builtin_prefetch((const char *)a->b->k[a->at] + i, 0, 2);
-        for (int i = 0; i < a->bytes_v; i += 64)
-            __builtin_prefetch((const char *)a->b->v[a->at] + i, 0, 2);
+    for (int n = 0; n < a->step && a->key < a->b->count; n++) {
+        const char *row = (const char *)(a->row ? a->b->v : a->b->k)[a->key] + a->at;
+        const int bytes = nbhd_min(AHEAD_PORTION, a->bytes[a->row] - a->at);
+        for (int i = 0; i < bytes; i += 64)
+            __builtin_prefetch(row + i, 0, 2);
+        a->at += AHEAD_PORTION;
+        if (a->at < a->bytes[a->row])
+            continue;
+        a->at = 0;
+        a->key += a->row;
+        a->row = !a->row;
     }
 }
+
+/* Calls of microkernels that ask, for a strip's products of so many keys. */
+static inline int ask_beats(int keys, int columns) { return keys / V_ROWS + columns / V_ROWS; }
 
 /* far: the keys are read for the first time. */
 V_FN void qk_panel(const float *qt, int d, const float *const *k, int keys, float *s, const int width, const int nv,
@@ -177,14 +190,17 @@ static __attribute__((noinline)) void pv_whole(const float *p, const float *cons
 }
 
 V_FN void pv_panel(const float *p, const float *const *value, int columns, int keys, const float *alpha, float *ot,
-                   const int width, const int nv)
+                   const int width, const int nv, struct rows_ahead *ahead)
 {
     int c = 0;
-    for (; c + V_ROWS <= columns && c + 8 != columns; c += V_ROWS) /* the last 8 as 4 and 4: 2 alone are slow */
+    for (; c + V_ROWS <= columns && c + 8 != columns; c += V_ROWS) { /* the last 8 as 4 and 4: 2 alone are slow */
+        if (ahead)
+            ask_rows(ahead);
         if (nv == V_STRIP)
             pv_whole(p, value, c, keys, alpha, ot + c * width, width);
         else
             pv_micro(p, value, c, keys, alpha, ot + c * width, width, V_ROWS, nv);
+    }
     for (; c + 4 <= columns; c += 4)
         pv_micro(p, value, c, keys, alpha, ot + c * width, width, 4, nv);
     if (c + 2 <= columns) {
@@ -210,15 +226,15 @@ static inline void qk_strip(const float *qt, int d, const float *const *k, int k
 }
 
 static inline void pv_strip(const float *p, const float *const *value, int keys, int columns, const float *alpha,
-                                float *ot, const int width, int nv)
+                                float *ot, const int width, int nv, struct rows_ahead *ahead)
 {
     switch (nv) {
-    case 1: pv_panel(p, value, columns, keys, alpha, ot, width, 1); return;
+    case 1: pv_panel(p, value, columns, keys, alpha, ot, width, 1, ahead); return;
 #if V_STRIP > 2
-    case 2: pv_panel(p, value, columns, keys, alpha, ot, width, 2); return;
-    case 3: pv_panel(p, value, columns, keys, alpha, ot, width, 3); return;
+    case 2: pv_panel(p, value, columns, keys, alpha, ot, width, 2, ahead); return;
+    case 3: pv_panel(p, value, columns, keys, alpha, ot, width, 3, ahead); return;
 #endif
-    default: pv_panel(p, value, columns, keys, alpha, ot, width, V_STRIP); return;
+    default: pv_panel(p, value, columns, keys, alpha, ot, width, V_STRIP, ahead); return;
     }
 }
 
@@ -233,7 +249,8 @@ static inline void block_output(const float *p, const float *const *value, int k
                                 const float *alpha, float *ot)
 {
     for (int v = 0; v < vectors; v += V_STRIP)
-        pv_strip(p + v * VF, value, keys, columns, alpha + v * VF, ot + v * VF, FWD_LANES, nbhd_min(V_STRIP, vectors - v));
+        pv_strip(p + v * VF, value, keys, columns, alpha + v * VF, ot + v * VF, FWD_LANES, nbhd_min(V_STRIP, vectors - v),
+                 NULL);
 }
 
 /* m[nv vectors] = the largest of the keys' scores, whose rows are `width` floats apart. */
@@ -494,4 +511,25 @@ static inline void tile_number(struct tile *t, const struct nbhd_params *p, cons
     t->batch = (int)(i / p->kv_heads);
     t->heads = nbhd_range_of(t->kv_head * share + first, t->kv_head * share + nbhd_min(first + f->head_tile, share));
     tile_lanes(t, p);
+}
+
+/* All lanes of the tile see the same keys. */
+static inline bool sees_alike(const struct tile *t)
+{
+    bool alike = true;
+    for (int a = 0; a < 3; a++) {
+        const struct tile_axis *x = &t->axis[a];
+        alike &= x->keys[0].end == x->any.end && x->keys[x->count - 1].begin == x->any.begin;
+    }
+    return alike;
+}
+
+/* Some lane of a sees a key just where some lane of b does. */
+static inline bool same_keys(const struct tile *a, const struct tile *b)
+{
+    bool same = a->batch == b->batch && a->kv_head == b->kv_head;
+    for (int i = 0; i < 3; i++)
+        same &= a->axis[i].cell.group == b->axis[i].cell.group && a->axis[i].any.begin == b->axis[i].any.begin &&
+                a->axis[i].any.end == b->axis[i].any.end;
+    return same;
 }

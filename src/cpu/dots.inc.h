@@ -61,6 +61,6 @@ static void pair_block(struct pair_slot *x, const struct pair_slot *follow, cons
     for (int v = 0; v < vectors && vectors < V_STRIP; v++)
         dots_softmax(x, c, factor, v, 1);
     pair_rows(c->values, pairs, (columns + VP - 1) / VP * VP, row);
-    pv_strip(c->s, row, pairs, columns, x->alpha, x->ot, FWD_LANES, vectors);
+    pv_strip(c->s, row, pairs, columns, x->alpha, x->ot, FWD_LANES, vectors, NULL);
     add_odd_pairs(x, c, columns, (const uint32_t *)(const void *)c->s, 0, keys);
 }

@@ -78,7 +78,23 @@ static void add_odd_value(float *ot, const float *p, const float *row, int colum
             ot[c * STRIP + lane] += p[lane] * row[c];
 }
 
-/* ---- a tile ---- */
+/* Puts back what take_odd_values took. */
+static void return_odd_values(struct key_block *b, const struct odd_values *odd)
+{
+    for (int i = 0; i < odd->count; i++)
+        b->v[odd->key[i]] = odd->row[i];
+}
+
+/* ---- tiles ---- */
+
+/* A tile on its way through its keys. Tiles that see the same keys go through them together, block by block: keys come
+ * from far away once for all of them, and 16-bit ones are unpacked once. */
+struct slot {
+    struct tile tile;
+    struct key_walk walk;
+    bool whole; /* all its lanes see the same keys */
+    float *qt, *ot, *lanes; /* lanes: maximum, sum, alpha */
+};
 
 /* Of a strip of lanes. */
 struct strip {
@@ -86,24 +102,23 @@ struct strip {
     float *qt, *ot, *maximum, *sum, *alpha;
 };
 
-static struct strip strip_at(const struct nbhd_params *p, const struct nbhd_fwd *f, const struct tile *t, char *scratch,
-                             int first)
+static struct strip strip_at(const struct nbhd_params *p, const struct slot *x, int first)
 {
-    float *lanes = (float *)(scratch + f->at_lanes) + first * VF;
+    float *lanes = x->lanes + first * VF;
     return (struct strip){first,
-                          nbhd_min(V_STRIP, t->vectors - first),
-                          (float *)(scratch + f->at_q) + first * VF * p->head_dim,
-                          (float *)(scratch + f->at_o) + first * VF * p->head_dim_v,
+                          nbhd_min(V_STRIP, x->tile.vectors - first),
+                          x->qt + first * VF * p->head_dim,
+                          x->ot + first * VF * p->head_dim_v,
                           lanes,
                           lanes + FWD_LANES,
                           lanes + 2 * FWD_LANES};
 }
 
-static void begin_strip(const struct nbhd_params *p, const struct nbhd_fwd *f, const struct tile *t, const struct strip *x,
+static void begin_strip(const struct nbhd_params *p, int dtype, const struct tile *t, const struct strip *x,
                         char *const *rows)
 {
     const int lane = x->first * VF;
-    pack_queries(x->qt, STRIP, (const char *const *)rows + lane, f->dtype, t->lanes - lane, x->vectors, p->head_dim,
+    pack_queries(x->qt, STRIP, (const char *const *)rows + lane, dtype, t->lanes - lane, x->vectors, p->head_dim,
                  p->scale < 0.0f);
     memset(x->ot, 0, (size_t)p->head_dim_v * STRIP * sizeof *x->ot);
     for (int i = 0; i < STRIP; i++) {
@@ -112,81 +127,133 @@ static void begin_strip(const struct nbhd_params *p, const struct nbhd_fwd *f, c
     }
 }
 
+static void slot_begin(struct slot *x, const struct nbhd_params *p, int dtype)
+{
+    char *rows[FWD_LANES];
+    lane_rows(&x->tile, &p->q, rows);
+    for (int v = 0; v < x->tile.vectors; v += V_STRIP) {
+        const struct strip strip = strip_at(p, x, v);
+        begin_strip(p, dtype, &x->tile, &strip, rows);
+    }
+    x->walk = walk_begin(p, &x->tile);
+    x->whole = !p->bias && sees_alike(&x->tile);
+}
+
+static void slot_end(const struct slot *x, const struct nbhd_params *p, int dtype)
+{
+    const struct tile *t = &x->tile;
+    char *rows[FWD_LANES];
+    lane_rows(t, &p->o, rows);
+    for (int v = 0; v < t->vectors; v += V_STRIP) {
+        const struct strip strip = strip_at(p, x, v);
+        unpack_outputs(strip.ot, STRIP, rows + v * VF, dtype, t->lanes - v * VF, strip.vectors, p->head_dim_v, strip.sum);
+    }
+    if (!p->lse.data)
+        return;
+    const struct strip strip = strip_at(p, x, 0);
+    lane_rows(t, &p->lse, rows);
+    store_lse(rows, t->lanes, t->vectors, strip.maximum, strip.sum);
+}
+
 static void strip_block(const struct nbhd_params *p, const struct tile *t, const struct strip *x, const struct key_block *b,
-                        const struct odd_values *odd, struct rows_ahead *ahead, float *s)
+                        const struct odd_values *odd, bool masked, bool far, struct rows_ahead *ahead, float *s)
 {
     const float factor = fabsf(p->scale) * LOG2E;
-    qk_strip(x->qt, p->head_dim, b->k, b->count, s, STRIP, x->vectors, x->first == 0, ahead);
+    qk_strip(x->qt, p->head_dim, b->k, b->count, s, STRIP, x->vectors, far && x->first == 0, ahead);
     if (p->bias)
         strip_bias(b, 0, b->count, t, factor, s, STRIP, x->first, x->vectors);
-    if (b->masked)
+    if (masked)
         strip_mask(b, 0, b->count, t->everyone, s, STRIP, x->first, x->vectors);
     strip_softmax(s, b->count, p->bias ? 1.0f : factor, x->maximum, x->sum, x->alpha, x->vectors);
-    pv_strip(s, b->v, b->count, p->head_dim_v, x->alpha, x->ot, STRIP, x->vectors);
+    pv_strip(s, b->v, b->count, p->head_dim_v, x->alpha, x->ot, STRIP, x->vectors, ahead);
     for (int i = 0; i < odd->count; i++)
         add_odd_value(x->ot, s + odd->key[i] * STRIP, odd->row[i], p->head_dim_v, b->bits[odd->key[i]] >> (x->first * VF));
 }
 
-static void end_tile(const struct nbhd_params *p, const struct nbhd_fwd *f, const struct tile *t, char *scratch)
+/* far: this tile is the first to see the block. */
+static void slot_block(const struct slot *x, const struct nbhd_params *p, struct key_block *b, const float *zeros,
+                       bool far, struct rows_ahead *ahead, float *s)
 {
-    char *rows[FWD_LANES];
-    lane_rows(t, &p->o, rows);
-    for (int v = 0; v < t->vectors; v += V_STRIP) {
-        const struct strip x = strip_at(p, f, t, scratch, v);
-        unpack_outputs(x.ot, STRIP, rows + v * VF, f->dtype, t->lanes - v * VF, x.vectors, p->head_dim_v, x.sum);
+    const bool masked = b->masked && !x->whole;
+    struct odd_values odd;
+    odd.count = 0;
+    if (masked)
+        take_odd_values(b, x->tile.everyone, p->head_dim_v, zeros, &odd);
+    for (int v = 0; v < x->tile.vectors; v += V_STRIP) {
+        const struct strip strip = strip_at(p, x, v);
+        strip_block(p, &x->tile, &strip, b, &odd, masked, far, ahead, s);
     }
-    if (!p->lse.data)
-        return;
-    const struct strip x = strip_at(p, f, t, scratch, 0);
-    lane_rows(t, &p->lse, rows);
-    store_lse(rows, t->lanes, t->vectors, x.maximum, x.sum);
+    return_odd_values(b, &odd);
 }
 
-/* The block `next`, to be asked for while a tile works on `keys` keys. */
-static struct rows_ahead ask_for(const struct key_block *next, int keys, int vectors, const struct nbhd_params *p, int dtype)
+/* The block of another slot that sees the same keys, as this one's lanes see them. */
+static struct key_block *slot_keys(struct slot *x, const struct nbhd_params *p, struct key_block *first,
+                                   struct key_block *own)
 {
-    const int beats = nbhd_max(1, keys / V_ROWS) * ((vectors + V_STRIP - 1) / V_STRIP), size = dtype == NBHD_F32 ? 4 : 2;
-    return (struct rows_ahead){next, 0, (next->count + beats - 1) / beats, p->head_dim * size, p->head_dim_v * size};
+    if (x->whole) {
+        if (nbhd_counters)
+            nbhd_count_visits(first->count - first->extra, 0);
+        return first;
+    }
+    walk_block(p, &x->tile, &x->walk, own);
+    memcpy(own->k, first->k, (size_t)first->count * sizeof *own->k); /* where they are unpacked */
+    memcpy(own->v, first->v, (size_t)first->count * sizeof *own->v);
+    return own;
 }
 
-static void broadcast_tile(const struct nbhd_params *p, const struct nbhd_fwd *f, struct tile *t, char *scratch)
+/* The block `next`, to be asked for while n tiles of so many vectors work on `keys` keys. */
+static struct rows_ahead ask_for(const struct key_block *next, int keys, int n, int vectors, const struct nbhd_params *p,
+                                 int dtype)
 {
-    struct key_block *now = (struct key_block *)(scratch + f->at_block), *next = now + 1;
-    char *rows[FWD_LANES];
-    lane_rows(t, &p->q, rows);
-    for (int v = 0; v < t->vectors; v += V_STRIP) {
-        const struct strip x = strip_at(p, f, t, scratch, v);
-        begin_strip(p, f, t, &x, rows);
-    }
-    struct key_walk walk = walk_begin(p, t);
-    bool more = walk_block(p, t, &walk, now);
+    const int size = dtype == NBHD_F32 ? 4 : 2, k = p->head_dim * size, v = p->head_dim_v * size;
+    const int beats = nbhd_max(1, ask_beats(keys, p->head_dim_v)) * n * ((vectors + V_STRIP - 1) / V_STRIP);
+    const int portions = next->count * ((k - 1) / AHEAD_PORTION + (v - 1) / AHEAD_PORTION + 2);
+    return (struct rows_ahead){.b = next, .bytes = {k, v}, .step = (portions + beats - 1) / beats};
+}
+
+static void run_slots(struct slot *slots, int n, const struct nbhd_params *p, const struct nbhd_fwd *f, char *scratch)
+{
+    struct key_block *now = (struct key_block *)(scratch + f->at_block), *next = now + 1, *own = now + 2;
+    for (int i = 0; i < n; i++)
+        slot_begin(&slots[i], p, f->dtype);
+    bool more = walk_block(p, &slots[0].tile, &slots[0].walk, now);
     while (more) {
-        more = walk_block(p, t, &walk, next);
+        more = walk_block(p, &slots[0].tile, &slots[0].walk, next);
         if (f->dtype != NBHD_F32)
             unpack_block(now, f->dtype, p->head_dim, p->head_dim_v, (float *)(scratch + f->at_keys));
-        struct odd_values odd;
-        odd.count = 0;
-        if (now->masked)
-            take_odd_values(now, t->everyone, p->head_dim_v, (const float *)(scratch + f->at_zeros), &odd);
-        struct rows_ahead ahead = ask_for(next, now->count, t->vectors, p, f->dtype);
-        for (int v = 0; v < t->vectors; v += V_STRIP) {
-            const struct strip x = strip_at(p, f, t, scratch, v);
-            strip_block(p, t, &x, now, &odd, &ahead, (float *)(scratch + f->at_s));
-        }
+        struct rows_ahead ahead = ask_for(next, now->count, n, slots[0].tile.vectors, p, f->dtype);
+        for (int i = 0; i < n; i++)
+            slot_block(&slots[i], p, i ? slot_keys(&slots[i], p, now, own) : now, (const float *)(scratch + f->at_zeros),
+                       i == 0, &ahead, (float *)(scratch + f->at_s));
         struct key_block *swap = now;
         now = next;
         next = swap;
     }
-    end_tile(p, f, t, scratch);
+    for (int i = 0; i < n; i++)
+        slot_end(&slots[i], p, f->dtype);
 }
 
 static void broadcast_task(const struct nbhd_params *p, const struct nbhd_fwd *f, long long task, char *scratch)
 {
-    struct tile t;
+    struct slot slots[FWD_TILES];
     memset(scratch + f->at_zeros, 0, (size_t)p->head_dim_v * sizeof(float));
+    for (int i = 0; i < f->together; i++) {
+        slots[i].qt = (float *)(scratch + f->at_q + (size_t)i * f->q_size);
+        slots[i].ot = (float *)(scratch + f->at_o + (size_t)i * f->o_size);
+        slots[i].lanes = (float *)(scratch + f->at_lanes) + 3 * FWD_LANES * i;
+    }
     const long long end = (task + 1) * f->run < f->tiles ? (task + 1) * f->run : f->tiles;
+    int n = 0;
     for (long long i = task * f->run; i < end; i++) {
-        tile_number(&t, p, f, i);
-        broadcast_tile(p, f, &t, scratch);
+        if (n == 0)
+            tile_number(&slots[0].tile, p, f, i);
+        n++;
+        if (n < f->together && i + 1 < end) {
+            tile_number(&slots[n].tile, p, f, i + 1);
+            if (same_keys(&slots[0].tile, &slots[n].tile))
+                continue;
+        }
+        run_slots(slots, n, p, f, scratch);
+        n = 0;
     }
 }

@@ -227,7 +227,7 @@ V_FN bool move_reference(const float *s, int keys, float factor, float *referenc
 
 /* ---- tiles ---- */
 
-/* A tile on its way through its keys. Tiles that visit the same keys go through them together, up to FWD_PAIR_TILES of
+/* A tile on its way through its keys. Tiles that visit the same keys go through them together, up to FWD_TILES of
  * them, so that a block is copied once for all: those of standard attention, those that a stride gives one window. */
 struct pair_slot {
     struct tile tile;
@@ -248,11 +248,7 @@ static void slot_begin(struct pair_slot *x, const struct nbhd_params *p)
         x->sum[i] = 0.0f;
     }
     x->walk = walk_begin(p, &x->tile);
-    x->whole = !p->bias;
-    for (int a = 0; a < 3; a++) {
-        const struct tile_axis *axis = &x->tile.axis[a];
-        x->whole &= axis->keys[0].end == axis->any.end && axis->keys[axis->count - 1].begin == axis->any.begin;
-    }
+    x->whole = !p->bias && sees_alike(&x->tile);
 }
 
 static void slot_end(struct pair_slot *x, const struct nbhd_params *p)
@@ -329,15 +325,6 @@ static struct key_block *slot_keys(struct pair_slot *x, const struct nbhd_params
     return first;
 }
 
-static bool same_keys(const struct tile *a, const struct tile *b)
-{
-    bool same = a->batch == b->batch && a->kv_head == b->kv_head;
-    for (int i = 0; i < 3; i++)
-        same &= a->axis[i].cell.group == b->axis[i].cell.group && a->axis[i].any.begin == b->axis[i].any.begin &&
-                a->axis[i].any.end == b->axis[i].any.end;
-    return same;
-}
-
 /* How often a tile's products of a block of so many keys ask ahead: for every VP keys, a strip of two vectors of lanes,
  * and VP dimensions. */
 static int block_beats(int keys, int vectors, const struct nbhd_params *p)
@@ -390,8 +377,8 @@ static void pair_task(void *context, long long task, int thread)
                              .values = (uint16_t *)(void *)(scratch + f->at_values),
                              .blocks = (struct key_block *)(void *)(scratch + f->at_block)};
     memset(scratch + f->at_zeros, 0, (size_t)p->head_dim_v * sizeof(float));
-    struct pair_slot slots[FWD_PAIR_TILES];
-    for (int i = 0; i < FWD_PAIR_TILES; i++) {
+    struct pair_slot slots[FWD_TILES];
+    for (int i = 0; i < FWD_TILES; i++) {
         slots[i].qt = (uint32_t *)(void *)(scratch + f->at_q + (size_t)i * f->q_size);
         slots[i].ot = (float *)(void *)(scratch + f->at_o + (size_t)i * f->o_size);
         slots[i].reference = (float *)(void *)(scratch + f->at_lanes) + 3 * FWD_LANES * i;
@@ -405,7 +392,7 @@ static void pair_task(void *context, long long task, int thread)
         if (n == 0)
             tile_number(&slots[0].tile, p, f, i);
         n++;
-        if (n < FWD_PAIR_TILES && i + 1 < end) {
+        if (n < FWD_TILES && i + 1 < end) {
             tile_number(&slots[n].tile, p, f, i + 1);
             if (same_keys(&slots[0].tile, &slots[n].tile))
                 continue;

@@ -11,7 +11,7 @@
 #define FWD_LANES 64 /* queries in a broadcast tile: one bit each */
 #define FWD_BLOCK 96 /* keys whose scores are held at once, a multiple of 6: 24 KiB */
 #define FWD_MOST_BLOCK 192 /* the same, of rows that ask for another number: struct nbhd_fwd_machine */
-#define FWD_PAIR_TILES 8 /* tiles of pairs that go through the same keys together */
+#define FWD_TILES 8 /* most broadcast tiles that go through the same keys together */
 #define FWD_ROWS  4  /* query rows of a permuted tile, a vector each */
 
 /* One broadcast block: keys of a tile, in place. */
@@ -56,7 +56,8 @@ struct nbhd_fwd {
     int head_tile, head_tiles; /* query heads of one kv head that share a tile; such tiles per kv head */
     long long tiles, tasks;    /* broadcast: tiles, permute: cells of the grid; tasks are runs of them */
     int run;                   /* tiles in a task */
-    size_t q_size, o_size;     /* bytes of a tile of pairs */
+    int together;              /* broadcast: tiles that have room in the scratch, to go through the same keys together */
+    size_t q_size, o_size;     /* bytes of a broadcast tile */
     /* Permute. */
     int group;        /* kv heads of a task */
     int chunk;        /* queries of axis 1 that go along axis 0 together */

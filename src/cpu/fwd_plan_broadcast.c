@@ -1,13 +1,14 @@
 /* Tiles of queries that see every key broadcast: which extents cost least, and where a thread's parts lie. */
 #include <math.h>
 #include "cpu/fwd_choice.h"
+#include "cpu/isa.h"
 #include "cpu/place.h"
 
 /* One axis cut into tiles of some extent: the tiles, and the keys that they visit in sum. */
 struct axis_cost {
     int extent;
     double tiles, visited;
-    int alike; /* neighbouring tiles that visit the same keys, FWD_PAIR_TILES at most; asked of rows of pairs only */
+    int alike; /* neighbouring tiles that visit the same keys, FWD_TILES at most */
 };
 
 enum { MAX_EXTENTS = 32, SAMPLES = 6 };
@@ -27,9 +28,9 @@ static int tiles_alike(struct nbhd_axis a, int extent)
     const struct nbhd_grid grid = nbhd_grid_make(a, extent);
     const int middle = grid.tiles_long / 2;
     int first = middle, end = middle + 1;
-    while (end - first < FWD_PAIR_TILES && visit_same_keys(a, &grid, first - 1, middle))
+    while (end - first < FWD_TILES && visit_same_keys(a, &grid, first - 1, middle))
         first--;
-    while (end - first < FWD_PAIR_TILES && visit_same_keys(a, &grid, middle, end))
+    while (end - first < FWD_TILES && visit_same_keys(a, &grid, middle, end))
         end++;
     return end - first;
 }
@@ -42,11 +43,11 @@ static int tiles_in_a_row(const struct axis_cost *x, const struct axis_cost *y, 
         n *= y->alike;
     if (n >= y->tiles * z->tiles)
         n *= x->alike;
-    return nbhd_min(n, FWD_PAIR_TILES);
+    return nbhd_min(n, FWD_TILES);
 }
 
 /* Visited keys from a few tiles of a long group, its first and last among them. */
-static struct axis_cost cost_of_extent(struct nbhd_axis a, int extent, bool pairs)
+static struct axis_cost cost_of_extent(struct nbhd_axis a, int extent)
 {
     const struct nbhd_grid grid = nbhd_grid_make(a, extent);
     const int tiles = grid.tiles_long, samples = nbhd_min(tiles, SAMPLES);
@@ -57,19 +58,19 @@ static struct axis_cost cost_of_extent(struct nbhd_axis a, int extent, bool pair
         const struct nbhd_range any = nbhd_tile_any(a, cell.size, cell.q);
         visited += any.end - any.begin;
     }
-    return (struct axis_cost){extent, grid.count, visited / samples * grid.count, pairs ? tiles_alike(a, extent) : 1};
+    return (struct axis_cost){extent, grid.count, visited / samples * grid.count, tiles_alike(a, extent)};
 }
 
 /* Extents worth trying on an axis: all small ones, then some, and the whole of a short axis. */
-static int axis_costs(struct nbhd_axis a, struct axis_cost costs[MAX_EXTENTS], bool pairs)
+static int axis_costs(struct nbhd_axis a, struct axis_cost costs[MAX_EXTENTS])
 {
     static const int extents[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 21, 24, 28, 32, 40, 48, 56, 64};
     const int size = nbhd_group_size(a, 0);
     int n = 0;
     for (size_t i = 0; i < sizeof extents / sizeof *extents && extents[i] < size; i++)
-        costs[n++] = cost_of_extent(a, extents[i], pairs);
+        costs[n++] = cost_of_extent(a, extents[i]);
     if (size <= FWD_LANES)
-        costs[n++] = cost_of_extent(a, size, pairs);
+        costs[n++] = cost_of_extent(a, size);
     return n;
 }
 
@@ -95,7 +96,7 @@ struct nbhd_fwd_choice nbhd_fwd_choose_broadcast(const struct nbhd_problem *prob
     struct axis_cost costs[3][MAX_EXTENTS];
     int n[3];
     for (int a = 0; a < 3; a++)
-        n[a] = axis_costs(problem->axis[a], costs[a], m->price.product > 0);
+        n[a] = axis_costs(problem->axis[a], costs[a]);
     const int share = d->heads / d->kv_heads;
     struct nbhd_fwd_choice best = {{1, 1, 1}, 1, 0, HUGE_VAL};
     for (int heads = 1; heads <= share && heads <= FWD_LANES; heads *= 2)
@@ -124,6 +125,12 @@ struct nbhd_fwd_choice nbhd_fwd_choose_broadcast(const struct nbhd_problem *prob
 /* A task is worth handing out from some ten microseconds on. */
 enum { TASK_CYCLES = 100000 };
 
+/* Their Q and O take a quarter of the second-level cache: blocks of keys pass through it, too. */
+static int most_together(const struct nbhd_fwd *f, bool pairs)
+{
+    return pairs ? FWD_TILES : nbhd_max(1, nbhd_min(FWD_TILES, (int)(nbhd_l2_bytes() / 4 / (f->q_size + f->o_size))));
+}
+
 /* Where the parts of a thread's scratch lie; vectors of vf lanes, or, in pairs, of twice that many bfloat16. */
 static void place_broadcast(const nbhd_desc *d, struct nbhd_fwd *f, const struct nbhd_fwd_machine *m)
 {
@@ -136,29 +143,28 @@ static void place_broadcast(const nbhd_desc *d, struct nbhd_fwd *f, const struct
     const size_t element = pairs                  ? sizeof(uint16_t)
                            : d->dtype != NBHD_F32 ? sizeof(float)
                                                   : 0; /* of copied keys, values */
-    const size_t tiles = pairs ? FWD_PAIR_TILES : 1;
     f->q_size = pairs ? k / 2 * row : (size_t)d->head_dim * row;
     f->o_size = (pairs ? v : (size_t)d->head_dim_v) * row;
+    const size_t tiles = (size_t)(f->together = most_together(f, pairs));
     f->at_q = nbhd_place(&f->scratch, tiles * f->q_size);
     f->at_o = nbhd_place(&f->scratch, tiles * f->o_size);
     f->at_s = nbhd_place(&f->scratch, block * row);
     f->at_lanes = nbhd_place(&f->scratch, tiles * 3 * row);
-    f->at_block =
-        nbhd_place(&f->scratch, (pairs ? 3 : 2) * sizeof(struct key_block)); /* at hand, next; another tile's */
+    f->at_block = nbhd_place(&f->scratch, 3 * sizeof(struct key_block)); /* at hand, next; another tile's */
     f->at_zeros = nbhd_place(&f->scratch, (size_t)d->head_dim_v * sizeof(float));
     f->at_keys = nbhd_place(&f->scratch, block * (pairs ? k : k + v) * element);
     f->at_values = nbhd_place(&f->scratch, pairs ? block * v * element : 0);
 }
 
-/* How many tiles of pairs go through the same keys together: fewer where threads would find too few tasks. */
-static int run_together(const struct nbhd_problem *problem, const struct nbhd_config *config, long long tiles)
+/* How many tiles, `most` at most, go through the same keys together: fewer where threads would find too few tasks. */
+static int run_together(const struct nbhd_problem *problem, const struct nbhd_config *config, long long tiles, int most)
 {
-    enum { PAIR_TASKS_PER_THREAD = 4 };
+    enum { TASKS_PER_THREAD = 4 };
     struct axis_cost c[3];
     for (int a = 0; a < 3; a++)
-        c[a] = cost_of_extent(problem->axis[a], config->q_tile[a], true);
-    int together = tiles_in_a_row(&c[0], &c[1], &c[2]);
-    while (together > 1 && config->threads > 1 && tiles < (long long)together * PAIR_TASKS_PER_THREAD * config->threads)
+        c[a] = cost_of_extent(problem->axis[a], config->q_tile[a]);
+    int together = nbhd_min(most, tiles_in_a_row(&c[0], &c[1], &c[2]));
+    while (together > 1 && config->threads > 1 && tiles < (long long)together * TASKS_PER_THREAD * config->threads)
         together /= 2;
     return together;
 }
@@ -176,11 +182,9 @@ void nbhd_fwd_build_broadcast(const struct nbhd_problem *problem, const struct n
         f->tiles *= f->grid[a].count;
     }
     const double tile_cycles = config->predicted_ms * NBHD_CYCLES_PER_MS / (double)f->tiles;
-    f->run = nbhd_max(1, (int)(TASK_CYCLES / tile_cycles));
-    if (m->price.product > 0) {
-        const int together = run_together(problem, config, f->tiles);
-        f->run = (f->run + together - 1) / together * together;
-    }
-    f->tasks = (f->tiles + f->run - 1) / f->run;
     place_broadcast(d, f, m);
+    f->run = nbhd_max(1, (int)(TASK_CYCLES / tile_cycles));
+    const int together = run_together(problem, config, f->tiles, f->together);
+    f->run = (f->run + together - 1) / together * together;
+    f->tasks = (f->tiles + f->run - 1) / f->run;
 }

@@ -13,9 +13,9 @@
 #endif
 #endif
 #endif
+#include <unistd.h>
 #if defined(__linux__) && defined(__x86_64__)
 #include <sys/syscall.h>
-#include <unistd.h>
 #endif
 
 static bool bit(uint32_t word, int at) { return word >> at & 1; }
@@ -161,4 +161,13 @@ bool nbhd_isa_refuses(unsigned needs, char why[NBHD_TEXT])
     if (nbhd_isa_available() & needs)
         return false;
     return nbhd_refuse(why, "this machine has no %s, or NBHD_ISA leaves it out", nbhd_isa_name(needs));
+}
+
+size_t nbhd_l2_bytes(void)
+{
+    long bytes = 0;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    return bytes > 0 ? (size_t)bytes : 1 << 20;
 }

@@ -30,6 +30,8 @@ void nbhd_isa_limit(unsigned mask);
 /* Adds bits that the machine lacks, for tests of a row whose instructions are emulated. */
 void nbhd_isa_assume(unsigned bits);
 const char *nbhd_isa_name(unsigned bit);
+/* Of a core's second-level cache; 1 MiB where the system does not tell. No instruction that a virtual machine traps. */
+size_t nbhd_l2_bytes(void);
 /* True, with a sentence, if the machine lacks the bit `needs`. */
 bool nbhd_isa_refuses(unsigned needs, char why[NBHD_TEXT]);
 
