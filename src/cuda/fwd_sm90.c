@@ -145,9 +145,8 @@ static nbhd_status build_launch(struct nbhd_plan *plan, const struct nbhd_sm90_p
     plan->run_many = choice->many ? run_many : NULL;
     struct nbhd_options options = {.used = 0};
     nbhd_sm90_options(&options, problem, launch);
-    nbhd_option(&options, "-DNBHD_PV=wgmma_rs_bt_n%d -DNBHD_Q_STAGES=%d -DNBHD_TILES=%d -DNBHD_EARLY=%d -DNBHD_PAD=%d",
-                problem->desc.head_dim_v, choice->q_stages, choice->slots, nbhd_sm90_early(&problem->desc, choice),
-                choice->pad);
+    nbhd_option(&options, "-DNBHD_PV=wgmma_rs_bt_n%d -DNBHD_Q_STAGES=%d -DNBHD_TILES=%d -DNBHD_PAD=%d",
+                problem->desc.head_dim_v, choice->q_stages, choice->slots, choice->pad);
     nbhd_option(&options, "-DNBHD_SHAPES=%d -DNBHD_EXTRA=%d -DNBHD_DILATED=%d", choice->shapes, problem->desc.extra > 0,
                 is_dilated(problem));
     if (choice->many)

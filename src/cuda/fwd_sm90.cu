@@ -17,12 +17,12 @@
  *     | Q: stages x chunks x 64 G rows x 128 | K: stages x chunks x N x 128 | V: the same | mask keys | struct tables |
  *
  * A consumer's step j, with two products in flight while the softmax runs:
- *     issue S(j) = Q K(j)^T + mask | issue O += P(j-1) V(j-1) | wait S | max, exp, sum, pack P(j) | wait O
+ *     issue S(j) = Q K(j)^T + mask | issue O += P(j-1) V(j-1) | wait S | max, exp, sum | wait O | pack P(j)
  * Probabilities are relative to a reference that moves to the row's maximum only when a score is 2^8 times above it,
- * which is rare after a tile's first boxes; only then is O scaled. Of P(j) as much as there are registers for is packed
- * before the wait for O, while P(j-1) is still read: so that little is left to do between that wait and the next
- * products. If j is the first box of a tile, O is then complete for the tile before: it is normalised, and stored from
- * registers.
+ * which is rare after a tile's first boxes; only then is O scaled. If j is the first box of a tile, O is then complete
+ * for the tile before: it is normalised, and stored from registers. The loop is written once, as machine code takes
+ * long to compile: step 0 has a P(-1) and V(-1) too, which are whatever lies there, and begins no tile's O.
+ * Step j takes K and V from the same stage: V's ring is one box ahead, its box -1 is there from the start.
  *
  * In device/: tiles_sm90.cuh, which tiles a CTA takes and what all roles know of one; loaders_sm90.cuh, warpgroup 0;
  * mask_sm90.cuh, softmax_sm90.cuh, output_sm90.cuh, parts of a consumer's step.
@@ -31,7 +31,7 @@
  * row sums over boxes that are all masked, its first seen key scales by 0. NaN or infinite keys reach all queries of
  * the tiles that load them, not only those that see them.
  *
- * Registers of a consumer thread: S N/2, P N/4 and 4 per step packed early, O head_dim_v/2. */
+ * Registers of a consumer thread: S N/2, P N/4, O head_dim_v/2. */
 #ifndef NBHD_HEAD_DIM
 #error "NBHD_HEAD_DIM: of q and k, a multiple of 8 up to 256"
 #endif
@@ -64,9 +64,6 @@
 #endif
 #ifndef NBHD_TILES
 #error "NBHD_TILES: how many tiles have their tables in shared memory, 2 or 4: so many less one are prepared ahead"
-#endif
-#ifndef NBHD_EARLY
-#error "NBHD_EARLY: 16ths of a box's keys whose probabilities have a second set of registers, 0 to N / 16"
 #endif
 #ifndef NBHD_MASK_STEPS
 #error "NBHD_MASK_STEPS: masks of boxes as more columns of the product: their number / 16, 0 to 2"
@@ -120,21 +117,12 @@
 
 /* ---- the consumer warpgroups ---- */
 
-/* Probabilities as the A operands of P V: of the first steps of 16 keys, and of those from `EARLY` on. Of the first
- * there are two sets, which the boxes use in turn. */
-#define EARLY (4 * NBHD_EARLY)
-NBHD_FN void pack_first(unsigned *first, const float *s)
+/* Probabilities as the A operands of P V. */
+NBHD_FN void pack_probabilities(unsigned *p, const float *s)
 {
 #pragma unroll
-    for (int i = 0; i < EARLY; i++)
-        first[i] = pack(s[2 * i], s[2 * i + 1]);
-}
-
-NBHD_FN void pack_rest(unsigned *rest, const float *s)
-{
-#pragma unroll
-    for (int i = EARLY; i < NBHD_N / 4; i++)
-        rest[i - EARLY] = pack(s[2 * i], s[2 * i + 1]);
+    for (int i = 0; i < NBHD_N / 4; i++)
+        p[i] = pack(s[2 * i], s[2 * i + 1]);
 }
 
 NBHD_FN void scale_output(float *o, const struct rows *r)
@@ -144,35 +132,31 @@ NBHD_FN void scale_output(float *o, const struct rows *r)
         o[i] *= r->scale[i >> 1 & 1];
 }
 
-/* Issues S = Q K^T for the K tile at `tile`. */
-NBHD_FN void issue_qk(float *s, unsigned long long q, unsigned tile)
+/* Issues S = Q K^T. q, k: lower words of the tiles' descriptors. */
+NBHD_FN void issue_qk(float *s, unsigned q, unsigned k)
 {
-    unsigned long long k = wgmma_k_major(tile);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < QK_STEPS; i++)
-        NBHD_QK(s, wgmma_advance(q, i / 4 * (Q_ROWS * 8) + i % 4 * 2),
-                wgmma_advance(k, i / 4 * (NBHD_N * 8) + i % 4 * 2), i > 0);
+        NBHD_QK(s, wgmma_descriptor(q + i / 4 * (Q_ROWS * 8) + i % 4 * 2),
+                wgmma_descriptor(k + i / 4 * (NBHD_N * 8) + i % 4 * 2), i > 0);
     wgmma_commit();
 }
 
-/* Issues O += P V for the V tile at `tile`. */
-NBHD_FN void issue_pv(float *o, const unsigned *first, const unsigned *rest, unsigned tile)
+/* Issues O += P V, or O = P V where keep is 0. v: the lower word of the tile's descriptor. */
+NBHD_FN void issue_pv(float *o, const unsigned *p, unsigned v, int keep)
 {
-    unsigned long long v = wgmma_mn_major(tile, NBHD_N);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < NBHD_N / 16; i++)
-        NBHD_PV(o, i < NBHD_EARLY ? first + 4 * i : rest + 4 * i - EARLY, wgmma_advance(v, 128 * i), 1);
+        NBHD_PV(o, p + 4 * i, wgmma_descriptor(v + 128 * i), i > 0 || keep);
     wgmma_commit();
 }
 
-NBHD_FN void clear(float *o)
-{
-#pragma unroll
-    for (int i = 0; i < NBHD_HEAD_DIM_V / 2; i++)
-        o[i] = 0;
-}
+/* The barriers of a stage, from K's `full` on, as they lie in struct tables. */
+#define FULL_V (8 * NBHD_STAGES)
+#define EMPTY_K (16 * NBHD_STAGES)
+#define EMPTY_V (24 * NBHD_STAGES)
 
 /* What a consumer knows besides its scores, probabilities and output. */
 struct consumer {
@@ -180,12 +164,16 @@ struct consumer {
     const struct nbhd_boxes *b;
     struct tables *tab;
     unsigned q_tiles, k_tiles, v_tiles, mask_keys;
-    int group;          /* uniform: else descriptors live in vector registers */
-    int number;         /* the warp's first row */
-    int stage, phase;   /* of the box whose probabilities are packed */
-    unsigned tile;      /* of the CTA, that of the box whose scores are computed */
-    struct box box;     /* that box */
-    int flags, how;     /* its flags, and how it is masked; uniform */
+    int group;            /* uniform: else descriptors live in vector registers */
+    int number;           /* the warp's first row */
+    int stage, phase;     /* of this step's K and V */
+    unsigned full;        /* their stage's barriers: K's `full`; the others are FULL_V, EMPTY_K, EMPTY_V further */
+    unsigned q, k, v;     /* lower words of the descriptors that this step's products begin with */
+    int k_ready, v_ready; /* whether K and V were there when the step before ended */
+    int keep;             /* 0: the probabilities are of a tile's first box */
+    unsigned tile;        /* of the CTA, that of the box whose scores are computed; before the first -1 */
+    struct box box;       /* that box */
+    int flags, how;       /* its flags, and how it is masked; uniform */
     struct rows rows;
     struct probes probes;
 };
@@ -199,16 +187,15 @@ NBHD_FN unsigned row_of(const struct consumer *c, int i)
 }
 
 /* Issues the masked scores of the box in K's stage. */
-NBHD_FN void issue_scores(struct consumer *c, float *s, int stage, int is_first)
+NBHD_FN void issue_scores(struct consumer *c, float *s, int is_first)
 {
     struct tables *tab = c->tab;
-    int slot = c->tile % NBHD_TILES, q_stage = c->tile % NBHD_Q_STAGES;
-    unsigned q = c->q_tiles + q_stage * Q_BYTES + c->group * 64 * 128;
-    if (NBHD_HEAD_DIM > 192)
-        NBHD_PIN_R(&q, 1); /* else each k-step's descriptor has registers of its own all along */
+    int slot = c->tile % NBHD_TILES, q_stage = c->tile % NBHD_Q_STAGES, stage = c->stage;
+    if (!c->k_ready)
+        mbar_wait(c->full, c->phase);
     if (is_first)
         mbar_wait(smem_address(tab->q_full) + 8 * q_stage, c->tile / NBHD_Q_STAGES & 1);
-    issue_qk(s, wgmma_k_major(q), c->k_tiles + stage * K_BYTES);
+    issue_qk(s, c->q, c->k);
     c->box = tab->box[stage];
     c->flags = __shfl_sync(~0u, c->box.flags, 0);
     c->how = how_masked(c->flags, c->group);
@@ -220,11 +207,11 @@ NBHD_FN void issue_scores(struct consumer *c, float *s, int stage, int is_first)
 }
 
 /* After the wait for scores: K's stage is free, and after a tile's last Q's. */
-NBHD_FN void free_scores(const struct consumer *c, int stage)
+NBHD_FN void free_scores(const struct consumer *c)
 {
     if ((threadIdx.x & 31) != 0)
         return;
-    mbar_arrive(smem_address(c->tab->empty[0]) + 8 * stage);
+    mbar_arrive(c->full + EMPTY_K);
     if (c->flags & NBHD_SM90_LAST)
         mbar_arrive(smem_address(c->tab->q_empty) + 8 * (c->tile % NBHD_Q_STAGES));
 }
@@ -249,87 +236,95 @@ NBHD_FN void store_output(const struct consumer *c, const float *o, unsigned til
     store_rows(c->p, c->b, c->tab, &c->tab->tile[tile % NBHD_TILES], o, c->number);
 }
 
-/* A box's scores beside the products of the probabilities before, which are in first and rest; leaves its own in
- * next_first and rest. */
-NBHD_FN void consume_box(struct consumer *c, float *s, float *o, unsigned *first, unsigned *next_first, unsigned *rest)
+/* The same, of a tile that is not the last: its tables are free then. */
+NBHD_FN void end_tile(const struct consumer *c, const float *o, unsigned tile)
+{
+    store_output(c, o, tile);
+    __syncwarp();
+    if ((threadIdx.x & 31) == 0)
+        mbar_arrive(smem_address(c->tab->tile_empty) + 8 * (tile % NBHD_TILES));
+}
+
+/* All that the next step's products begin with. It is found before the wait for O, after which nothing of it should be
+ * left to do, and pinned, else NVVM works it out again there. */
+NBHD_FN void find_next(struct consumer *c)
+{
+    unsigned tile = c->tile + (c->flags & NBHD_SM90_LAST ? 1 : 0);
+    c->stage = c->stage + 1 == NBHD_STAGES ? 0 : c->stage + 1;
+    c->phase ^= c->stage == 0;
+    c->full = smem_address(c->tab->full[0]) + 8 * c->stage;
+    c->q = wgmma_k_low(c->q_tiles + tile % NBHD_Q_STAGES * Q_BYTES + c->group * 64 * 128);
+    c->k = wgmma_k_low(c->k_tiles + c->stage * K_BYTES);
+    c->v = wgmma_mn_low(c->v_tiles + c->stage * V_BYTES, NBHD_N);
+    NBHD_PIN_R(&c->full, 1);
+    c->k_ready = mbar_test_wait(c->full, c->phase);
+    c->v_ready = mbar_test_wait(c->full + FULL_V, c->phase);
+    NBHD_PIN_R(&c->stage, 1);
+    NBHD_PIN_R(&c->phase, 1);
+    NBHD_PIN_R(&c->q, 1);
+    NBHD_PIN_R(&c->k, 1);
+    NBHD_PIN_R(&c->v, 1);
+}
+
+/* Issues the products of the probabilities of the box before. */
+NBHD_FN void issue_output(const struct consumer *c, float *o, const unsigned *p)
+{
+    if (!c->v_ready)
+        mbar_wait(c->full + FULL_V, c->phase);
+    issue_pv(o, p, c->v, c->keep);
+}
+
+/* A step: a box's scores beside the products of the probabilities before, which are in p; leaves its own there. */
+NBHD_FN void consume_box(struct consumer *c, float *s, float *o, unsigned *p)
 {
     struct tables *tab = c->tab;
-    int next = c->stage + 1 == NBHD_STAGES ? 0 : c->stage + 1, next_phase = c->phase ^ (next == 0);
     int is_first = c->flags & NBHD_SM90_LAST; /* a new tile begins */
+    unsigned v_empty = c->full + EMPTY_V;
     c->tile += is_first != 0;
-    mbar_wait(smem_address(tab->full[0]) + 8 * next, next_phase);
-    issue_scores(c, s, next, is_first);
-    mbar_wait(smem_address(tab->full[1]) + 8 * c->stage, c->phase);
-    issue_pv(o, first, rest, c->v_tiles + c->stage * V_BYTES);
+    issue_scores(c, s, is_first);
+    issue_output(c, o, p);
     wgmma_wait_1();
     NBHD_PIN_F(s, NBHD_N / 2);
-    free_scores(c, next);
+    free_scores(c);
     if (is_first) {
         finish_rows(tab, &c->rows, c->p->scale, c->number);
         begin_rows(&c->rows);
     }
     int moved = finish_scores(c, s);
-    pack_first(next_first, s);
+    find_next(c);
     wgmma_wait_0_after(c->rows.sum[0] + c->rows.sum[1], smem_address(&tab->scratch));
     NBHD_PIN_F(o, NBHD_HEAD_DIM_V / 2);
-    NBHD_PIN_R(first, EARLY);
-    NBHD_PIN_R(rest, NBHD_N / 4 - EARLY);
+    NBHD_PIN_R(p, NBHD_N / 4);
     if ((threadIdx.x & 31) == 0)
-        mbar_arrive(smem_address(tab->empty[1]) + 8 * c->stage);
+        mbar_arrive(v_empty);
     if (is_first) /* O of the tile before is normalised, and nothing else */
         read_scale(&c->rows, tab, c->number);
     if (is_first || moved)
         scale_output(o, &c->rows);
-    if (is_first) {
-        store_output(c, o, c->tile - 1);
-        clear(o);
-        __syncwarp();
-        if ((threadIdx.x & 31) == 0)
-            mbar_arrive(smem_address(tab->tile_empty) + 8 * ((c->tile - 1) % NBHD_TILES));
-    }
-    pack_rest(rest, s);
-    c->stage = next, c->phase = next_phase;
+    if (is_first && c->tile > 0)
+        end_tile(c, o, c->tile - 1);
+    c->keep = !is_first;
+    pack_probabilities(p, s);
 }
 
-/* The last products of the last tile. */
-NBHD_FN void consume_last(struct consumer *c, float *o, const unsigned *first, const unsigned *rest)
-{
-    mbar_wait(smem_address(c->tab->full[1]) + 8 * c->stage, c->phase);
-    issue_pv(o, first, rest, c->v_tiles + c->stage * V_BYTES);
-    wgmma_wait_0();
-    NBHD_PIN_F(o, NBHD_HEAD_DIM_V / 2);
-}
-
-/* One consumer warpgroup: all boxes of all tiles. */
+/* One consumer warpgroup: all boxes of all tiles. What step 0 makes of whatever lies in p, o and V's first stage,
+ * perhaps NaN, is not kept. */
 NBHD_FN void consume(struct consumer *c)
 {
     float s[NBHD_N / 2], o[NBHD_HEAD_DIM_V / 2];
-    unsigned first[2][EARLY + !EARLY], rest[NBHD_N / 4 - EARLY + (EARLY == NBHD_N / 4)];
-    clear(o);
+    unsigned p[NBHD_N / 4];
+    NBHD_ANY_F(o, NBHD_HEAD_DIM_V / 2);
+    NBHD_ANY_R(p, NBHD_N / 4);
     begin_rows(&c->rows);
-    mbar_wait(smem_address(c->tab->tile_full), 0);
-    mbar_wait(smem_address(c->tab->full[0]), 0);
-    issue_scores(c, s, 0, 1);
+    c->flags = NBHD_SM90_LAST, c->keep = 0;
+    c->tile = ~0u, c->stage = NBHD_STAGES - 1, c->phase = 1; /* a step before the first */
+    find_next(c);
+    do
+        consume_box(c, s, o, p);
+    while (!(c->flags & NBHD_SM90_FINAL));
+    issue_output(c, o, p);
     wgmma_wait_0();
-    NBHD_PIN_F(s, NBHD_N / 2);
-    free_scores(c, 0);
-    finish_scores(c, s);
-    pack_first(first[0], s);
-    pack_rest(rest, s);
-    for (;;) { /* written out for both sets: registers have no index */
-        if (c->flags & NBHD_SM90_FINAL) {
-            consume_last(c, o, first[0], rest);
-            break;
-        }
-        consume_box(c, s, o, first[0], first[1], rest);
-        if (EARLY == 0)
-            continue;
-        if (c->flags & NBHD_SM90_FINAL) {
-            consume_last(c, o, first[1], rest);
-            break;
-        }
-        consume_box(c, s, o, first[1], first[0], rest);
-    }
+    NBHD_PIN_F(o, NBHD_HEAD_DIM_V / 2);
     finish_rows(c->tab, &c->rows, c->p->scale, c->number);
     read_scale(&c->rows, c->tab, c->number);
     scale_output(o, &c->rows);
@@ -421,7 +416,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
         struct consumer c = {&p, b, tab, q_tiles, k_tiles, v_tiles, mask_keys};
         c.group = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1;
         c.number = c.group * 64 + (threadIdx.x / 32 & 3) * 16;
-        c.stage = c.phase = c.tile = 0;
         consume(&c);
     }
 }

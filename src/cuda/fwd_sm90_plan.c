@@ -53,17 +53,6 @@ static int has_registers(const nbhd_desc *d, const struct nbhd_sm90_plan *p)
     return (!tight || n == 80) && n * 3 / 4 + (d->head_dim_v + 1) / 2 + 8 * tight * p->mask_steps <= register_room(p);
 }
 
-int nbhd_sm90_early(const nbhd_desc *d, const struct nbhd_sm90_plan *p)
-{
-    static const int room[2][3] = {{192, 178, 168}, {204, 196, 180}}; /* as above, for one warpgroup and for two */
-    const struct nbhd_sm90_variant *v = &p->variant;
-    const int more = p->mask_steps && (p->mask_bits || p->pad) ? 16 : 0; /* two ways of masking */
-    const int left = room[(v->groups - 1) & 1][p->mask_steps] - v->n * 3 / 4 - (d->head_dim_v + 1) / 2 - more;
-    if (v->groups == 3 || v->ctas == 3 || (d->head_dim_v > 128 && p->mask_steps))
-        return 0;
-    return nbhd_max(0, nbhd_min(left / 4, v->n / 16));
-}
-
 /* ---- time ---- */
 
 /* Prices of the simulator's model (core/model.h), in its units, and five more: of a line of 128 bytes that a

@@ -58,8 +58,6 @@ int nbhd_sm90_most_tiles(const struct nbhd_problem *problem, const struct nbhd_s
 /* Who computes which of a launch's tiles, `work` in all, in rounds of `resident` CTAs that take `most` tiles at most.
  * Returns the number of CTAs. */
 int nbhd_sm90_share(struct nbhd_boxes *boxes, const struct nbhd_sm90_plan *plan, int most, int work, int resident);
-/* NBHD_EARLY of fwd_sm90: for how many steps of 16 keys a consumer has a second set of registers. */
-int nbhd_sm90_early(const nbhd_desc *desc, const struct nbhd_sm90_plan *plan);
 /* Bytes of shared memory of a CTA. */
 int nbhd_sm90_shared(const struct nbhd_problem *problem, const struct nbhd_sm90_plan *plan);
 

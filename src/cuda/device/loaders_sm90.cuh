@@ -204,11 +204,17 @@ NBHD_FN void load_grid(struct ring *r, const struct nbhd_boxes *b, const struct 
 }
 
 /* One loading warp: all boxes of K (v = 0) or V (v = 1) that the CTA's tiles need, extra keys first. K's also tells the
- * consumers where each box lies and what mask it needs. */
+ * consumers where each box lies and what mask it needs. A box's V is in the stage after its K's: there the consumers
+ * need it a step later. */
 NBHD_FN void load_boxes(const struct nbhd_params *p, const struct nbhd_boxes *b, const struct maps *maps,
                         struct tables *tab, int v, unsigned tiles)
 {
     struct ring r = {tiles, v, 0, 1};
+    if (v) { /* the first step's, before any box's: nothing is loaded */
+        if ((threadIdx.x & 31) == 0)
+            mbar_arrive(smem_address(&tab->full[1][0]));
+        next_stage(&r);
+    }
     for (int n = 0, more = 1; more; n++) {
         const struct tile *t = &tab->tile[n % NBHD_TILES];
         mbar_wait(smem_address(&tab->tile_full[n % NBHD_TILES]), n / NBHD_TILES & 1);

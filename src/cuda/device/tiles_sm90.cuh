@@ -38,7 +38,7 @@ struct tile {
  * tables and windows, and Q stage n % Q_STAGES. */
 struct tables {
     unsigned long long q_full[2], q_empty[2], tile_full[NBHD_TILES], tile_empty[NBHD_TILES];
-    unsigned long long full[2][NBHD_STAGES], empty[2][NBHD_STAGES];
+    unsigned long long full[2][NBHD_STAGES], empty[2][NBHD_STAGES]; /* side by side: FULL_V */
     struct box box[NBHD_STAGES];          /* of each K stage */
     unsigned origin[NBHD_STAGES][MASK_COLUMNS + 2 * !MASK_COLUMNS]; /* of its box, on each column's axis */
     int filled[2][NBHD_STAGES];           /* rows of a stage that may hold something else than zeros */

@@ -112,6 +112,17 @@ NBHD_FN int mbar_try_wait(unsigned bar, int phase)
     return done;
 }
 
+/* The same, and never waits. */
+NBHD_FN int mbar_test_wait(unsigned bar, int phase)
+{
+    int done;
+    asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2; selp.b32 %0, 1, 0, p; }"
+                 : "=r"(done)
+                 : "r"(bar), "r"(phase)
+                 : "memory");
+    return done;
+}
+
 /* Until the phase with this parity has ended. A fresh barrier counts as past phase 1. With NBHD_SPIN_LIMIT (debugging)
  * it gives up after so many tries: wrong results instead of a hang. No trap in here: it makes ptxas spill. */
 NBHD_FN void mbar_wait(unsigned bar, int phase)

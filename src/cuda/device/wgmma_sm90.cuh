@@ -16,15 +16,21 @@
 /* Matrix descriptors of a tile stored as [64-column chunk][row][128 bytes], 128-byte swizzle, 1024-byte aligned: what a
  * TMA box of tokens is. address: in shared memory. Advance by adding to the low word (units of 16 bytes):
  * k-major (the columns are k): + 2 per k-step of 16, + rows * 8 per chunk;
- * mn-major (the rows are k, columns run over all chunks by themselves): + 128 per k-step of 16. */
-NBHD_FN unsigned long long wgmma_k_major(unsigned address)
+ * mn-major (the rows are k, columns run over all chunks by themselves): + 128 per k-step of 16.
+ * First the lower words alone, and the descriptor that one belongs to. */
+NBHD_FN unsigned wgmma_k_low(unsigned address) { return (address & 0x3ffff) >> 4 | 1u << 16; }
+
+NBHD_FN unsigned wgmma_mn_low(unsigned address, int rows)
 {
-    return (unsigned long long)((address & 0x3ffff) >> 4 | 1u << 16) | 0x40000040ull << 32;
+    return (address & 0x3ffff) >> 4 | (unsigned)rows * 8 << 16;
 }
+
+NBHD_FN unsigned long long wgmma_descriptor(unsigned low) { return low | 0x40000040ull << 32; }
+NBHD_FN unsigned long long wgmma_k_major(unsigned address) { return wgmma_descriptor(wgmma_k_low(address)); }
 
 NBHD_FN unsigned long long wgmma_mn_major(unsigned address, int rows)
 {
-    return (unsigned long long)((address & 0x3ffff) >> 4 | (unsigned)rows * 8 << 16) | 0x40000040ull << 32;
+    return wgmma_descriptor(wgmma_mn_low(address, rows));
 }
 
 /* K-major tile of 16 columns, 32 bytes a row, 32-byte swizzle (address bit 4 ^= bit 7): one k-step. */
@@ -72,6 +78,12 @@ NBHD_FN void wgmma_wait_0_after_bits(unsigned bits, unsigned scratch)
     _Pragma("unroll") for (int pin = 0; pin < (count); pin++) asm volatile("" : "+f"((d)[pin]))
 #define NBHD_PIN_R(a, count)                                                                                          \
     _Pragma("unroll") for (int pin = 0; pin < (count); pin++) asm volatile("" : "+r"((a)[pin]))
+
+/* Registers that hold something, whatever it is. */
+#define NBHD_ANY_F(d, count)                                                                                          \
+    _Pragma("unroll") for (int pin = 0; pin < (count); pin++) asm volatile("" : "=f"((d)[pin]))
+#define NBHD_ANY_R(a, count)                                                                                          \
+    _Pragma("unroll") for (int pin = 0; pin < (count); pin++) asm volatile("" : "=r"((a)[pin]))
 
 /* Pins A operands, `count` a multiple of 4, also before ptxas, after a wait in a later turn of the loop than their
  * wgmma: it has been seen to give their registers away at the loop's end, while the wgmma was reading them. So
