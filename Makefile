@@ -20,8 +20,10 @@ build:
 	@cmake -S . -B $(BUILD) -DNBHD_TESTS=OFF >/dev/null
 	@cmake --build $(BUILD) --parallel $(JOBS)
 
+# To /usr/local, or to PREFIX. The dynamic linker finds what root installs there once ldconfig has seen it.
 install: build
-	@cmake --install $(BUILD)
+	@cmake --install $(BUILD) $(if $(PREFIX),--prefix "$(PREFIX)")
+	@if [ "$$(id -u)" = 0 ] && [ -z "$(PREFIX)$(DESTDIR)" ]; then ldconfig; fi
 
 clean:
 	@rm -rf $(BUILD)

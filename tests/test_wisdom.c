@@ -169,6 +169,9 @@ static void check_bad_files(void)
     nbhd_wisdom_forget();
     CHECK(nbhd_wisdom_load("wisdom-no-such-directory/x", NULL) == NBHD_ERROR_IO, "a file that is not there was loaded");
     CHECK(nbhd_wisdom_load(NULL, NULL) == NBHD_ERROR_INVALID, "NULL was loaded");
+    CHECK(nbhd_wisdom_load("", NULL) == NBHD_ERROR_INVALID && nbhd_wisdom_save("") == NBHD_ERROR_INVALID &&
+              strstr(nbhd_last_error(), "path is empty"),
+          "a file without a name: %s", nbhd_last_error());
     CHECK(nbhd_wisdom_save("wisdom-no-such-directory/x") == NBHD_ERROR_IO, "saved to no directory");
     CHECK(nbhd_wisdom_save(NULL) == NBHD_ERROR_INVALID, "saved to NULL");
     check_failed_save();

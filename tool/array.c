@@ -52,6 +52,8 @@ static int spec_split(const char *text, struct spec *spec)
     const char *colon = strstr(text, mark);
     size_t length = colon ? (size_t)(colon - text) + sizeof mark - 2 : strlen(text);
     spec->npy = ends_with(text, ".npy") && !colon;
+    if (!*text)
+        return tool_fail(TOOL_USAGE, "a tensor's name is empty; a tensor is FILE.npy or FILE.safetensors:NAME");
     if (!spec->npy && !colon && !ends_with(text, ".safetensors"))
         return tool_fail(TOOL_USAGE, "%s: a tensor is FILE.npy or FILE.safetensors:NAME", text);
     spec->name = colon ? text + length + 1 : "";

@@ -157,7 +157,8 @@ static int run(int argc, char **argv)
         .about = "Runs problems on random tensors and compares every output with an oracle that computes in float64\n"
                  "by the definition. Allowed is twice the error of a plain computation in the problem's own\n"
                  "precision, plus a little.\n"
-                 "Each kernel runs twice and must give the same bits. Exit status 1 if any is wrong.\n"
+                 "Each kernel runs twice and must give the same bits, but for a dQ that it adds up in any order\n"
+                 "(--deterministic). Exit status 1 if any is wrong.\n"
                  "LINE is a problem such as \"fwd f32 b2 h8 d64 56x56 w13x13\"; `nbhd --help` tells its fields.",
         .options = table,
         .operands_min = 1,

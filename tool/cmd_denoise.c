@@ -44,7 +44,7 @@ static int parse(int argc, char **argv, struct options *o)
         opt_extents("window", 'w', &o->window, "21x21", "rows x columns of pixels that are averaged (21x21)"),
         opt_extents("patch", 'p', &o->patch, "7x7", "rows x columns that are compared, odd (7x7)"),
         opt_real("strength", 's', &o->strength, 0.01, 10000, "H",
-                 "weights are exp(-distance^2 / H^2), in grey levels of 0 to 255 (by the noise found)"),
+                 "weights exp(-distance^2 / H^2), in grey levels of 0 to 255 (by the noise)"),
         opt_real("noise", 'n', &o->noise, 0, 1000, "SIGMA", "first add Gaussian noise of this deviation, of 0 to 255"),
         opt_int("seed", 0, &o->seed, 0, 0x7fffffff, "N", "of the noise (1)"),
         opt_text("save-noisy", 0, &o->save_noisy, "FILE", "also write the photograph with the noise"),

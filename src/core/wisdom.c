@@ -195,10 +195,11 @@ static nbhd_status read_file(FILE *file, const char *path, int *ignored)
 nbhd_status nbhd_wisdom_load(const char *path, int *ignored)
 {
     int bad = 0;
-    FILE *file = path ? fopen(path, "r") : NULL;
+    if (!path || !*path)
+        return nbhd_fail(NBHD_ERROR_INVALID, "path is %s; it must name a file", path ? "empty" : "NULL");
+    FILE *file = fopen(path, "r");
     if (!file)
-        return nbhd_fail(path ? NBHD_ERROR_IO : NBHD_ERROR_INVALID, "%s could not be opened: %s",
-                         path ? path : "path, NULL,", path ? strerror(errno) : "it must name a file");
+        return nbhd_fail(NBHD_ERROR_IO, "%s could not be opened: %s", path, strerror(errno));
     const nbhd_status status = read_file(file, path, &bad);
     fclose(file);
     if (ignored)
@@ -242,8 +243,8 @@ static nbhd_status save(const char *path)
 nbhd_status nbhd_wisdom_save(const char *path)
 {
     struct stat s;
-    if (!path)
-        return nbhd_fail(NBHD_ERROR_INVALID, "path is NULL");
+    if (!path || !*path)
+        return nbhd_fail(NBHD_ERROR_INVALID, "path is %s; it must name a file", path ? "empty" : "NULL");
     if (!stat(path, &s) && !S_ISREG(s.st_mode)) /* a new file in the place of a device would be no device */
         return nbhd_fail(NBHD_ERROR_IO, "%s could not be written: it is no regular file", path);
     char *real = realpath(path, NULL); /* so that a link stays one */

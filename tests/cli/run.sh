@@ -69,6 +69,7 @@ rm link.npy
 t run q.npy k.npy v.npy -o o.safetensors:a --lse o.safetensors:a
 t run q.npy k.npy v.npy -o o.safetensors:a --lse ./o.safetensors:b
 t run q.npy k.npy nofile.npy -o o.npy
+t run q.npy "" v.npy -o o.npy
 t run q.npy k.npy all.safetensors:nosuch -o o.npy
 t run q.npy k.npy v.npy -o o.npy --window 3
 t run q.npy k.npy v.npy -o o.npy --window 1x1
