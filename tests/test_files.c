@@ -131,9 +131,10 @@ static void expect_safetensors(struct bytes b, const char *name, const char *sen
     exact_free(exact, b.size);
 }
 
-static void test_safetensors(void)
-{
 #define Q "{\"q\":{\"dtype\":\"F32\",\"shape\":[1,2,2],\"data_offsets\":[0,16]}"
+
+static void test_safetensors_tensors(void)
+{
     expect_safetensors(safetensors(Q "}", 16), "q", NULL);
     expect_safetensors(safetensors(Q "}", 16), "", NULL);
     expect_safetensors(safetensors(Q " , \"__metadata__\" : {\"a\":\"{[\\\"\"}}   ", 16), "", NULL);
@@ -165,6 +166,10 @@ static void test_safetensors(void)
         "at most 8");
     expect_safetensors(safetensors("{\"q\":{\"dtype\":\"F32\"}}", 16), "q", "lacks dtype, shape or data_offsets");
     expect_safetensors(safetensors("{\"q\":[]}", 16), "q", "not a JSON object");
+}
+
+static void test_safetensors_json(void)
+{
     expect_safetensors(safetensors("{\"q\":{\"dtype\":\"F32\",\"x\":[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[", 16), "q",
                        "deeper");
     expect_safetensors(safetensors("{\"q", 16), "q", "breaks off within a string");
@@ -173,6 +178,11 @@ static void test_safetensors(void)
     expect_safetensors(safetensors("[1]", 16), "q", "not the JSON");
     expect_safetensors(safetensors(Q, 16), "q", "breaks off");
     expect_safetensors(safetensors(Q "} x", 16), "q", "goes on after the JSON object");
+}
+
+/* Cut short anywhere, and with a header that claims more than there is. */
+static void test_safetensors_cut(void)
+{
     struct bytes b = safetensors(Q "}", 16);
     const size_t claimed = b.at[0];
     for (size_t size = 0; size < b.size; size++)
@@ -189,8 +199,8 @@ static void test_safetensors(void)
     expect_safetensors(b, "q", "header claims");
     b.at[7] = 255;
     expect_safetensors(b, "q", "header claims");
-#undef Q
 }
+#undef Q
 
 /* ---- outputs, and inputs from the disk ---- */
 
@@ -283,7 +293,9 @@ int main(int argc, char **argv)
     seeds = argc > 1 ? argv[1] : NULL;
     if (folder_begin()) {
         test_npy();
-        test_safetensors();
+        test_safetensors_tensors();
+        test_safetensors_json();
+        test_safetensors_cut();
         test_outputs();
         test_unaligned();
         test_orders();

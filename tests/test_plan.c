@@ -80,6 +80,72 @@ static void check_refusals(void)
           "unknown flag passed");
 }
 
+struct arguments {
+    nbhd_plan *plan;
+    nbhd_args good;
+    void *workspace;
+    float *q, *k, *o; /* of 2 heads x 20 tokens x 16 */
+};
+
+static bool refused(const struct arguments *a, const nbhd_args *bad, const char *says)
+{
+    return nbhd_execute(a->plan, bad, a->workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), says);
+}
+
+static void check_missing_tensors(const struct arguments *a)
+{
+    static const struct {
+        size_t offset;
+        const char *says;
+    } needed[] = {{offsetof(nbhd_args, q), "args.q "},
+                  {offsetof(nbhd_args, k), "args.k "},
+                  {offsetof(nbhd_args, v), "args.v "},
+                  {offsetof(nbhd_args, o), "args.o "},
+                  {offsetof(nbhd_args, extra_k), "args.extra_k"},
+                  {offsetof(nbhd_args, extra_v), "args.extra_v"}};
+    for (size_t i = 0; i < sizeof needed / sizeof *needed; i++) {
+        nbhd_args bad = a->good;
+        nbhd_tensor *tensor = (nbhd_tensor *)(void *)((char *)&bad + needed[i].offset);
+        tensor->data = NULL;
+        CHECK(refused(a, &bad, needed[i].says), "%s: %s", needed[i].says, nbhd_last_error());
+        tensor->data = (char *)a->q + 1;
+        CHECK(refused(a, &bad, "aligned"), "%s: %s", needed[i].says, nbhd_last_error());
+    }
+}
+
+static void check_overlaps(const struct arguments *a)
+{
+    nbhd_args bad = a->good;
+    bad.o.stride[0] = 640, bad.o.stride[1] = 0, bad.o.stride[2] = 16;
+    CHECK(refused(a, &bad, "args.o"), "an output of stride 0 passed: %s", nbhd_last_error());
+    bad.o.stride[1] = 16, bad.o.stride[2] = 0;
+    CHECK(refused(a, &bad, "args.o"), "an output whose heads are one passed: %s", nbhd_last_error());
+    bad.o.stride[1] = 16, bad.o.stride[2] = 15;
+    CHECK(refused(a, &bad, "stride of 15"), "an output whose heads overlap passed: %s", nbhd_last_error());
+    bad = a->good, bad.o.data = a->k;
+    CHECK(refused(a, &bad, "args.o, from ") && strstr(nbhd_last_error(), "lies over args.k"),
+          "an output in place of the keys passed: %s", nbhd_last_error());
+    bad = a->good, bad.lse.data = a->o + 2 * 20 * 16 - 1;
+    CHECK(refused(a, &bad, "lies over"), "an output at the end of another passed: %s", nbhd_last_error());
+    bad = a->good, bad.q.data = a->o + 19 * 32, bad.q.stride[1] = -32, bad.q.stride[2] = 16;
+    CHECK(refused(a, &bad, "lies over"), "an output over queries in reverse passed: %s", nbhd_last_error());
+    bad = a->good, bad.q.stride[1] = LLONG_MAX / 4, bad.q.stride[2] = 16;
+    CHECK(refused(a, &bad, "args.q has a stride of 2305843009213693951"), "a stride beyond all memory passed: %s",
+          nbhd_last_error());
+}
+
+/* Views that a caller may have: keys and values of one head for all, queries in reverse, one tensor for q, k and v. */
+static void check_views(const struct arguments *a)
+{
+    nbhd_args view = a->good;
+    view.k.stride[0] = view.v.stride[0] = 320, view.k.stride[1] = view.v.stride[1] = 16;
+    CHECK(!nbhd_execute(a->plan, &view, a->workspace, NULL), "keys of head stride 0: %s", nbhd_last_error());
+    view = a->good, view.q.data = a->q + 19 * 32, view.q.stride[1] = -32, view.q.stride[2] = 16;
+    CHECK(!nbhd_execute(a->plan, &view, a->workspace, NULL), "queries in reverse: %s", nbhd_last_error());
+    view = a->good, view.k.data = view.v.data = a->q;
+    CHECK(!nbhd_execute(a->plan, &view, a->workspace, NULL), "q, k and v in one: %s", nbhd_last_error());
+}
+
 static void check_arguments(void)
 {
     static float q[2 * 20 * 16], k[2 * 20 * 16], v[2 * 20 * 16], o[2 * 20 * 16], extra[64];
@@ -87,53 +153,18 @@ static void check_arguments(void)
     nbhd_plan *plan = plan_of("h2 d16 20 w5 extra=2", NULL);
     if (!plan || !CHECK(nbhd_plan_workspace(plan) <= sizeof workspace, "%zu", nbhd_plan_workspace(plan)))
         return;
-    nbhd_args good = NBHD_ARGS_INIT;
-    good.q.data = q, good.k.data = k, good.v.data = v, good.o.data = o;
-    good.extra_k.data = good.extra_v.data = extra;
-    CHECK(!nbhd_execute(plan, &good, workspace, NULL), "%s", nbhd_last_error());
-    static const struct {
-        size_t offset;
-        const char *says;
-    } needed[] = {{offsetof(nbhd_args, q), "args.q "}, {offsetof(nbhd_args, k), "args.k "}, {offsetof(nbhd_args, v),
-    "args.v "},
-                  {offsetof(nbhd_args, o), "args.o "}, {offsetof(nbhd_args, extra_k), "args.extra_k"},
-                  {offsetof(nbhd_args, extra_v), "args.extra_v"}};
-    for (size_t i = 0; i < sizeof needed / sizeof *needed; i++) {
-        nbhd_args bad = good;
-        ((nbhd_tensor *)(void *)((char *)&bad + needed[i].offset))->data = NULL;
-        CHECK(nbhd_execute(plan, &bad, workspace, NULL) == NBHD_ERROR_INVALID &&
-                  strstr(nbhd_last_error(), needed[i].says), "%s: %s", needed[i].says, nbhd_last_error());
-        ((nbhd_tensor *)(void *)((char *)&bad + needed[i].offset))->data = (char *)q + 1;
-        CHECK(nbhd_execute(plan, &bad, workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "aligned"),
-              "%s: %s", needed[i].says, nbhd_last_error());
-    }
-    nbhd_args bad = good;
-    bad.o.stride[0] = 640, bad.o.stride[1] = 0, bad.o.stride[2] = 16;
-    CHECK(nbhd_execute(plan, &bad, workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "args.o"),
-          "an output of stride 0 passed: %s", nbhd_last_error());
-    bad.o.stride[1] = 16, bad.o.stride[2] = 0;
-    CHECK(nbhd_execute(plan, &bad, workspace, NULL) == NBHD_ERROR_INVALID, "an output whose heads are one passed");
-    bad.o.stride[1] = 16, bad.o.stride[2] = 15;
-    CHECK(nbhd_execute(plan, &bad, workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "stride of 15"),
-          "an output whose heads overlap passed: %s", nbhd_last_error());
-    bad = good, bad.o.data = k;
-    CHECK(nbhd_execute(plan, &bad, workspace, NULL) == NBHD_ERROR_INVALID &&
-              strstr(nbhd_last_error(), "args.o, from ") && strstr(nbhd_last_error(), "lies over args.k"),
-          "an output in place of the keys passed: %s", nbhd_last_error());
-    bad = good, bad.lse.data = o + 2 * 20 * 16 - 1;
-    CHECK(nbhd_execute(plan, &bad, workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "lies over"),
-          "an output at the end of another passed: %s", nbhd_last_error());
-    bad = good, bad.q.data = o + 19 * 32, bad.q.stride[1] = -32, bad.q.stride[2] = 16;
-    CHECK(nbhd_execute(plan, &bad, workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "lies over"),
-          "an output over queries in reverse passed: %s", nbhd_last_error());
-    bad = good, bad.q.stride[1] = LLONG_MAX / 4, bad.q.stride[2] = 16;
-    CHECK(nbhd_execute(plan, &bad, workspace, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), "args.q has a "
-          "stride of 2305843009213693951"), "a stride beyond all memory passed: %s", nbhd_last_error());
-    CHECK(nbhd_execute(plan, &good, NULL, NULL) == NBHD_ERROR_INVALID, "no workspace passed");
-    CHECK(nbhd_execute(plan, &good, workspace + 4, NULL) == NBHD_ERROR_INVALID && strstr(nbhd_last_error(),
-          "aligned to 64"),
+    struct arguments a = {.plan = plan, .good = NBHD_ARGS_INIT, .workspace = workspace, .q = q, .k = k, .o = o};
+    a.good.q.data = q, a.good.k.data = k, a.good.v.data = v, a.good.o.data = o;
+    a.good.extra_k.data = a.good.extra_v.data = extra;
+    CHECK(!nbhd_execute(plan, &a.good, workspace, NULL), "%s", nbhd_last_error());
+    check_missing_tensors(&a);
+    check_overlaps(&a);
+    check_views(&a);
+    CHECK(nbhd_execute(plan, &a.good, NULL, NULL) == NBHD_ERROR_INVALID, "no workspace passed");
+    CHECK(nbhd_execute(plan, &a.good, workspace + 4, NULL) == NBHD_ERROR_INVALID &&
+              strstr(nbhd_last_error(), "aligned to 64"),
           "a workspace aligned to 32 bytes passed: %s", nbhd_last_error());
-    CHECK(nbhd_execute(NULL, &good, workspace, NULL) == NBHD_ERROR_INVALID, "no plan passed");
+    CHECK(nbhd_execute(NULL, &a.good, workspace, NULL) == NBHD_ERROR_INVALID, "no plan passed");
     CHECK(nbhd_execute(plan, NULL, workspace, NULL) == NBHD_ERROR_INVALID, "no args passed");
     nbhd_plan_destroy(&plan);
 }

@@ -176,6 +176,11 @@ static void check_refusals(void)
         CHECK(status == NBHD_ERROR_INVALID && strstr(nbhd_last_error(), w->says) && !plan,
               "'%s' gives %d, '%s', not '%s'", w->line, status, nbhd_last_error(), w->says);
     }
+}
+
+static void check_bad_arguments(void)
+{
+    static const long long near[] = {0, 80};
     nbhd_plan *plan = NULL;
     nbhd_desc desc = packed("d8 9x9 w3x3");
     nbhd_ragged ragged = NBHD_RAGGED_INIT;
@@ -252,6 +257,7 @@ static void check_threads(void)
 int main(void)
 {
     check_refusals();
+    check_bad_arguments();
     check_shared_keys();
     check_bits();
     check_threads();
