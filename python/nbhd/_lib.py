@@ -149,7 +149,8 @@ def edges_of(edge, rank):
 
 def _triple(value, rank, name):
     """One value per axis, from one for all or a sequence."""
-    values = list(value) if hasattr(value, "__iter__") and getattr(value, "ndim", 1) else [value] * rank
+    many = hasattr(value, "__iter__") and not isinstance(value, (str, bytes)) and getattr(value, "ndim", 1)
+    values = list(value) if many else [value] * rank
     if len(values) != rank:
         raise InvalidError(f"{name} has {len(values)} numbers where the problem has {rank} axes")
     return values

@@ -23,7 +23,11 @@ _NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "b
 def unit(tensor):
     """The tensor itself, or a copy where its last extent is no unit stride, or where it is one row seen everywhere,
     whose strides of 0 would mean contiguous to C."""
-    if tensor is None or tensor.is_contiguous():
+    if tensor is None:
+        return None
+    if tensor.layout is not torch.strided:
+        raise _lib.InvalidError(f"a tensor's layout is {tensor.layout}; it must be torch.strided, as to_dense() is")
+    if tensor.is_contiguous():
         return tensor
     unit = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
     return tensor if unit and any(tensor.stride()[:-1]) else tensor.contiguous()

@@ -115,6 +115,7 @@ MISTAKES = [
     (lambda q, k, v: nbhd.qk(q[0, 0, 0], k[0, 0, 0], 3), "q has 2 extents"),
     (lambda q, k, v: nbhd.av(q[0, 0], v[0, 0], 3), "weights has 3 extents"),
     (lambda q, k, v: nbhd.attention(q, k, v, 0), "window is 0"),
+    (lambda q, k, v: nbhd.attention(q, k.to_sparse(), v, 3), "layout is torch.sparse_coo"),
     (lambda q, k, v: nbhd.attention(q, k, v, 3.5), "window is 3.5"),
     (lambda q, k, v: nbhd.attention(q[0], k[0], v[0, 0], 3), r"\(9, 2, 16\); they must be \[batch"),
     (lambda q, k, v: nbhd.attention(q[..., :0], k[..., :0], v, 3), "at least 1")]
