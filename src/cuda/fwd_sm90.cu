@@ -17,7 +17,7 @@
  *     | Q: stages x chunks x 64 G rows x 128 | K: stages x chunks x N x 128 | V: the same | mask keys | struct tables |
  *
  * A consumer's step j, with two products in flight while the softmax runs:
- *     issue S(j) = Q K(j)^T + mask | issue O += P(j-1) V(j-1) | wait S | max, exp, sum | wait O | pack P(j)
+ *     issue S(j) = Q K(j)^T + mask | issue O += P(j-1) V(j-1) | wait S | max, exp | wait O | exp, pack P(j)
  * Probabilities are relative to a reference that moves to the row's maximum only when a score is 2^8 times above it,
  * which is rare after a tile's first boxes; only then is O scaled. If j is the first box of a tile, O is then complete
  * for the tile before: it is normalised, and stored from registers. The loop is written once, as machine code takes
@@ -153,6 +153,11 @@ NBHD_FN void issue_pv(float *o, const unsigned *p, unsigned v, int keep)
     wgmma_commit();
 }
 
+/* So many of a box's blocks of 8 keys become probabilities before the wait for O, the others after it, beside the
+ * packing, which would otherwise stand alone between that wait and the next products. At head_dim 64 two warpgroups
+ * keep the exponentials' pipe busy: there they lose more by waiting early. */
+#define BEFORE (NBHD_GROUPS == 1 || NBHD_HEAD_DIM + NBHD_HEAD_DIM_V >= 256 ? NBHD_N / 16 : NBHD_N / 8)
+
 /* The barriers of a stage, from K's `full` on, as they lie in struct tables. */
 #define FULL_V (8 * NBHD_STAGES)
 #define EMPTY_K (16 * NBHD_STAGES)
@@ -216,8 +221,8 @@ NBHD_FN void free_scores(const struct consumer *c)
         mbar_arrive(smem_address(c->tab->q_empty) + 8 * (c->tile % NBHD_Q_STAGES));
 }
 
-/* Scores become probabilities. Returns whether a reference moved. */
-NBHD_FN int finish_scores(struct consumer *c, float *s)
+/* Masks that are no columns, and references where they must move. Returns whether one did. scale_log2: of scores. */
+NBHD_FN int finish_scores(struct consumer *c, float *s, float scale_log2)
 {
     int q = threadIdx.x & 3;
     if (NBHD_MASK_BITS && c->how & BY_BITS) {
@@ -227,7 +232,10 @@ NBHD_FN int finish_scores(struct consumer *c, float *s)
     }
     if (NBHD_PAD)
         mask_padding(s, c->box.keys, q);
-    return softmax_step(s, &c->rows, c->p->scale * 1.44269504f);
+    int moved = must_move(s, &c->rows, scale_log2);
+    if (moved)
+        move_references(s, &c->rows, scale_log2);
+    return moved;
 }
 
 /* Stores O of tile `tile` of the CTA, which is normalised. */
@@ -290,13 +298,19 @@ NBHD_FN void consume_box(struct consumer *c, float *s, float *o, unsigned *p)
         finish_rows(tab, &c->rows, c->p->scale, c->number);
         begin_rows(&c->rows);
     }
-    int moved = finish_scores(c, s);
+    float scale_log2 = c->p->scale * 1.44269504f, sum[2] = {0, 0};
+    int moved = finish_scores(c, s, scale_log2);
+    exponentials(s, &c->rows, scale_log2, sum, 0, BEFORE);
     find_next(c);
-    wgmma_wait_0_after(c->rows.sum[0] + c->rows.sum[1], smem_address(&tab->scratch));
+    wgmma_wait_0_after(sum[0] + sum[1] + c->rows.sum[0], smem_address(&tab->scratch));
     NBHD_PIN_F(o, NBHD_HEAD_DIM_V / 2);
     NBHD_PIN_R(p, NBHD_N / 4);
     if ((threadIdx.x & 31) == 0)
         mbar_arrive(v_empty);
+    exponentials(s, &c->rows, scale_log2, sum, BEFORE, NBHD_N / 8);
+    c->rows.sum[0] += sum[0];
+    c->rows.sum[1] += sum[1];
+    pack_probabilities(p, s);
     if (is_first) /* O of the tile before is normalised, and nothing else */
         read_scale(&c->rows, tab, c->number);
     if (is_first || moved)
@@ -304,7 +318,6 @@ NBHD_FN void consume_box(struct consumer *c, float *s, float *o, unsigned *p)
     if (is_first && c->tile > 0)
         end_tile(c, o, c->tile - 1);
     c->keep = !is_first;
-    pack_probabilities(p, s);
 }
 
 /* One consumer warpgroup: all boxes of all tiles. What step 0 makes of whatever lies in p, o and V's first stage,

@@ -57,26 +57,22 @@ NBHD_FN void move_references(const float *s, struct rows *r, float scale_log2)
     }
 }
 
-/* Scores become probabilities relative to the references. Returns whether one moved. */
-NBHD_FN int softmax_step(float *s, struct rows *r, float scale_log2)
+/* The scores of the blocks of 8 keys from `from` to `to` become probabilities relative to the references, and are added
+ * to the rows' sums. */
+NBHD_FN void exponentials(float *s, const struct rows *r, float scale_log2, float *sum, int from, int to)
 {
-    int moved = must_move(s, r, scale_log2);
-    if (moved)
-        move_references(s, r, scale_log2);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        float offset = r->reference[i] * scale_log2, sum = 0;
+        float offset = r->reference[i] * scale_log2;
 #pragma unroll
-        for (int j = 0; j < NBHD_N / 8; j++)
+        for (int j = from; j < to; j++)
 #pragma unroll
             for (int c = 0; c < 2; c++) {
                 float *x = &s[4 * j + 2 * i + c];
                 *x = ex2_approx_ftz_f32(fmaf(*x, scale_log2, -offset));
-                sum += *x;
+                sum[i] += *x;
             }
-        r->sum[i] += sum;
     }
-    return moved;
 }
 
 /* Ends a tile's sums: what normalises O, and the logsumexp, for the warp's rows from `number` on. To shared memory:
