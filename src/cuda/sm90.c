@@ -107,8 +107,9 @@ nbhd_status nbhd_sm90_token_map(struct nbhd_tensor_map *map, const struct nbhd_p
     return nbhd_cuda_tensor_map(map, &box);
 }
 
-nbhd_status nbhd_sm90_extra_map(struct nbhd_tensor_map *map, const struct nbhd_params *p, int dtype,
-                                const struct nbhd_view *view, int dim, int n)
+/* Map of boxes of n extra keys of one head: coordinates column, head, key, batch, 0. */
+static nbhd_status extra_map(struct nbhd_tensor_map *map, const struct nbhd_params *p, int dtype,
+                             const struct nbhd_view *view, int dim, int n)
 {
     struct nbhd_cuda_box box = {.dtype = dtype, .rank = 5, .data = view->data, .swizzle = 128};
     box.size[0] = (uint64_t)dim;
@@ -266,9 +267,9 @@ static nbhd_status make_maps(struct nbhd_tensor_map *maps, const struct nbhd_sm9
     for (int i = 0; i < (sliced ? slices : 1) && !status; i++)
         status = make_slice(maps, launch, flat, p, dout, sliced ? first + i : -1, i);
     if (p->extra && !status)
-        status = nbhd_sm90_extra_map(extra, p, launch->dtype, &p->extra_k, p->head_dim, n);
+        status = extra_map(extra, p, launch->dtype, &p->extra_k, p->head_dim, n);
     if (p->extra && !status)
-        status = nbhd_sm90_extra_map(extra + 1, p, launch->dtype, &p->extra_v, p->head_dim_v, n);
+        status = extra_map(extra + 1, p, launch->dtype, &p->extra_v, p->head_dim_v, n);
     return status;
 }
 

@@ -36,9 +36,6 @@ struct nbhd_sm90_tokens {
 nbhd_status nbhd_sm90_token_map(struct nbhd_tensor_map *map, const struct nbhd_params *p, int dtype,
                                 const struct nbhd_view *view, const struct nbhd_sm90_tokens *tokens, int heads_in_box,
                                 const int extent[3]);
-/* Map of boxes of n extra keys of one head: coordinates column, head, key, batch, 0. */
-nbhd_status nbhd_sm90_extra_map(struct nbhd_tensor_map *map, const struct nbhd_params *p, int dtype,
-                                const struct nbhd_view *view, int dim, int n);
 
 /* ---- a launch over query tiles ---- */
 
