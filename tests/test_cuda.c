@@ -2,7 +2,7 @@
  * problem planned, the same bits every time, NaN. Skipped without a GPU, unless NBHD_REQUIRE=cuda. test_cuda_api.c has
  * what a caller may do with plans, gpu_large.c what takes a large GPU.
  *
- *     test_cuda [part]...   parts: rows random repeats ragged planned nan
+ *     test_cuda [part]...   parts: rows random repeats ragged planned nan integers
  *     NBHD_TEST_SHARE=file  processes given the same empty file share the problems of rows, random, ragged and planned
  *     NBHD_TEST_RANDOM=n    random problems per row (150; 2500 with NBHD_FULL=1)
  *     NBHD_TEST_KERNEL=text rows, random, repeats and nan: only rows whose name has text in it */
@@ -267,9 +267,51 @@ static void check_repeats(void)
     close_problem(&other.problem);
 }
 
+/* ---- integers: a dQ that is added up in them, where one value is thirty times the others, or no number ---- */
+static void check_integers_of(const struct nbhd_kernel *k, const char *line)
+{
+    struct problem p;
+    nbhd_plan *plan = NULL, *exact = NULL;
+    void *sums = NULL;
+    double largest;
+    if (!open_problem(&p, line, NBHD_BACKWARD))
+        goto done;
+    const size_t row = (size_t)p.desc.head_dim_v * 2;
+    nbhd_cu.cuMemsetD8Async((uintptr_t)p.data[V] + p.bytes[V] / row / 2 * row, 0x42, row, NULL); /* 48.5 */
+    if (!prepare_backward(&p) || !execute(&p, k->name, &plan))
+        goto done;
+    sums = gpu_alloc(p.bytes[DQ]);
+    nbhd_cu.cuMemcpyDtoDAsync_v2((uintptr_t)sums, (uintptr_t)p.data[DQ], p.bytes[DQ], NULL);
+    p.flags = NBHD_PLAN_DETERMINISTIC;
+    if (!CHECK(execute(&p, k->name, &exact), "%s '%s': %s", k->name, line, nbhd_last_error()))
+        goto done;
+    double worst = difference(p.data[DQ], sums, p.bytes[DQ], p.desc.dtype, &largest);
+    CHECK(worst <= 5e-3 * largest, "%s '%s': dQ is off by %.3g of %.3g", k->name, line, worst, largest);
+    nbhd_cu.cuMemsetD8Async((uintptr_t)p.data[K], 0xff, row, NULL); /* NaN */
+    nbhd_plan_destroy(&exact);
+    if (prepare_backward(&p) && execute(&p, k->name, &exact))
+        CHECK(isinf(difference(p.data[DQ], sums, row, p.desc.dtype, &largest)), "%s '%s': dQ hides a NaN", k->name,
+              line);
+done:
+    if (sums)
+        gpu_release(sums);
+    nbhd_plan_destroy(&plan);
+    nbhd_plan_destroy(&exact);
+    close_problem(&p);
+}
+
+static void check_integers(void)
+{
+    for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
+        if (!strcmp(k->name, "cuda.bwd_sm90")) {
+            check_integers_of(k, "bf16 h4/2 d128 64x64 w33x40");
+            check_integers_of(k, "bf16 b2 h2 d64 4000 w2000");
+        }
+}
+
 static const struct gpu_part parts[] = {
     {"rows", check_rows}, {"random", check_random}, {"repeats", check_repeats}, {"planned", check_planned},
-    {"nan", check_nan},   {"ragged", check_ragged}, {NULL, NULL},
+    {"nan", check_nan},   {"ragged", check_ragged}, {"integers", check_integers}, {NULL, NULL},
 };
 
 int main(int argc, char **argv) { return gpu_main(parts, argc, argv); }

@@ -46,7 +46,7 @@ struct tile {
     const struct nbhd_query_box *q; /* the shape that covers it with the fewest boxes */
 };
 
-static void place(struct tile *t, const struct nbhd_problem *p, const struct nbhd_bwd_boxes *b, int x, bool in_order)
+static void place(struct tile *t, const struct nbhd_problem *p, const struct nbhd_bwd_boxes *b, int x)
 {
     for (int a = 0; a < 3; a++) {
         const struct nbhd_axis axis = p->axis[a];
@@ -56,8 +56,6 @@ static void place(struct tile *t, const struct nbhd_problem *p, const struct nbh
         x /= b->tiles[a];
         const struct nbhd_range k = nbhd_range_of(t->origin[a], nbhd_min(t->origin[a] + b->k_box[a], t->keys[a]));
         t->any[a] = nbhd_tile_any_queries(axis, t->queries[a], k);
-        if (in_order) /* its boxes lie on a grid */
-            t->any[a].begin -= t->any[a].begin % b->shape[0].extent[a];
         t->all[a] = nbhd_tile_all_queries(axis, t->queries[a], k);
     }
 }
@@ -91,57 +89,6 @@ static int check_axis(const struct nbhd_problem *p, const struct nbhd_bwd_boxes 
             wrong += !seen && q >= t->all[a].begin && q < t->all[a].end;
             wrong += seen && t->q->mask_at[a] >= 0 && q - t->any[a].begin + 256 + t->q->extent[a] >= 0x8000;
         }
-    return wrong;
-}
-
-/* A tile that waits for its turn at a box counts on those tiles, and only those, to visit it that nbhd_bwd_visitors
- * tells, in every dilation group. */
-static int check_visitors(const struct nbhd_problem *p, const struct nbhd_bwd_boxes *b, int a)
-{
-    const struct nbhd_axis axis = p->axis[a];
-    const int extent = b->shape[0].extent[a], size = b->k_box[a];
-    int wrong = 0;
-    for (int g = 0; g < axis.dilation; g++) {
-        const int queries = nbhd_group_size(axis, g), keys = axis.keys == axis.length ? queries : axis.keys;
-        for (int q = 0; q < queries; q += extent) {
-            const struct nbhd_range told = nbhd_bwd_visitors(axis, queries, size, q, extent);
-            for (int i = 0; i * size < keys; i++) {
-                const struct nbhd_range tile = nbhd_range_of(i * size, nbhd_min(i * size + size, keys));
-                const struct nbhd_range any = nbhd_tile_any_queries(axis, queries, tile);
-                wrong += any.begin >= any.end; /* it would add to a box all the same */
-                wrong += (any.begin < q + extent && any.end > q) != (i >= told.begin && i < told.end);
-            }
-        }
-        wrong += (queries + extent - 1) / extent > b->cells[a];
-    }
-    return wrong;
-}
-
-/* Tiles that add dQ up in order, in the order of their numbers: at each of its boxes a tile finds as many before it as
- * it waits for. So it waits only for tiles of lower numbers, and they for no more than there are. */
-static int check_turns(const struct nbhd_problem *p, const struct nbhd_bwd_boxes *b, int tiles)
-{
-    const int *extent = b->shape[0].extent;
-    int *added = calloc((size_t)b->cells[0] * (size_t)b->cells[1] * (size_t)b->cells[2], sizeof *added), wrong = !added;
-    for (int x = tiles - 1; x >= 0 && added; x--) {
-        struct tile t;
-        place(&t, p, b, x, true);
-        const struct nbhd_range *any = t.any;
-        for (int q0 = any[0].begin; q0 < any[0].end; q0 += extent[0])
-            for (int q1 = any[1].begin; q1 < any[1].end; q1 += extent[1])
-                for (int q2 = any[2].begin; q2 < any[2].end; q2 += extent[2]) {
-                    const int q[3] = {q0, q1, q2};
-                    int before = 0, cell = 0;
-                    for (int a = 2; a >= 0; a--) {
-                        const int size = b->k_box[a];
-                        const struct nbhd_range v = nbhd_bwd_visitors(p->axis[a], t.queries[a], size, q[a], extent[a]);
-                        before = before * (v.end - v.begin) + v.end - 1 - t.origin[a] / size;
-                        cell = cell * b->cells[a] + q[a] / extent[a];
-                    }
-                    wrong += added[cell]++ != before;
-                }
-    }
-    free(added);
     return wrong;
 }
 
@@ -202,15 +149,11 @@ static void check_plan(const char *line, const struct nbhd_problem *p, const str
     check_rows(line, &b);
     for (int a = 0; a < 3; a++)
         slices *= p->axis[a].dilation;
-    for (int a = 0; a < 3 && plan->adds_dq == NBHD_DQ_IN_ORDER; a++)
-        CHECK(!check_visitors(p, &b, a), "%s: tiles would wait for ever on axis %d", line, a);
-    if (plan->adds_dq == NBHD_DQ_IN_ORDER && tiles <= MOST_TILES)
-        CHECK(!check_turns(p, &b, (int)tiles), "%s: tiles do not come in their order", line);
     CHECK(plan->sliced || slices == 1, "%s: a dilated problem in one slice", line);
     for (int x = 0; x < (int)fmin(tiles, MOST_TILES); x++) {
         struct tile t;
         double inside;
-        place(&t, p, &b, x, plan->adds_dq == NBHD_DQ_IN_ORDER);
+        place(&t, p, &b, x);
         take_shape(&t, &b);
         boxes += boxes_in(&t, &inside);
         full += inside;
@@ -228,7 +171,7 @@ static void check_plan(const char *line, const struct nbhd_problem *p, const str
 int main(void)
 {
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++)
-        for (int adds_dq = 0; adds_dq <= NBHD_DQ_IN_ORDER; adds_dq++) {
+        for (int adds_dq = 0; adds_dq <= NBHD_DQ_INTEGERS; adds_dq++) {
             nbhd_desc desc;
             struct nbhd_problem problem;
             struct nbhd_sm90_bwd_plan plans[ROOM];

@@ -10,8 +10,11 @@
  *     keys     also add dQ up; beside it zeros and dQ from there, of all but the first and the last heads
  *     post     dQ from there
  *
- * A deterministic plan adds so, too, where that is faster, in one order (device/in_order_sm90.cuh); with zeros and dQ
- * of all heads in pre and post.
+ * A deterministic plan adds so, too, where that is faster, but in integers (device/sums_sm90.cuh), for which
+ *
+ *     bounds   the largest keys and values, into the workspace
+ *
+ * comes first.
  *
  * Box shapes: sm90_bwd_plan.c. */
 #include <limits.h>
@@ -41,9 +44,9 @@ struct state {
     struct keys grid, extra;
     struct nbhd_bwd_sm90_dq *dq; /* NULL: added up beside dK and dV */
     struct nbhd_cuda_module *rows;
-    struct CUfunc_st *pre, *post;
+    struct CUfunc_st *bounds_of, *pre, *post; /* bounds_of: where dQ is added up in integers */
     struct nbhd_cuda_grid rows_grid;
-    size_t lse, delta, counts; /* bytes from the workspace's begin, where dQ stands */
+    size_t lse, delta, fineness, bounds, counts; /* bytes from the workspace's begin, where dQ stands */
     struct nbhd_bwd_sm90_shares shares;
     int dtype;
 };
@@ -56,16 +59,16 @@ static int by_ms(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Both ways to dQ: added up beside dK and dV, in one order where the plan is deterministic, or by a kernel of its own;
- * the best first. Extra keys are a launch of their own, whose order the first does not know. */
+/* Both ways to dQ: added up beside dK and dV, in integers where the plan is deterministic, or by a kernel of its own; the
+ * best first. The integers' bounds do not know extra keys. */
 static int find_plans(const struct nbhd_problem *problem, const struct nbhd_cuda_machine *machine,
                       struct nbhd_sm90_bwd_plan *plans)
 {
     char why[NBHD_TEXT];
     int count = 0;
-    const bool in_order = problem->flags & NBHD_PLAN_DETERMINISTIC;
-    if (!in_order || !problem->desc.extra)
-        count = nbhd_sm90_bwd_plans(problem, in_order ? NBHD_DQ_IN_ORDER : NBHD_DQ_ADDED, machine->multiprocessors,
+    const bool integers = problem->flags & NBHD_PLAN_DETERMINISTIC;
+    if (!integers || !problem->desc.extra)
+        count = nbhd_sm90_bwd_plans(problem, integers ? NBHD_DQ_INTEGERS : NBHD_DQ_ADDED, machine->multiprocessors,
                                     machine->shared_max, plans, MOST_PLANS / 2);
     const int adding = count;
     if ((!adding || SPLIT_BY_DEFAULT) && !nbhd_bwd_sm90_dq_refuses(problem, why))
@@ -154,7 +157,7 @@ static nbhd_status build_keys(struct keys *keys, const struct nbhd_problem *prob
         nbhd_option(&o,
                     "-DNBHD_DQ_PRODUCT=wgmma_ss_at_n%d -DNBHD_DQ_FIRST=wgmma_ss_at_first_n%d "
                     "-DNBHD_MASK_IF=wgmma_rs_if_n%d -DNBHD_TENDS=%d%s",
-                    p->n, p->n, p->n, tends, p->adds_dq == NBHD_DQ_IN_ORDER ? " -DNBHD_IN_ORDER=1" : "");
+                    p->n, p->n, p->n, tends, p->adds_dq == NBHD_DQ_INTEGERS ? " -DNBHD_INTEGERS=1" : "");
     nbhd_option(&o, "-DNBHD_MASK_STEPS=%d -DNBHD_MASK_BITS=%d -DNBHD_MAPS=%d", p->mask_steps, p->mask_bits, keys->maps);
     nbhd_option(&o, "-DNBHD_GROUPS=%d -DNBHD_CTAS=%d -DNBHD_REGISTERS=%d", p->groups, p->ctas,
                 nbhd_sm90_bwd_registers(p));
@@ -191,19 +194,24 @@ static nbhd_status build_others(struct state *state, const struct nbhd_problem *
         lanes *= 2;
     for (int a = 0; a < 3; a++)
         queries *= problem->axis[a].length;
-    const double rows = queries * d->heads * d->batch;
+    const double rows = queries * d->heads * d->batch, units = (double)d->kv_heads * d->batch;
+    const bool integers = state->grid.plan.adds_dq == NBHD_DQ_INTEGERS;
     state->lse = state->grid.plan.adds_dq ? rounded(rows * d->head_dim * 4) : 0;
     state->delta = state->lse + rounded(rows * 4);
-    state->counts = state->delta + rounded(rows * 4);
+    state->fineness = state->delta + rounded(rows * 4);
+    state->bounds = state->fineness + (integers ? rounded(rows * 4) : 0);
+    state->counts = state->bounds + (integers ? rounded(units * NBHD_BWD_SM90_BOUNDS * 8) : 0);
     *workspace = state->counts + rounded(4.0 * state->shares.count);
     state->rows_grid = (struct nbhd_cuda_grid){
         .blocks = {(unsigned)((queries * lanes + 255) / 256), (unsigned)d->heads, (unsigned)d->batch},
         .threads = {256, 1, 1}};
     nbhd_options_problem(&o, &problem->desc);
-    nbhd_option(&o, "-DNBHD_LANES=%d", lanes);
+    nbhd_option(&o, "-DNBHD_LANES=%d -DNBHD_INTEGERS=%d", lanes, integers);
     nbhd_status status = nbhd_cuda_acquire(&state->rows, "bwd_sm90_rows.cu", &o, problem->flags);
     if (!status)
         status = nbhd_cuda_function(&state->pre, state->rows, "nbhd_bwd_sm90_pre");
+    if (!status && integers)
+        status = nbhd_cuda_function(&state->bounds_of, state->rows, "nbhd_bwd_sm90_bounds");
     if (!status && !state->grid.plan.adds_dq)
         return nbhd_bwd_sm90_dq_build(&state->dq, problem);
     return status ? status : nbhd_cuda_function(&state->post, state->rows, "nbhd_bwd_sm90_post");
@@ -214,7 +222,7 @@ static void describe(struct nbhd_plan *plan, const struct state *state)
     const struct nbhd_sm90_bwd_plan *p = &state->grid.plan;
     char *text = plan->describe;
     const size_t room = sizeof plan->describe;
-    static const char *const how[] = {": ", " added up in float32", " added up in float32, in one order"};
+    static const char *const how[] = {": ", " added up in float32", " added up in integers"};
     size_t used = (size_t)snprintf(text, room, "keys %dx%dx%d, queries", p->k_box[0], p->k_box[1], p->k_box[2]);
     for (int i = 0; i < p->shapes && used < room; i++)
         used += (size_t)snprintf(text + used, room - used, "%s %dx%dx%d", i ? " or" : "", p->q_box[i][0],
@@ -273,7 +281,7 @@ static nbhd_status check_views(const struct nbhd_params *p)
     return status;
 }
 
-/* dQ in the workspace: float32 [batch][queries][heads][head_dim]. */
+/* dQ in the workspace: float32 or integers, [batch][queries][heads][head_dim]. */
 static struct nbhd_view sum_view(const struct nbhd_params *p, void *workspace)
 {
     struct nbhd_view view = {.data = workspace, .head = 4ll * p->head_dim};
@@ -290,6 +298,7 @@ static nbhd_status make_maps(struct nbhd_tensor_map *maps, const struct keys *ke
 {
     const struct nbhd_sm90_bwd_plan *plan = &keys->plan;
     const struct nbhd_view dq = sum_view(p, workspace);
+    const int sums = plan->adds_dq == NBHD_DQ_INTEGERS ? NBHD_CUDA_INT32 : NBHD_F32;
     const int n = keys->maps;
     nbhd_status status = NBHD_OK;
     for (int i = 0; i < nbhd_max(slices, plan->shapes) && !status; i++) {
@@ -303,7 +312,7 @@ static nbhd_status make_maps(struct nbhd_tensor_map *maps, const struct keys *ke
         if (!status)
             status = nbhd_sm90_token_map(map + n, p, dtype, &p->dout, &dout, 1, box);
         if (!status && plan->adds_dq)
-            status = nbhd_sm90_token_map(map + 2 * n, p, NBHD_F32, &dq, &q, 1, box);
+            status = nbhd_sm90_token_map(map + 2 * n, p, sums, &dq, &q, 1, box);
         if (!status)
             status = nbhd_sm90_token_map(map + 3 * n, p, dtype, &p->k, &k, 1, plan->k_box);
         if (!status)
@@ -323,6 +332,7 @@ static nbhd_status run_keys(const struct keys *keys, const struct nbhd_params *p
     void *arguments[] = {(void *)params, &boxes, maps};
     boxes.lse = (const float *)(workspace + state->lse);
     boxes.delta = (const float *)(workspace + state->delta);
+    boxes.fineness = (const float *)(workspace + state->fineness);
     boxes.sums = (float *)workspace;
     boxes.units = params->kv_heads * params->batch;
     boxes.unit_tiles = boxes.tiles[0] * boxes.tiles[1] * boxes.tiles[2];
@@ -365,11 +375,19 @@ static nbhd_status run(const struct nbhd_plan *plan, const struct nbhd_params *p
     const int units = params->kv_heads * params->batch;
     struct nbhd_bwd_rows rows = {.lse = (float *)(at + state->lse),
                                  .delta = (float *)(at + state->delta),
+                                 .fineness = (float *)(at + state->fineness),
+                                 .bounds = (float *)(at + state->bounds),
                                  .sums = (float *)at,
                                  .counts = (unsigned *)(at + state->counts),
                                  .count = state->shares.count,
                                  .units = state->dq ? 0 : state->shares.lag ? state->shares.lag : units};
     nbhd_status status = check_views(params);
+    if (!status && state->bounds_of) {
+        struct nbhd_cuda_grid grid = state->rows_grid;
+        grid.blocks[0] = NBHD_BWD_SM90_BOUNDS;
+        grid.blocks[1] = (unsigned)params->kv_heads;
+        status = nbhd_cuda_launch(state->rows, state->bounds_of, &grid, stream, (void *[]){(void *)params, &rows});
+    }
     if (!status)
         status = nbhd_cuda_launch(state->rows, state->pre, &state->rows_grid, stream,
                                   (void *[]){(void *)params, &rows});

@@ -3,14 +3,13 @@
  * A CTA holds 128 keys and streams boxes of queries (device/keys_sm90.cuh). A warpgroup has 64 keys as rows:
  *     S = K Q^T    P = exp2(S scale - lse)    dP = V dO^T    dS = P (dP - delta)    dV += P dO    dK += dS Q
  * with P and dS in registers. dS goes through shared memory, as [query][key], to the product of all 128 keys that
- * is the tile's part of dQ^T = K^T dS^T; a bulk reduction adds it to a float32 dQ in the workspace. The warpgroups take
- * turns with it, box by box, so that they are out of step: one's products hide what the other does between its own.
+ * is the tile's part of dQ^T = K^T dS^T; a bulk reduction adds it to a dQ in the workspace, in float32 or, for the same
+ * bits in every run, in integers (device/sums_sm90.cuh). The warpgroups take turns with it, box by box, so that they are out of step: one's products hide what the other does between its own.
  * Without dQ: bwd_sm90_keys.cu.
  *
  *     warpgroup 0      warp 0: K, V, Q boxes, and what each box needs of a mask    warp 1: dO boxes and
  *                      statistics    warp 2: adds dQ to the workspace    warp 3: clears and converts
- *                      rows there, of heads to come and of heads that are done (device/tend_sm90.cuh);
- *                      or warps 2 and 3: add dQ, in one order (device/in_order_sm90.cuh)
+ *                      rows there, of heads to come and of heads that are done (device/tend_sm90.cuh)
  *     warpgroups 1, 2  the products
  *
  * Its own part of shared memory: dS, 2 stages x 2 warpgroups x N x 128 bytes; dQ, N x 128 for each 32 of its
@@ -27,9 +26,6 @@
 #endif
 #ifndef NBHD_TENDS
 #error "NBHD_TENDS: 1 where tiles clear and convert sums of other heads beside their products"
-#endif
-#if NBHD_IN_ORDER && NBHD_TENDS
-#error "NBHD_IN_ORDER: 1 where dQ is added up in one order, which takes the warp that tends sums"
 #endif
 #if NBHD_GROUPS != 2
 #error "NBHD_GROUPS: two warpgroups take turns with dQ"
@@ -110,8 +106,6 @@ NBHD_FN void add_dq(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b,
     }
 }
 
-#include "device/in_order_sm90.cuh"
-
 /* ---- the products ---- */
 
 /* Writes dS as [query][key] for the product with K. place: this lane's row and piece of the first 16 queries. */
@@ -133,21 +127,45 @@ NBHD_FN void issue_dq(float *dq, unsigned long long k, unsigned long long ds)
     wgmma_commit();
 }
 
-/* Stages 64 rows of dQ^T as two chunks of 32 floats of each query, 128-byte swizzle. */
-NBHD_FN void stage_dq(const float *dq, unsigned place)
+/* Where a thread stages its part of 64 rows of dQ^T, two chunks of 32 columns of each query, 128-byte swizzle: row r and
+ * query c of its first four elements; 8 queries further, 1024 bytes further. */
+NBHD_FN unsigned place_of_dq(unsigned place, int r, int c)
 {
-    int thread = threadIdx.x, g = thread >> 2 & 7, q = thread & 3, warp = thread >> 5 & 3;
+    int thread = threadIdx.x, g = thread >> 2 & 7, q = 2 * (thread & 3) + c, warp = thread >> 5 & 3;
     /* A warp has 16 of 64 columns: half of a chunk of 32. */
     unsigned base = place + (warp >> 1) * (NBHD_N * 128) + (g & 3) * 4, piece = (warp & 1) * 4 + (g >> 2);
+    return base + q * 128 + (((piece + 2 * r) ^ q) << 4);
+}
+
+NBHD_FN void stage_dq(const float *dq, unsigned place)
+{
 #pragma unroll
     for (int c = 0; c < 2; c++)
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            unsigned at = base + (2 * q + c) * 128 + (((piece + 2 * r) ^ (2 * q + c)) << 4);
+            unsigned at = place_of_dq(place, r, c);
 #pragma unroll
             for (int j = 0; j < NBHD_N / 8; j++)
                 st_shared_b32(at + j * 1024, __float_as_uint(dq[4 * j + 2 * r + c]));
         }
+}
+
+/* All of dQ^T as integers. fineness: of the box's queries. */
+NBHD_FN void stage_integers(const float (*dq)[NBHD_N / 2], unsigned place, const float *fineness)
+{
+    unsigned at[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        at[i] = place_of_dq(place, i / 2, i % 2);
+    fineness += 2 * (threadIdx.x & 3);
+#pragma unroll
+    for (int j = 0; j < NBHD_N / 8; j++) {
+        float2 f = *(const float2 *)&fineness[8 * j];
+#pragma unroll
+        for (int i = 0; i < 4 * K_CHUNKS; i++)
+            st_shared_b32(at[i % 4] + j * 1024 + i / 4 * (2 * NBHD_N * 128),
+                          to_integer(dq[i / 4][4 * j + i % 4], i % 2 ? f.y : f.x));
+    }
 }
 
 /* What a consumer thread holds: sums, scores of the box at hand, and operands. */
@@ -204,7 +222,8 @@ NBHD_FN void find_probabilities(struct registers *r, const struct consumer *c, c
 /* dQ of the box, when dS is complete and dV done: dQ, with dK behind it, and over to the warp that adds it to the
  * workspace. That one's fence makes the stores seen by the copy engine: a fence here would have four warps wait for
  * them. */
-NBHD_FN void find_dq(struct registers *r, const struct consumer *c, const struct memory *m, unsigned ds)
+NBHD_FN void find_dq(struct registers *r, const struct consumer *c, const struct tables *tab, const struct memory *m,
+                     unsigned ds)
 {
     for (int i = 0; i < K_CHUNKS; i++)
         issue_dq(r->dq[i], wgmma_mn_major(m->k + i * ROWS * 128, ROWS), wgmma_k_major(ds));
@@ -213,7 +232,9 @@ NBHD_FN void find_dq(struct registers *r, const struct consumer *c, const struct
     for (int i = 0; i < K_CHUNKS; i++)
         NBHD_PIN_F(r->dq[i], NBHD_N / 2);
     group_sync(BARRIER_DQ_EMPTY, c->group, 160);
-    for (int i = 0; i < K_CHUNKS; i++)
+    if (NBHD_INTEGERS)
+        stage_integers(r->dq, m->own + STAGES * DS_BYTES, fineness_in(tab, c->step % SLOTS));
+    for (int i = 0; i < K_CHUNKS && !NBHD_INTEGERS; i++)
         stage_dq(r->dq[i], m->own + STAGES * DS_BYTES + i * 2 * NBHD_N * 128);
     group_arrive(BARRIER_DQ_FULL, c->group, 160);
 }
@@ -246,7 +267,7 @@ NBHD_FN void find_gradients(struct registers *r, const struct consumer *c, struc
         mbar_arrive(smem_address(&tab->do_empty[c->step % STAGES]));
     if (with_dq) {
         fence_proxy_async(); /* after the barrier: before it, each warp would wait for its own stores first */
-        find_dq(r, c, m, ds);
+        find_dq(r, c, tab, m, ds);
     }
     wgmma_wait_0();
     NBHD_PIN_F(r->dk, NBHD_HEAD_DIM / 2);
@@ -304,8 +325,6 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
 /* The CTA's tile, by the whole CTA. */
 NBHD_FN struct place own_tile(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b, struct tables *tab)
 {
-    if (NBHD_IN_ORDER)
-        return next_tile_in_order(p, b, tab);
     if (NBHD_TENDS)
         return next_tile(p, b, tab);
     return tile_place(p, b, blockIdx);
@@ -330,8 +349,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
             load_queries(&b, tab, maps.q, m.q);
         else if (warp == 1)
             load_gradients(&p, &b, tab, maps.dout, m.dout);
-        else if (NBHD_IN_ORDER)
-            add_dq_in_order(&p, &b, tab, maps.dq, m.own + STAGES * DS_BYTES);
         else if (warp == 2)
             add_dq(&p, &b, tab, maps.dq, m.own + STAGES * DS_BYTES);
         else if (NBHD_TENDS)

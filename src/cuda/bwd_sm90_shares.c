@@ -58,7 +58,7 @@ static void set_lag(struct nbhd_bwd_sm90_shares *shares, const struct nbhd_probl
         queries *= problem->axis[a].length;
         dilated |= problem->axis[a].dilation > 1;
     }
-    if (plan->adds_dq != NBHD_DQ_ADDED || dilated || d->extra || d->head_dim <= 64 || plan->tiles < share ||
+    if (!plan->adds_dq || dilated || d->extra || d->head_dim <= 64 || plan->tiles < share ||
         plan->boxes * plan->n < LEAST_WORK * queries || plan->tiles * units > INT_MAX || nbhd_cuda_machine(&machine))
         return;
     const double lag = 1 + ceil(machine.multiprocessors / plan->tiles);
@@ -70,26 +70,14 @@ static void set_lag(struct nbhd_bwd_sm90_shares *shares, const struct nbhd_probl
         split_last_wave(shares, problem, plan, queries, machine.multiprocessors);
 }
 
-/* Boxes of all slices' and heads' queries, where dQ is added up in order; else 0. */
-static double boxes_in_order(const struct nbhd_problem *problem, const struct nbhd_sm90_bwd_plan *plan)
-{
-    double count = plan->adds_dq == NBHD_DQ_IN_ORDER ? (double)problem->desc.heads * problem->desc.batch : 0;
-    for (int a = 0; a < 3; a++) {
-        const int extent = plan->q_box[0][a], largest = nbhd_group_size(problem->axis[a], 0);
-        count *= problem->axis[a].dilation * ((largest + extent - 1) / extent);
-    }
-    return count;
-}
-
 struct nbhd_bwd_sm90_shares nbhd_bwd_sm90_share(const struct nbhd_problem *problem,
                                                 const struct nbhd_sm90_bwd_plan *plan)
 {
     const nbhd_desc *d = &problem->desc;
     struct nbhd_bwd_sm90_shares shares = {.lag = 0};
     set_lag(&shares, problem, plan);
-    const double others = shares.lag ? 2.0 * d->kv_heads * d->batch : boxes_in_order(problem, plan);
-    if (others > 0)
-        shares.count = (unsigned)(FIXED_COUNTS + shares.last + others);
+    if (shares.lag)
+        shares.count = (unsigned)(FIXED_COUNTS + shares.last + 2.0 * d->kv_heads * d->batch);
     return shares;
 }
 

@@ -314,7 +314,7 @@ nbhd_status nbhd_cuda_launch(const struct nbhd_cuda_module *module, struct CUfun
 nbhd_status nbhd_cuda_tensor_map(struct nbhd_tensor_map *map, const struct nbhd_cuda_box *box)
 {
     static const unsigned types[] = {NBHD_CU_TENSOR_FLOAT32, NBHD_CU_TENSOR_FLOAT16, NBHD_CU_TENSOR_BFLOAT16,
-                                     NBHD_CU_TENSOR_FLOAT64}; /* by nbhd_dtype */
+                                     NBHD_CU_TENSOR_FLOAT64, NBHD_CU_TENSOR_INT32};
     const unsigned swizzle = box->swizzle == 128   ? NBHD_CU_TENSOR_SWIZZLE_128B
                              : box->swizzle == 64 ? NBHD_CU_TENSOR_SWIZZLE_64B
                              : box->swizzle == 32 ? NBHD_CU_TENSOR_SWIZZLE_32B

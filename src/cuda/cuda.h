@@ -69,8 +69,9 @@ nbhd_status nbhd_cuda_launch(const struct nbhd_cuda_module *module, struct CUfun
                              const struct nbhd_cuda_grid *grid, void *stream, void **arguments);
 
 /* A TMA box over a tensor, innermost dimension first. Takes about a microsecond. */
+enum { NBHD_CUDA_INT32 = NBHD_F64 + 1 };
 struct nbhd_cuda_box {
-    int dtype; /* nbhd_dtype */
+    int dtype; /* nbhd_dtype, or NBHD_CUDA_INT32 */
     int rank;  /* 1 to 5 */
     void *data;           /* aligned to 16 */
     uint64_t size[5];     /* elements */

@@ -53,6 +53,7 @@ enum { /* values of the driver's enumerations, as far as used */
     NBHD_CU_FUNC_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8,
     NBHD_CU_STREAM_NON_BLOCKING = 1,
     NBHD_CU_CAPTURE_MODE_GLOBAL = 0,
+    NBHD_CU_TENSOR_INT32 = 3,
     NBHD_CU_TENSOR_FLOAT16 = 6,
     NBHD_CU_TENSOR_FLOAT32 = 7,
     NBHD_CU_TENSOR_FLOAT64 = 8,

@@ -80,7 +80,7 @@ nbhd_status nbhd_sm90_token_map(struct nbhd_tensor_map *map, const struct nbhd_p
     struct nbhd_cuda_box box = {.dtype = dtype, .rank = 5, .data = view->data, .swizzle = 128};
     int slice = tokens->slice;
     box.size[0] = (uint64_t)tokens->dim;
-    box.box[0] = dtype == NBHD_F32 ? 32 : 64;
+    box.box[0] = dtype == NBHD_F32 || dtype == NBHD_CUDA_INT32 ? 32 : 64;
     box.step[0] = 1;
     set_dimension(&box, 1, tokens->heads, view->head, heads_in_box, 1);
     if (tokens->flat) {

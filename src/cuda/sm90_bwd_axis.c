@@ -47,17 +47,9 @@ struct nbhd_bwd_tiles *nbhd_sm90_bwd_tiles(struct nbhd_bwd_axis *m, int k)
     return t;
 }
 
-static struct nbhd_bwd_count count_on_grid(struct nbhd_axis axis, int k, int q)
-{
-    const struct nbhd_tile_count c = nbhd_tiles_count_inverse(axis, k, q, NBHD_TILING_STATIC);
-    return (struct nbhd_bwd_count){c.visited, c.full};
-}
-
 void nbhd_sm90_bwd_count_boxes(struct nbhd_bwd_tiles *t, int q)
 {
-    if (t->of->on_grid)
-        t->count[q] = count_on_grid(t->of->axis, t->extent, q);
-    for (int i = 0; i < t->classes && !t->of->on_grid; i++) {
+    for (int i = 0; i < t->classes; i++) {
         const struct nbhd_bwd_class *c = &t->class[i];
         t->count[q].boxes += c->tiles * nbhd_sm90_bwd_visited(c, q);
         t->count[q].full += c->tiles * nbhd_sm90_bwd_full(c, q);

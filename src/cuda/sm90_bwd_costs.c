@@ -12,11 +12,6 @@ static int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 /* ---- the model, in clocks of one multiprocessor ---- */
 
-/* What waiting for one's turn makes of a step, on one axis and on several; what it takes to hand the turn over. */
-#define IN_ORDER 1.08
-#define IN_ORDER_SEVERAL 1.45
-#define HAND_OVER_MS 0.004
-
 /* A step: five products (without dQ four); shared memory keeps them from the full rate. Tiles must come from the L2. */
 static double step_clocks(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p)
 {
@@ -39,6 +34,12 @@ static bool packs(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p)
     return p->groups == 2 && !p->apart && (d->head_dim + d->head_dim_v) / 2 + 3 * p->n / 2 > 224;
 }
 
+/* What a step takes longer whose dQ becomes integers. */
+static double integer_clocks(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p)
+{
+    return (packs(d, p) ? 0.1 : 0.058) * p->n * ((d->head_dim + 63) / 64 * 64);
+}
+
 static double mask_clocks(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p)
 {
     if (p->adds_dq)
@@ -54,18 +55,9 @@ static double rows_ms(const struct nbhd_bwd_search *s, const struct nbhd_sm90_bw
     double rows = (double)d->batch * d->heads;
     for (int a = 0; a < 3; a++)
         rows *= s->problem->axis[a].length;
-    return rows * (4 * d->head_dim_v + (p->adds_dq ? 10 * d->head_dim : 0) + 16) / 3.4e9;
-}
-
-/* Of a head's tiles that begin together, each is one turn behind the one before it. */
-static double order_ms(const struct nbhd_bwd_search *s, const struct nbhd_sm90_bwd_plan *p)
-{
-    const nbhd_desc *d = &s->problem->desc;
-    double units = (double)d->batch * d->kv_heads;
-    for (int a = 0; a < 3; a++)
-        units *= s->problem->axis[a].dilation;
-    const double tiles = p->tiles * d->batch * d->kv_heads / units;
-    return HAND_OVER_MS * fmin(tiles, s->multiprocessors / fmin(units, NBHD_SM90_BWD_AT_ONCE));
+    const bool integers = p->adds_dq == NBHD_DQ_INTEGERS; /* which look at K and V, too */
+    return rows * (4 * d->head_dim_v + (p->adds_dq ? 10 * d->head_dim : 0) + 16) / 3.4e9 +
+           (integers ? rows * d->kv_heads / d->heads * 2 * (d->head_dim + d->head_dim_v) / 3.4e9 : 0);
 }
 
 double nbhd_sm90_bwd_ms(const struct nbhd_bwd_search *s, const struct nbhd_sm90_bwd_plan *p)
@@ -74,12 +66,11 @@ double nbhd_sm90_bwd_ms(const struct nbhd_bwd_search *s, const struct nbhd_sm90_
     const double share = (double)d->heads / d->kv_heads, slices = (double)d->batch * d->kv_heads;
     const double masked = p->boxes - p->full_boxes, tile = 11000.0 / p->ctas;
     const double steps = (p->seen + p->boxes) / 2; /* a block that skips a box waits for the other now and then */
-    const bool in_order = p->adds_dq == NBHD_DQ_IN_ORDER;
-    const double step = step_clocks(d, p) * (!in_order ? 1 : s->one_axis ? IN_ORDER : IN_ORDER_SEVERAL);
+    const double step = step_clocks(d, p) + (p->adds_dq == NBHD_DQ_INTEGERS ? integer_clocks(d, p) : 0);
     const double clocks = share * (steps * step + masked * mask_clocks(d, p)) + p->tiles * tile;
     const double waves = p->tiles * slices / (s->multiprocessors * p->ctas);
     const double uneven = waves > 8 ? 1 + 0.5 / waves : ceil(waves) / waves;
-    return clocks * slices / s->multiprocessors * uneven / 1.755e6 + rows_ms(s, p) + (in_order ? order_ms(s, p) : 0);
+    return clocks * slices / s->multiprocessors * uneven / 1.755e6 + rows_ms(s, p);
 }
 
 /* ---- what fits ---- */
@@ -100,7 +91,8 @@ int nbhd_sm90_bwd_shared(const struct nbhd_problem *problem, const struct nbhd_s
     const int k = ceil_div(problem->desc.head_dim, 64), v = ceil_div(problem->desc.head_dim_v, 64), n = plan->n;
     const int tiles = (k + v) * 64 * plan->blocks + 2 * (k + v) * n;
     const int others = plan->adds_dq ? 4 * n + 2 * k * n : plan->apart ? 2 * plan->blocks * n + 1 : 0;
-    return 128 * (tiles + others) + plan->mask_steps * (plan->blocks * 128 + n) * 32 + NBHD_BWD_SM90_TABLES(n);
+    return 128 * (tiles + others) + plan->mask_steps * (plan->blocks * 128 + n) * 32 + NBHD_BWD_SM90_TABLES(n) +
+           (plan->adds_dq == NBHD_DQ_INTEGERS ? NBHD_BWD_SM90_FINENESS(n) : 0);
 }
 
 /* Lays out the mask columns; false if they are too many. A problem of one axis compares coordinates instead. */

@@ -257,7 +257,6 @@ int nbhd_sm90_bwd_plans(const struct nbhd_problem *problem, int adds_dq, int mul
     for (int a = 0; a < 3; a++) {
         const struct nbhd_axis axis = problem->axis[a];
         s->memo[a].axis = axis;
-        s->memo[a].on_grid = adds_dq == NBHD_DQ_IN_ORDER;
         s->memo[a].queries = nbhd_group_size(axis, 0);
         s->memo[a].keys = axis.keys == axis.length ? s->memo[a].queries : axis.keys;
         s->one_axis &= a == 2 || (axis.length == 1 && axis.keys == 1);
@@ -296,7 +295,6 @@ void nbhd_sm90_bwd_boxes(struct nbhd_bwd_boxes *boxes, const struct nbhd_problem
     boxes->rows = k[0] * k[1] * k[2];
     boxes->sliced = plan->sliced;
     boxes->shapes = plan->shapes;
-    boxes->at_once = NBHD_SM90_BWD_AT_ONCE;
     for (int i = 0; i < plan->shapes; i++) {
         const int *q = plan->q_box[i];
         boxes->shape[i].queries = q[0] * q[1] * q[2];
@@ -322,7 +320,6 @@ void nbhd_sm90_bwd_boxes(struct nbhd_bwd_boxes *boxes, const struct nbhd_problem
     for (int a = 0; a < 3; a++) {
         const struct nbhd_axis axis = problem->axis[a];
         const int keys = axis.keys == axis.length ? nbhd_group_size(axis, 0) : axis.keys;
-        boxes->cells[a] = ceil_div(nbhd_group_size(axis, 0), plan->q_box[0][a]);
         boxes->k_box[a] = k[a];
         boxes->tiles[a] = ceil_div(keys, k[a]);
     }

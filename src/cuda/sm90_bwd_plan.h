@@ -6,16 +6,16 @@
 #include "core/kernel.h"
 #include "device/bwd_boxes_sm90.cuh"
 
-/* How dQ is computed: by somebody else; added up beside dK and dV, in any order or in one. */
-enum { NBHD_DQ_APART = 0, NBHD_DQ_ADDED = 1, NBHD_DQ_IN_ORDER = 2 };
-enum { NBHD_SM90_BWD_AT_ONCE = 6 }; /* heads whose tiles run at a time, where dQ is added up in order */
+/* How dQ is computed: by somebody else; added up beside dK and dV, in float32 or, so that the order does not matter, in
+ * integers. */
+enum { NBHD_DQ_APART = 0, NBHD_DQ_ADDED = 1, NBHD_DQ_INTEGERS = 2 };
 
 struct nbhd_sm90_bwd_plan {
     int groups, ctas;          /* consumer warpgroups; CTAs of a multiprocessor */
     int blocks;                /* of 64 keys: a tile's */
     int apart;                 /* 1: one warpgroup has dV, one dK; 0: each has both, of a block of its own */
     int n;                     /* queries that a step has room for */
-    int adds_dq;               /* NBHD_DQ_ADDED or NBHD_DQ_IN_ORDER; 0: somebody else computes it */
+    int adds_dq;               /* NBHD_DQ_ADDED or NBHD_DQ_INTEGERS; 0: somebody else computes it */
     int k_box[3], shapes;
     int q_box[NBHD_BWD_SM90_SHAPES][3], mask_at[NBHD_BWD_SM90_SHAPES][3]; /* as in struct nbhd_query_box */
     int mask_steps, mask_bits; /* NBHD_MASK_STEPS, NBHD_MASK_BITS of the kernel */

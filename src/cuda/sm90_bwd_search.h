@@ -52,7 +52,6 @@ struct nbhd_bwd_tiles {
 struct nbhd_bwd_axis {
     struct nbhd_axis axis;
     int keys, queries; /* of the largest dilation group */
-    bool on_grid;      /* boxes of queries begin at multiples of their extent, not at a tile's union */
     struct nbhd_bwd_tiles *tiles[NBHD_BWD_SM90_ROWS + 1]; /* by extent, made when asked for */
 };
 

@@ -130,7 +130,7 @@ void nbhd_sm90_bwd_add_shapes(const struct nbhd_bwd_search *s, struct nbhd_sm90_
     const int count = nbhd_sm90_bwd_list(s, queries, p->n, NULL);
     int(*boxes)[3] = malloc((size_t)count * sizeof *boxes + 1);
     struct combinations *c = malloc(sizeof *c);
-    if (boxes && c && p->adds_dq == NBHD_DQ_ADDED && !p->sliced && !s->one_axis && find_combinations(s, p, c)) {
+    if (boxes && c && p->adds_dq && !p->sliced && !s->one_axis && find_combinations(s, p, c)) {
         const struct nbhd_sm90_bwd_plan one = *p;
         nbhd_sm90_bwd_list(s, queries, p->n, boxes);
         take_shape(c, p->q_box[0]);

@@ -8,9 +8,12 @@
 
 #define NBHD_BWD_SM90_ROWS 128 /* most keys of a tile: two consumer warpgroups */
 #define NBHD_BWD_SM90_SHAPES 4 /* most shapes of query boxes */
+#define NBHD_BWD_SM90_BOUNDS 64 /* blocks that look for the largest keys and values of a head */
 
 /* Bytes that the kernel's tables take, at most; n: queries of a box. */
 #define NBHD_BWD_SM90_TABLES(n) (2976 + 40 * (n))
+/* And where dQ is added up in integers. */
+#define NBHD_BWD_SM90_FINENESS(n) (16 * (n))
 /* And tending sums of other heads: nine rows of dQ, float32. */
 #define NBHD_BWD_SM90_TENDING(head_dim) ((36 * (head_dim) + 1023) / 1024 * 1024)
 
@@ -34,6 +37,7 @@ struct nbhd_bwd_boxes {
     float scale_log2;   /* scale x log2(e) */
     const float *lse;   /* log2(e) x logsumexp, [batch][heads][queries] */
     const float *delta; /* rowsum(O dO) - dlse, the same */
+    const float *fineness; /* the same, where dQ is added up in integers (device/sums_sm90.cuh) */
     float *sums;        /* dQ that is added up: [batch][queries][heads][head_dim] */
     /* A unit is all tiles of a key/value head of a batch element. While one runs, the sums of unit + lag become zeros,
      * and those of unit - lag, whose tiles are done, are converted: `part` queries of one head by each tile. lag 0:
@@ -42,9 +46,6 @@ struct nbhd_bwd_boxes {
     int unit_tiles;   /* of a unit */
     unsigned *counts; /* [2][units]: tiles that have cleared their part for the unit; its own that have added all */
     unsigned *next;   /* the number of the next tile */
-    /* Where dQ is added up in order (device/in_order_sm90.cuh): boxes on an axis, so many units' tiles in turn. counts
-     * has, for each box, [slices][heads][boxes], the tiles that have added their part. */
-    int cells[3], at_once;
     /* The last tiles, from number `whole` on, have `parts` numbers each: first all their first parts, then all second
      * ones, and so on. A part has so many queries of one axis (device/split_sm90.cuh). */
     unsigned whole, last;
@@ -53,17 +54,10 @@ struct nbhd_bwd_boxes {
     unsigned *joined;    /* parts of each of the last tiles that are in its sums */
 };
 
-/* Where boxes of queries lie on a grid: the tiles of `size` keys that visit the box at begin, on an axis of n queries.
- * They are those of the keys that its queries see. */
-NBHD_FN struct nbhd_range nbhd_bwd_visitors(struct nbhd_axis a, int n, int size, int begin, int extent)
-{
-    struct nbhd_range keys = nbhd_tile_any(a, n, nbhd_range_of(begin, nbhd_min(begin + extent, n)));
-    return nbhd_range_of(keys.begin / size, (keys.end - 1) / size + 1);
-}
-
 /* What bwd_sm90_rows.cu is told. */
 struct nbhd_bwd_rows {
-    float *lse, *delta, *sums; /* as in struct nbhd_bwd_boxes, to be written */
+    float *lse, *delta, *fineness, *sums; /* as in struct nbhd_bwd_boxes, to be written */
+    float *bounds;             /* [batch][kv_heads][NBHD_BWD_SM90_BOUNDS][2]: of a block's keys, the largest |k|, |row of v|^2 */
     unsigned *counts;          /* `count` of them, to become zero */
     unsigned count;
     int units;                 /* whose sums become zeros: the first */

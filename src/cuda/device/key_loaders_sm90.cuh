@@ -52,6 +52,8 @@ NBHD_FN void load_statistics(const struct nbhd_params *p, const struct nbhd_bwd_
         unsigned token = inside ? first + query.y : 0;
         cp_async_4(smem_address(&tab->lse[step % SLOTS][r]), b->lse + token, inside);
         cp_async_4(smem_address(&tab->delta[step % SLOTS][r]), b->delta + token, inside);
+        if (NBHD_INTEGERS)
+            cp_async_4(smem_address(fineness_in(tab, step % SLOTS) + r), b->fineness + token, inside);
     }
 }
 

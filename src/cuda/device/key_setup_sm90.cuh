@@ -94,8 +94,7 @@ NBHD_FN void prepare_bounds(const struct nbhd_bwd_boxes *b, struct tables *tab)
         return;
     const int2 *window = tab->window + (a > 0) * b->k_box[0] + (a > 1) * b->k_box[1];
     int last = nbhd_min(b->k_box[a], tab->place.keys[a] - tab->place.origin[a]) - 1;
-    int grid = NBHD_IN_ORDER ? b->shape[0].extent[a] : 1;
-    tab->any[a] = make_int2(window[0].x / grid * grid, window[last].y);
+    tab->any[a] = make_int2(window[0].x, window[last].y);
     if (tab->place.split >= 0 && a == b->part_axis)
         take_part(b, &tab->place, &tab->any[a]);
     for (int g = 0; g < BLOCKS; g++) {

@@ -50,8 +50,8 @@
 #ifndef SKIPS
 #define SKIPS 0
 #endif
-#ifndef NBHD_IN_ORDER
-#define NBHD_IN_ORDER 0 /* 1: dQ is added up in one order */
+#ifndef NBHD_INTEGERS
+#define NBHD_INTEGERS 0 /* 1: dQ is added up in integers (device/sums_sm90.cuh) */
 #endif
 #ifndef BLOCKS
 #define BLOCKS NBHD_GROUPS /* of 64 keys: one for each consumer warpgroup */
@@ -102,6 +102,9 @@ struct tables {
     unsigned long long own[2 * STAGES]; /* the kernel's */
     /* Of each box, in slots: */
     float lse[SLOTS][NBHD_N], delta[SLOTS][NBHD_N];
+#if NBHD_INTEGERS
+    float fineness[SLOTS][NBHD_N];
+#endif
     unsigned position[SLOTS][32]; /* of each mask column: the box's origin on its axis, in both halves */
     int flags[SLOTS], origin[SLOTS]; /* its origin: on the last axis */
     unsigned row[ROWS];
@@ -116,7 +119,18 @@ struct tables {
     unsigned scratch;
 };
 
-NBHD_STATIC_ASSERT(sizeof(struct tables) <= NBHD_BWD_SM90_TABLES(NBHD_N), "the host counts on it");
+NBHD_STATIC_ASSERT(sizeof(struct tables) <= NBHD_BWD_SM90_TABLES(NBHD_N) + NBHD_INTEGERS * NBHD_BWD_SM90_FINENESS(NBHD_N),
+                   "the host counts on it");
+
+/* Of the queries of the box in `slot`, where dQ is added up in integers. */
+NBHD_FN const float *fineness_in(const struct tables *tab, int slot)
+{
+#if NBHD_INTEGERS
+    return tab->fineness[slot];
+#else
+    return tab->lse[slot]; /* never read */
+#endif
+}
 
 /* Addresses in shared memory. */
 struct memory {
@@ -156,9 +170,8 @@ NBHD_FN struct place tile_place(const struct nbhd_params *p, const struct nbhd_b
     t.part = 0;
     t.split = -1;
     t.origin[0] = x % b->tiles[0], x /= b->tiles[0];
-    int next = b->tiles[NBHD_IN_ORDER ? 1 : 2];
-    t.origin[2] = NBHD_IN_ORDER ? x / next : x % next;
-    t.origin[1] = NBHD_IN_ORDER ? x % next : x / next;
+    t.origin[2] = x % b->tiles[2];
+    t.origin[1] = x / b->tiles[2];
     for (int a = 2; a >= 0; a--) {
         struct nbhd_axis axis = p->axis[a];
         t.origin[a] *= b->k_box[a];

@@ -1,4 +1,4 @@
-/* The rows of the float32 dQ that a tile of bwd_sm90.cu clears for a head to come, and those of a head that is done,
+/* The rows of the dQ in the workspace that a tile of bwd_sm90.cu clears for a head to come, and those of a head that is done,
  * which it converts: by the loading warp that has nothing to load, beside the products. The copy engine moves them, as
  * an instruction of this warp is one that the others cannot issue.
  *
@@ -85,8 +85,7 @@ NBHD_FN void load_chunk(const struct nbhd_params *p, const float *sum, int rows,
 NBHD_FN uint2 convert(unsigned row, float scale)
 {
     uint4 x = ld_shared_v4(row + (fresh_thread() & 31) * 16);
-    return make_uint2(pack(__uint_as_float(x.x) * scale, __uint_as_float(x.y) * scale),
-                      pack(__uint_as_float(x.z) * scale, __uint_as_float(x.w) * scale));
+    return make_uint2(pack(sum_of(x.x) * scale, sum_of(x.y) * scale), pack(sum_of(x.z) * scale, sum_of(x.w) * scale));
 }
 
 /* By a warp. full: two barriers of one arrival. */
@@ -97,6 +96,7 @@ NBHD_FN void convert_part(const struct nbhd_params *p, const struct nbhd_bwd_box
     struct query q = query_at(p, t->first);
     char *dq = p->dq.data + t->batch * p->dq.batch + t->head * p->dq.head;
     int left = t->rows;
+    unsigned number = (t->batch * p->heads + t->head) * queries_of(p) + t->first;
     if ((fresh_thread() & 31) == 0 && left > 0)
         load_chunk(p, sum, nbhd_min(TEND_ROWS, left), chunks, full, 0);
 #pragma unroll 1
@@ -109,8 +109,10 @@ NBHD_FN void convert_part(const struct nbhd_params *p, const struct nbhd_bwd_box
         for (int r = 0; r < TEND_ROWS && r < left; r++) {
             char *row = dq + place_of(&p->dq, &q) + (fresh_thread() & 31) * 8;
             if ((fresh_thread() & 31) * 4 < NBHD_HEAD_DIM)
-                *(uint2 *)row = convert(chunks + ((i & 1) * TEND_ROWS + r) * SUM_BYTES, p->scale);
+                *(uint2 *)row = convert(chunks + ((i & 1) * TEND_ROWS + r) * SUM_BYTES,
+                                        p->scale * weight_of(b->fineness, number));
             step_query(p, &q);
+            number++;
         }
         __syncwarp(); /* all have read the chunk, which the next but one overwrites */
     }

@@ -183,15 +183,6 @@ NBHD_FN void await_count(const unsigned *count, unsigned all)
     asm volatile("fence.proxy.async;" ::: "memory");
 }
 
-/* The same where every microsecond counts. */
-NBHD_FN void await_turn(const unsigned *count, unsigned all)
-{
-    amplify();
-    while (!has_come(count, all))
-        ;
-    asm volatile("fence.proxy.async;" ::: "memory");
-}
-
 /* ---- copies. Coordinates are in elements, fastest first, and may be out of bounds: loads give zeros there and count
  * the whole box's bytes, sums are clipped (their origin must not be negative). Destinations: 1024-byte aligned. */
 
