@@ -423,16 +423,16 @@ static bool walk_block(const struct nbhd_params *p, struct tile *t, struct key_w
     return b->count > 0;
 }
 
-/* 16-bit keys and values of a block as float32, in rows of whole vectors. */
-static inline void unpack_block(struct key_block *b, int dtype, int d, int dv, float *to)
+/* Keys and values of a block copied as float32, in rows of whole vectors: a key, its value, `step` floats from there the
+ * next key. */
+static inline void unpack_block(struct key_block *b, int dtype, int d, int dv, int step, float *to)
 {
-    for (int i = 0; i < b->count; i++) {
+    for (int i = 0; i < b->count; i++, to += step) {
+        float *v = to + (d + VF - 1) / VF * VF;
         unpack_row(to, (const char *)b->k[i], dtype, d);
+        unpack_row(v, (const char *)b->v[i], dtype, dv);
         b->k[i] = to;
-        to += (d + VF - 1) / VF * VF;
-        unpack_row(to, (const char *)b->v[i], dtype, dv);
-        b->v[i] = to;
-        to += (dv + VF - 1) / VF * VF;
+        b->v[i] = v;
     }
 }
 

@@ -277,7 +277,8 @@ static void bwd_tile(const struct bwd_task *task, struct bwd_tile *t, struct key
         walk.extra = p->extra;
     while (walk_block(p, &t->tile, &walk, b)) {
         if (c->dtype != NBHD_F32)
-            unpack_block(b, c->dtype, p->head_dim, p->head_dim_v, t->keys);
+            unpack_block(b, c->dtype, p->head_dim, p->head_dim_v,
+                         (p->head_dim + VF - 1) / VF * VF + (p->head_dim_v + VF - 1) / VF * VF, t->keys);
         find_gradient_rows(task, t, b);
         block_scores(t->qt, p->head_dim, b->k, b->count, t->tile.vectors, t->s);
         block_scores(t->dt, p->head_dim_v, b->v, b->count, t->tile.vectors, t->ds);

@@ -211,16 +211,24 @@ static struct rows_ahead ask_for(const struct key_block *next, int keys, int n, 
     return (struct rows_ahead){.b = next, .bytes = {k, v}, .step = (portions + beats - 1) / beats};
 }
 
+/* Keys that each lie on a page of their own, and all in one set of the first-level cache: as with many heads. */
+static bool far_apart(const struct nbhd_params *p)
+{
+    enum { PAGE = 4096 };
+    return p->k.axis[2] * p->axis[2].dilation >= PAGE;
+}
+
 static void run_slots(struct slot *slots, int n, const struct nbhd_params *p, const struct nbhd_fwd *f, char *scratch)
 {
     struct key_block *now = (struct key_block *)(scratch + f->at_block), *next = now + 1, *own = now + 2;
+    const bool copy = n >= FWD_COPY_TILES && far_apart(p);
     for (int i = 0; i < n; i++)
         slot_begin(&slots[i], p, f->dtype);
     bool more = walk_block(p, &slots[0].tile, &slots[0].walk, now);
     while (more) {
         more = walk_block(p, &slots[0].tile, &slots[0].walk, next);
-        if (f->dtype != NBHD_F32)
-            unpack_block(now, f->dtype, p->head_dim, p->head_dim_v, (float *)(scratch + f->at_keys));
+        if (f->dtype != NBHD_F32 || copy)
+            unpack_block(now, f->dtype, p->head_dim, p->head_dim_v, f->key_step, (float *)(scratch + f->at_keys));
         struct rows_ahead ahead = ask_for(next, now->count, n, slots[0].tile.vectors, p, f->dtype);
         for (int i = 0; i < n; i++)
             slot_block(&slots[i], p, i ? slot_keys(&slots[i], p, now, own) : now, (const float *)(scratch + f->at_zeros),

@@ -12,6 +12,7 @@
 #define FWD_BLOCK 96 /* keys whose scores are held at once, a multiple of 6: 24 KiB */
 #define FWD_MOST_BLOCK 192 /* the same, of rows that ask for another number: struct nbhd_fwd_machine */
 #define FWD_TILES 8 /* most broadcast tiles that go through the same keys together */
+#define FWD_COPY_TILES 4 /* so many tiles are worth a copy of keys that lie far apart */
 #define FWD_ROWS  4  /* query rows of a permuted tile, a vector each */
 
 /* One broadcast block: keys of a tile, in place. */
@@ -58,6 +59,7 @@ struct nbhd_fwd {
     int run;                   /* tiles in a task */
     int together;              /* broadcast: tiles that have room in the scratch, to go through the same keys together */
     size_t q_size, o_size;     /* bytes of a broadcast tile */
+    int key_step;              /* broadcast: floats from a copied key, with its value, to the next */
     /* Permute. */
     int group;        /* kv heads of a task */
     int chunk;        /* queries of axis 1 that go along axis 0 together */

@@ -140,9 +140,6 @@ static void place_broadcast(const nbhd_desc *d, struct nbhd_fwd *f, const struct
     const size_t row = FWD_LANES * sizeof(float);
     const size_t k = (size_t)nbhd_whole(d->head_dim, pairs ? 2 * vf : vf);
     const size_t v = (size_t)nbhd_whole(d->head_dim_v, pairs ? 2 * vf : vf);
-    const size_t element = pairs                  ? sizeof(uint16_t)
-                           : d->dtype != NBHD_F32 ? sizeof(float)
-                                                  : 0; /* of copied keys, values */
     f->q_size = pairs ? k / 2 * row : (size_t)d->head_dim * row;
     f->o_size = (pairs ? v : (size_t)d->head_dim_v) * row;
     const size_t tiles = (size_t)(f->together = most_together(f, pairs));
@@ -152,8 +149,12 @@ static void place_broadcast(const nbhd_desc *d, struct nbhd_fwd *f, const struct
     f->at_lanes = nbhd_place(&f->scratch, tiles * 3 * row);
     f->at_block = nbhd_place(&f->scratch, 3 * sizeof(struct key_block)); /* at hand, next; another tile's */
     f->at_zeros = nbhd_place(&f->scratch, (size_t)d->head_dim_v * sizeof(float));
-    f->at_keys = nbhd_place(&f->scratch, block * (pairs ? k : k + v) * element);
-    f->at_values = nbhd_place(&f->scratch, pairs ? block * v * element : 0);
+    f->key_step = (int)(k + v) + 16; /* a cache line more: rows 1 KiB apart fall into few sets */
+    const bool copies = d->dtype != NBHD_F32 || f->together >= FWD_COPY_TILES;
+    f->at_keys = nbhd_place(&f->scratch, pairs ? block * k * sizeof(uint16_t)
+                                         : copies ? block * (size_t)f->key_step * sizeof(float)
+                                                  : 0);
+    f->at_values = nbhd_place(&f->scratch, pairs ? block * v * sizeof(uint16_t) : 0);
 }
 
 /* How many tiles, `most` at most, go through the same keys together: fewer where threads would find too few tasks. */
