@@ -91,8 +91,8 @@ V_FN void prefetch_rows(const float *const *rows, int n, int begin, int end)
             __builtin_prefetch(rows[r] + i);
 }
 
-/* A block's rows of K and V that are wanted soon, asked for a little with each call of a microkernel: they come from far
- * away, and a core can wait for a few cache lines only. */
+/* A block's rows of K and V that are wanted soon, asked for a little with each call of a microkernel: they come from
+ * far away, and a core can wait for a few cache lines only. */
 struct rows_ahead {
     const struct key_block *b;
     int key, bytes[2]; /* the key at hand; of a row of K and V */
@@ -249,8 +249,8 @@ static inline void block_output(const float *p, const float *const *value, int k
                                 const float *alpha, float *ot)
 {
     for (int v = 0; v < vectors; v += V_STRIP)
-        pv_strip(p + v * VF, value, keys, columns, alpha + v * VF, ot + v * VF, FWD_LANES, nbhd_min(V_STRIP, vectors - v),
-                 NULL);
+        pv_strip(p + v * VF, value, keys, columns, alpha + v * VF, ot + v * VF, FWD_LANES,
+                 nbhd_min(V_STRIP, vectors - v), NULL);
 }
 
 /* m[nv vectors] = the largest of the keys' scores, whose rows are `width` floats apart. */
@@ -267,8 +267,8 @@ V_FN void strip_maximum(const float *s, int width, int keys, vf *m, const int nv
 
 /* Of keys [begin, end) of a block, whose scores are s: s = factor * s + log2(e) * bias, of n vectors of lanes from the
  * tile's vector `first` on, which begins at s. */
-static inline void strip_bias(const struct key_block *b, int begin, int end, const struct tile *t, float factor, float *s, int width,
-                              int first, int n)
+static inline void strip_bias(const struct key_block *b, int begin, int end, const struct tile *t, float factor,
+                              float *s, int width, int first, int n)
 {
     for (int i = begin; i < end; i++)
         for (int v = 0; v < n; v++) {
@@ -280,8 +280,8 @@ static inline void strip_bias(const struct key_block *b, int begin, int end, con
 }
 
 /* Likewise: lanes that do not see a key: -infinity. */
-static inline void strip_mask(const struct key_block *b, int begin, int end, uint64_t everyone, float *s, int width, int first,
-                              int n)
+static inline void strip_mask(const struct key_block *b, int begin, int end, uint64_t everyone, float *s, int width,
+                              int first, int n)
 {
     for (int i = begin; i < end; i++)
         if (b->bits[i] != everyone)
@@ -423,8 +423,8 @@ static bool walk_block(const struct nbhd_params *p, struct tile *t, struct key_w
     return b->count > 0;
 }
 
-/* Keys and values of a block copied as float32, in rows of whole vectors: a key, its value, `step` floats from there the
- * next key. */
+/* Keys and values of a block copied as float32, in rows of whole vectors: a key, its value; the next key `step` floats
+ * from there. */
 static inline void unpack_block(struct key_block *b, int dtype, int d, int dv, int step, float *to)
 {
     for (int i = 0; i < b->count; i++, to += step) {

@@ -59,7 +59,8 @@ struct odd_values {
 };
 
 /* Of keys that some lane does not see. */
-static void take_odd_values(struct key_block *b, uint64_t everyone, int columns, const float *zeros, struct odd_values *odd)
+static void take_odd_values(struct key_block *b, uint64_t everyone, int columns, const float *zeros,
+                            struct odd_values *odd)
 {
     for (int i = 0; i < b->count; i++) {
         if (b->bits[i] == everyone || row_is_finite(b->v[i], columns))
@@ -146,7 +147,8 @@ static void slot_end(const struct slot *x, const struct nbhd_params *p, int dtyp
     lane_rows(t, &p->o, rows);
     for (int v = 0; v < t->vectors; v += V_STRIP) {
         const struct strip strip = strip_at(p, x, v);
-        unpack_outputs(strip.ot, STRIP, rows + v * VF, dtype, t->lanes - v * VF, strip.vectors, p->head_dim_v, strip.sum);
+        unpack_outputs(strip.ot, STRIP, rows + v * VF, dtype, t->lanes - v * VF, strip.vectors, p->head_dim_v,
+                       strip.sum);
     }
     if (!p->lse.data)
         return;
@@ -155,8 +157,8 @@ static void slot_end(const struct slot *x, const struct nbhd_params *p, int dtyp
     store_lse(rows, t->lanes, t->vectors, strip.maximum, strip.sum);
 }
 
-static void strip_block(const struct nbhd_params *p, const struct tile *t, const struct strip *x, const struct key_block *b,
-                        const struct odd_values *odd, bool masked, bool far, struct rows_ahead *ahead, float *s)
+static void strip_block(const struct nbhd_params *p, const struct tile *t, const struct strip *x,
+                        const struct key_block *b, const struct odd_values *odd, bool masked, bool far, struct rows_ahead *ahead, float *s)
 {
     const float factor = fabsf(p->scale) * LOG2E;
     qk_strip(x->qt, p->head_dim, b->k, b->count, s, STRIP, x->vectors, far && x->first == 0, ahead);
@@ -167,7 +169,8 @@ static void strip_block(const struct nbhd_params *p, const struct tile *t, const
     strip_softmax(s, b->count, p->bias ? 1.0f : factor, x->maximum, x->sum, x->alpha, x->vectors);
     pv_strip(s, b->v, b->count, p->head_dim_v, x->alpha, x->ot, STRIP, x->vectors, ahead);
     for (int i = 0; i < odd->count; i++)
-        add_odd_value(x->ot, s + odd->key[i] * STRIP, odd->row[i], p->head_dim_v, b->bits[odd->key[i]] >> (x->first * VF));
+        add_odd_value(x->ot, s + odd->key[i] * STRIP, odd->row[i], p->head_dim_v,
+                      b->bits[odd->key[i]] >> (x->first * VF));
 }
 
 /* far: this tile is the first to see the block. */
@@ -202,8 +205,8 @@ static struct key_block *slot_keys(struct slot *x, const struct nbhd_params *p, 
 }
 
 /* The block `next`, to be asked for while n tiles of so many vectors work on `keys` keys. */
-static struct rows_ahead ask_for(const struct key_block *next, int keys, int n, int vectors, const struct nbhd_params *p,
-                                 int dtype)
+static struct rows_ahead ask_for(const struct key_block *next, int keys, int n, int vectors,
+                                 const struct nbhd_params *p, int dtype)
 {
     const int size = dtype == NBHD_F32 ? 4 : 2, k = p->head_dim * size, v = p->head_dim_v * size;
     const int beats = nbhd_max(1, ask_beats(keys, p->head_dim_v)) * n * ((vectors + V_STRIP - 1) / V_STRIP);
@@ -231,8 +234,8 @@ static void run_slots(struct slot *slots, int n, const struct nbhd_params *p, co
             unpack_block(now, f->dtype, p->head_dim, p->head_dim_v, f->key_step, (float *)(scratch + f->at_keys));
         struct rows_ahead ahead = ask_for(next, now->count, n, slots[0].tile.vectors, p, f->dtype);
         for (int i = 0; i < n; i++)
-            slot_block(&slots[i], p, i ? slot_keys(&slots[i], p, now, own) : now, (const float *)(scratch + f->at_zeros),
-                       i == 0, &ahead, (float *)(scratch + f->at_s));
+            slot_block(&slots[i], p, i ? slot_keys(&slots[i], p, now, own) : now,
+                       (const float *)(scratch + f->at_zeros), i == 0, &ahead, (float *)(scratch + f->at_s));
         struct key_block *swap = now;
         now = next;
         next = swap;

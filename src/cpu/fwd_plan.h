@@ -57,7 +57,7 @@ struct nbhd_fwd {
     int head_tile, head_tiles; /* query heads of one kv head that share a tile; such tiles per kv head */
     long long tiles, tasks;    /* broadcast: tiles, permute: cells of the grid; tasks are runs of them */
     int run;                   /* tiles in a task */
-    int together;              /* broadcast: tiles that have room in the scratch, to go through the same keys together */
+    int together;              /* broadcast: tiles whose Q and O have room in the scratch */
     size_t q_size, o_size;     /* bytes of a broadcast tile */
     int key_step;              /* broadcast: floats from a copied key, with its value, to the next */
     /* Permute. */
