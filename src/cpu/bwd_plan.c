@@ -228,7 +228,9 @@ static void build_permute(const struct nbhd_problem *problem, struct nbhd_bwd *b
 {
     const struct nbhd_axis a = problem->axis[2];
     b->columns = nbhd_permute_columns(a, m->fwd.vf, m->fwd.columns);
-    b->unpack = problem->desc.dtype != NBHD_F32 || b->width != problem->desc.head_dim || a.edge == NBHD_EDGE_PERIODIC;
+    /* 16-bit, not whole vectors, not in one piece, or too many in few sets of the caches. */
+    b->unpack = problem->desc.dtype != NBHD_F32 || b->width != problem->desc.head_dim || a.edge == NBHD_EDGE_PERIODIC ||
+                nbhd_rows_crowd(problem->axis, problem->desc.kv_heads, problem->desc.head_dim);
     b->head_tile = 1;
     choose_box(problem, b, m);
     b->group = choose_group(&problem->desc, problem->axis, b);

@@ -69,7 +69,7 @@ struct nbhd_fwd {
     int line_step;    /* floats from one d of a line to the next */
     int value_width;  /* floats of a row of V and O, padded to vectors */
     bool stream;      /* float32 tensors that outgrow the caches: O is written past them */
-    bool pack_values; /* V's rows are copied: 16-bit, or no multiple of a vector */
+    bool pack_values; /* V's rows are copied: see packs_values */
     size_t line_size, values_size; /* floats of a row's keys and values */
     /* Offsets into a thread's scratch. */
     size_t at_q, at_o, at_s, at_lanes, at_block, at_zeros, at_token, at_runs, at_lines, at_values, at_extra, at_tags;

@@ -16,9 +16,7 @@ enum {
     MOST_BYTES = 64 << 20,  /* of lines a thread */
     TASKS_PER_THREAD = 6,
     MOST_GROUP = 16,
-    STREAM_BYTES = 8 << 20, /* of all tensors together */
-    CROWD = 8,              /* of a head's rows this many times their size apart so few stay in a near cache, */
-    CROWD_KEYS = 32         /* that windows of so many keys repay a copy */
+    STREAM_BYTES = 8 << 20 /* of all tensors together */
 };
 
 /* Axis 2 of a permuted problem: positions instead of tokens. */
@@ -38,21 +36,12 @@ static int mean_positions(struct nbhd_axis a, int t)
 /* Multiples of 512 bytes are bad; of 128 too, but where a vector is a cache line of its own. */
 static int line_step(int positions, int vf) { return nbhd_line_step(positions, vf, vf < 16 ? 32 : 128); }
 
-/* Rows of V whose distance is a multiple of a power of two, because of the heads between them, share a few of the
- * cache's sets. */
-static bool crowds_values(const struct nbhd_problem *problem)
-{
-    const nbhd_desc *d = &problem->desc;
-    const struct nbhd_axis *a = problem->axis;
-    const long long token = (long long)d->kv_heads * d->head_dim_v, power = token & -token;
-    return power >= CROWD * (long long)d->head_dim_v && (double)a[0].window * a[1].window * a[2].window >= CROWD_KEYS;
-}
-
 /* Values are read in place where all of a window's lie one after the other, as vectors, and do not crowd. */
 static bool packs_values(const struct nbhd_problem *problem, int vf)
 {
     const nbhd_desc *d = &problem->desc;
-    return d->head_dim_v % vf || crowds_values(problem) || d->dtype != NBHD_F32 || problem->axis[2].edge == NBHD_EDGE_PERIODIC;
+    return d->head_dim_v % vf || d->dtype != NBHD_F32 || problem->axis[2].edge == NBHD_EDGE_PERIODIC ||
+           nbhd_rows_crowd(problem->axis, d->kv_heads, d->head_dim_v);
 }
 
 static size_t line_bytes(const struct nbhd_problem *problem, int positions, int vf)

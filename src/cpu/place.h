@@ -2,6 +2,7 @@
 #ifndef NBHD_CPU_PLACE_H
 #define NBHD_CPU_PLACE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include "nbhd_geom.h"
 
@@ -24,6 +25,14 @@ static inline int nbhd_line_step(int positions, int vf, int far)
 {
     const int step = nbhd_whole(positions, vf);
     return step % far ? step : step + vf;
+}
+
+/* Rows of keys whose distance is a multiple of a power of two, because of the heads between them, share a few of the
+ * caches' sets. Rows eight times their size apart are worth a copy for windows of so many keys. */
+static inline bool nbhd_rows_crowd(const struct nbhd_axis a[3], int heads, int width)
+{
+    const long long token = (long long)heads * width, power = token & -token;
+    return power >= 8 * (long long)width && (double)a[0].window * a[1].window * a[2].window >= 32;
 }
 
 /* Key elements that t neighbouring queries of one group see at most, unwrapped. */
