@@ -158,7 +158,8 @@ static void slot_end(const struct slot *x, const struct nbhd_params *p, int dtyp
 }
 
 static void strip_block(const struct nbhd_params *p, const struct tile *t, const struct strip *x,
-                        const struct key_block *b, const struct odd_values *odd, bool masked, bool far, struct rows_ahead *ahead, float *s)
+                        const struct key_block *b, const struct odd_values *odd, bool masked, bool far,
+                        struct rows_ahead *ahead, float *s)
 {
     const float factor = fabsf(p->scale) * LOG2E;
     qk_strip(x->qt, p->head_dim, b->k, b->count, s, STRIP, x->vectors, far && x->first == 0, ahead);
