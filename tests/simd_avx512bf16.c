@@ -35,7 +35,18 @@ static void check_moving(const struct simd_test *t)
         get(got, v_pair_load_part(end, n));
         for (int i = 0; i < VP; i++)
             t->check(got[i] == (i < n ? y[i] : 0), "pair_load_part", i, n, got[i]);
+        v_pair_store_part(end, a, n);
+        for (int i = 0; i < n; i++)
+            t->check(end[i] == x[i], "pair_store_part", i, n, end[i]);
     }
+    for (int i = 0; i < VP; i++) /* the order of mix_low, then that of mix_high */
+        got[i] = (uint16_t)(i % VF / 4 * 8 + i % 4 + i / VF * 4);
+    get(got, v_pair_unmix(v_pair_load_part(got, VP)));
+    for (int i = 0; i < VP; i++)
+        t->check(got[i] == i, "pair_unmix", i, i, got[i]);
+    get(got, v_pair_or(a, v_iset1(0x01000200), 0x5555));
+    for (int i = 0; i < VP; i++)
+        t->check(got[i] == (x[i] | (i / 2 % 2 ? 0 : i % 2 ? 0x100 : 0x200)), "pair_or", i, x[i], got[i]);
     get(got, v_pair_negate(a));
     for (int i = 0; i < VP; i++)
         t->check(got[i] == (x[i] ^ 0x8000), "pair_negate", i, x[i], got[i]);
@@ -74,6 +85,11 @@ static void check_rounding(const struct simd_test *t)
             t->check(isnan(low[l]) || got[2 * l + 1] == (right | 0x8000), "pair_of, high", l, (double)high[l],
                      got[2 * l + 1]);
         }
+        uint16_t pairs[VP];
+        get(pairs, v_pair_of(v_load(low), v_load(high)));
+        get(got, v_pair_round(v_load(low), v_load(high)));
+        for (int l = 0; l < VP; l++)
+            t->check(got[l] == pairs[l % VF * 2 + l / VF], "pair_round", l, pairs[l % VF * 2 + l / VF], got[l]);
     }
 }
 
@@ -111,16 +127,20 @@ static void check_dots(const struct simd_test *t)
 static void check_exp2_at(const struct simd_test *t, float x)
 {
     vf two[2] = {v_set1(x), v_set1(x)}, four[4] = {v_set1(x), v_set1(x), v_set1(x), v_set1(x)};
-    float got[2][VF];
+    vf other[4] = {v_set1(x), v_set1(x), v_set1(x), v_set1(x)};
+    float got[3][VF];
     v_pair_exp2(two, 2);
     v_pair_exp2(four, 4);
     v_store(got[0], two[1]);
     v_store(got[1], four[3]);
+    v_pair_exp2_lookup(other, 4);
+    v_store(got[2], other[3]);
     const double right = x < -126.0f ? 0.0 : exp2((double)x);
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < 3; i++)
         for (int l = 0; l < VF; l++) {
             const double y = (double)got[i][l];
-            t->check(isnan(x) ? isnan(got[i][l]) : fabs(y - right) <= 2e-7 * right, "pair_exp2", l, (double)x, y);
+            t->check(isnan(x) ? isnan(got[i][l]) : fabs(y - right) <= 2e-7 * right,
+                     i < 2 ? "pair_exp2" : "pair_exp2_lookup", l, (double)x, y);
         }
 }
 

@@ -1,246 +1,338 @@
-/* The products of fwd_pairs.inc.h by tiles, over the vocabulary of amx.h:
+/* The products of fwd_pairs.inc.h by tiles, over the vocabulary of amx.h, with queries in rows:
  *
- *     S[16 keys][16 lanes]    += K[16 keys][32 dims]    * Q[16 pairs of dims][16 lanes]
- *     O[16 columns][16 lanes] += V^T[16 columns][32 keys] * P[16 pairs of keys][16 lanes]
+ *     S[16 queries][16 keys]    += Q[16 queries][32 dims] * K^T[16 pairs of dims][16 keys]
+ *     O[16 queries][16 columns] += P[16 queries][32 keys] * V[16 pairs of keys][16 columns]
  *
- * so that Q and P lie in the pairs that the softmax makes anyway, and only V is transposed, once for a block.
+ * so that Q, P and O lie in their natural order. K is transposed and V's rows are paired, once for a block, in tiles of
+ * 1 KiB: K as [16 keys][32 dims], V as [32 keys][16 columns]. O's columns lie as v_pair_mix_low leaves those of V.
  * Registers: 0 .. 3 sums, 2 x 2; 4, 5 the left factors; 6, 7 the right ones: four loads for four products. */
+#include "cpu/amx_softmax.inc.h"
 
 enum {
-    TILE_ROWS = 16,
-    GROUP = VP, /* keys whose scores are made at once */
-    STRIP = 2,  /* vectors of lanes that products take at once */
-    STRIP_LANES = STRIP * VF,
-    LANE_STEP = FWD_LANES * 4,  /* bytes between rows of lanes */
-    VALUE_STEP = WALK_KEYS * 2, /* bytes between columns of V^T */
-    TILE_LANES = TILE_ROWS * FWD_LANES, /* elements from a tile of lanes to the one below it */
-    GROUP_SCORES = GROUP * FWD_LANES
+    TILE = TILE_ROWS * VP, /* bfloat16 values */
+    TILE_STEP = 64,        /* bytes between rows of a tile of K, V, or P */
+    SCORE_STEP = GROUP * 4
 };
 
 NBHD_STATIC_ASSERT(WALK_KEYS % GROUP == 0 && WALK_KEYS >= 4 * GROUP,
-                   "pairs of all keys and scores of two groups fit c->s");
+                   "probabilities of all keys and scores of two units fit c->s");
 
 static void pair_begin(void) { tile_begin(); }
 static void pair_end(void) { tile_end(); }
 
-/* What is done beside products, for every two of them: asking for rows ahead, and `pairs` pairs of keys of the softmax
- * of the group before. Vectors have one of their two ports then: docs/notes/cpu-bf16.md. */
-struct beside {
-    struct pair_ahead *ahead;
-    struct pair_softmax softmax;
-    int pairs;
-};
+static int padded(int n) { return (n + VP - 1) / VP * VP; }
 
-V_FN void softmax_beside(struct beside *x, const int nv)
+/* ---- rows of tensors ---- */
+
+static int pair_beats(const struct pair_slot *x, int keys, const struct nbhd_params *p)
 {
-    for (int i = 0; i < x->pairs && x->softmax.next < GROUP; i++)
-        softmax_pair(&x->softmax, false, nv);
+    const int halves = (x->tile.lanes + UNIT_ROWS - 1) / UNIT_ROWS;
+    return halves * ((keys + GROUP - 1) / GROUP + padded(p->head_dim_v) / VP);
 }
 
-/* How many, so that they last for all products of a group's scores. */
-static int pairs_beside(int d, int nv)
+static uint16_t *slot_queries(const struct pair_slot *x) { return (uint16_t *)(void *)x->qt; }
+
+/* [SUMS], twice, after the outputs. */
+static float *slot_sums(const struct pair_slot *x, int columns, int turn)
 {
-    const int halves = 2 * (nv / STRIP) * ((d + VP - 1) / VP);
-    return (GROUP / 2 + halves - 1) / halves;
+    return x->ot + padded(columns) * FWD_LANES + (turn & 1) * SUMS;
 }
 
-/* Scores of 32 keys, in rows of `step` bytes, for a strip of lanes. soft: vectors of the softmax beside it, or none. */
-V_FN void tile_scores(const uint32_t *qt, int d, const uint16_t *k, int step, float *s, struct beside *x,
-                      const int soft)
+/* [query][dimension], zeros from d up to a multiple of VP, and in rows up to a multiple of UNIT_ROWS. */
+static void pair_queries(struct pair_slot *x, const struct nbhd_params *p)
 {
-    TILE_ZERO(0);
-    TILE_ZERO(1);
-    TILE_ZERO(2);
-    TILE_ZERO(3);
-    for (int i = 0; i < d; i += VP, qt += TILE_LANES) {
-        TILE_LOAD(4, k + i, step);
-        TILE_LOAD(6, qt, LANE_STEP);
-        TILE_LOAD(7, qt + VF, LANE_STEP);
-        TILE_LOAD(5, k + TILE_ROWS * step / 2 + i, step);
-        TILE_DOT(0, 4, 6);
-        TILE_DOT(1, 4, 7);
-        if (soft)
-            softmax_beside(x, soft);
-        TILE_DOT(2, 5, 6);
-        TILE_DOT(3, 5, 7);
-        if (soft)
-            softmax_beside(x, soft);
-        ask_ahead(x->ahead);
-    }
-    TILE_STORE(0, s, LANE_STEP);
-    TILE_STORE(1, s + VF, LANE_STEP);
-    TILE_STORE(2, s + TILE_LANES, LANE_STEP);
-    TILE_STORE(3, s + TILE_LANES + VF, LANE_STEP);
-}
-
-V_FN void group_scores(const struct pair_slot *x, int d, const uint16_t *keys, float *s, struct beside *b, const int nv,
-                       const int soft)
-{
-    const int step = (d + VP - 1) / VP * VP * 2;
-    TILE_FENCE();
-    for (int lane = 0; lane < nv * VF; lane += STRIP_LANES)
-        tile_scores(x->qt + lane, d, keys, step, s + lane, b, soft);
-    TILE_FENCE();
-}
-
-/* to[column][key], for 32 keys from `first` on; those past the block's last are zeros. */
-static void transpose_values(const struct key_block *b, int first, int columns, uint16_t *to)
-{
-    for (int c = 0; c < columns; c += VP) {
-        const int n = nbhd_min(VP, columns - c);
-        vi low[VF], high[VF];
-        for (int i = 0; i < VF; i++) {
-            const int key = first + 2 * i;
-            const uint16_t *x = (const uint16_t *)(const void *)b->v[key];
-            const uint16_t *y = (const uint16_t *)(const void *)b->v[key + 1];
-            const vi even = key < b->count ? v_pair_load_part(x + c, n) : v_pair_zero();
-            const vi odd = key + 1 < b->count ? v_pair_load_part(y + c, n) : v_pair_zero();
-            low[i] = v_pair_mix_low(even, odd);
-            high[i] = v_pair_mix_high(even, odd);
+    char *rows[FWD_LANES];
+    uint16_t *to = slot_queries(x);
+    const int d = p->head_dim, end = (x->tile.lanes + UNIT_ROWS - 1) / UNIT_ROWS * UNIT_ROWS;
+    lane_rows(&x->tile, &p->q, rows);
+    for (int lane = 0; lane < end; lane++)
+        for (int i = 0; i < d; i += VP, to += VP) {
+            const uint16_t *row = (const uint16_t *)(const void *)rows[nbhd_min(lane, x->tile.lanes - 1)];
+            const bool there = lane < x->tile.lanes;
+            v_pair_store((uint32_t *)(void *)to,
+                         there ? v_pair_load_part(row + i, nbhd_min(VP, d - i)) : v_pair_zero());
         }
-        v_pair_transpose(low);
-        v_pair_transpose(high);
-        for (int j = 0; j < VF; j++) {
-            const int column = c + j / 4 * 8 + j % 4; /* see v_pair_mix_low */
-            v_pair_store((uint32_t *)(void *)(to + column * WALK_KEYS + first), low[j]);
-            v_pair_store((uint32_t *)(void *)(to + (column + 4) * WALK_KEYS + first), high[j]);
+    for (int lane = x->tile.lanes; lane < end; lane++)
+        x->reference[lane] = 0; /* as their scores: it need not move */
+    memset(slot_sums(x, p->head_dim_v, 0), 0, SUMS * sizeof(float));
+    x->turn = 0;
+    x->fresh = true;
+}
+
+/* Keys after the block's last, up to a multiple of GROUP, are zeros. */
+static void pair_keys(const struct key_block *b, int d, uint16_t *to)
+{
+    const int end = (b->count + GROUP - 1) / GROUP * GROUP;
+    for (int key = 0; key < end; key += VF)
+        for (int i = 0; i < d; i += VP) {
+            vi x[VF];
+            for (int k = 0; k < VF; k++) {
+                const uint16_t *row = (const uint16_t *)(const void *)b->k[nbhd_min(key + k, b->count - 1)];
+                const bool there = key + k < b->count;
+                x[k] = there ? v_pair_load_part(row + i, nbhd_min(VP, d - i)) : v_pair_zero();
+            }
+            v_pair_transpose(x);
+            for (int k = 0; k < VF; k++, to += VP)
+                v_pair_store((uint32_t *)(void *)to, x[k]);
         }
-    }
 }
 
 static void pair_values(const struct key_block *b, int columns, uint16_t *to)
 {
-    for (int i = 0; i < b->count; i += VP)
-        transpose_values(b, i, columns, to);
+    for (int key = 0; key < b->count; key += GROUP, to += GROUP * padded(columns))
+        for (int i = 0; i < TILE_ROWS; i++) {
+            const int even = key + 2 * i, odd = even + 1;
+            uint16_t *at = to + i * VP;
+            for (int c = 0; c < columns; c += VP, at += 2 * TILE) {
+                const int n = nbhd_min(VP, columns - c);
+                const uint16_t *x = (const uint16_t *)(const void *)b->v[nbhd_min(even, b->count - 1)];
+                const uint16_t *y = (const uint16_t *)(const void *)b->v[nbhd_min(odd, b->count - 1)];
+                const vi low = even < b->count ? v_pair_load_part(x + c, n) : v_pair_zero();
+                const vi high = odd < b->count ? v_pair_load_part(y + c, n) : v_pair_zero();
+                v_pair_store((uint32_t *)(void *)at, v_pair_mix_low(low, high));
+                v_pair_store((uint32_t *)(void *)(at + TILE), v_pair_mix_high(low, high));
+            }
+        }
 }
 
-/* Of keys [begin, end), whole tiles: 32 columns for a strip of lanes. */
-V_FN void tile_output(const uint32_t *p, int begin, int end, const uint16_t *values, float *o, struct beside *x)
+static void pair_outputs(struct pair_slot *x, const struct nbhd_params *p)
 {
-    TILE_LOAD(0, o, LANE_STEP);
-    TILE_LOAD(1, o + VF, LANE_STEP);
-    TILE_LOAD(2, o + TILE_LANES, LANE_STEP);
-    TILE_LOAD(3, o + TILE_LANES + VF, LANE_STEP);
-    for (int i = begin; i < end; i += VP) {
-        const uint32_t *at = p + i / 2 * FWD_LANES;
-        TILE_LOAD(4, values + i, VALUE_STEP);
-        TILE_LOAD(6, at, LANE_STEP);
-        TILE_LOAD(7, at + VF, LANE_STEP);
-        TILE_LOAD(5, values + TILE_ROWS * WALK_KEYS + i, VALUE_STEP);
+    const struct tile *t = &x->tile;
+    const int columns = p->head_dim_v;
+    char *rows[FWD_LANES];
+    lane_rows(t, &p->o, rows);
+    for (int lane = 0; lane < t->lanes; lane += VF) {
+        vf sums[VF];
+        for (int i = 0; i < VF; i++)
+            sums[i] = v_load(slot_sums(x, columns, x->turn) + (lane + i) * VF);
+        v_transpose(sums);
+        for (int i = 1; i < VF; i++)
+            sums[0] = v_add(sums[0], sums[i]);
+        v_store(x->sum + lane, sums[0]);
+    }
+    for (int lane = 0; lane < t->lanes; lane++) {
+        const float *o = x->ot + lane * padded(columns);
+        uint16_t *to = (uint16_t *)(void *)rows[lane];
+        const vf factor = v_set1(1.0f / x->sum[lane]);
+        for (int c = 0; c < columns; c += VP) {
+            const vi row = v_pair_round(v_mul(factor, v_load(o + c)), v_mul(factor, v_load(o + c + VF)));
+            v_pair_store_part(to + c, v_pair_unmix(row), nbhd_min(VP, columns - c));
+        }
+    }
+    if (!p->lse.data)
+        return;
+    lane_rows(t, &p->lse, rows);
+    store_lse(rows, t->lanes, t->vectors, x->reference, x->sum);
+}
+
+/* ---- scores ---- */
+
+/* What is done beside the products of a unit's scores: asking for rows ahead, and of the softmax of the unit before
+ * `rows` rows after the first two of four products, two fewer after the others: some are better left for afterwards, as
+ * most vectors have one of their two ports beside tiles (docs/notes/cpu-bf16.md). */
+struct beside {
+    struct pair_ahead *ahead;
+    struct row_softmax softmax;
+    int rows;
+};
+
+enum softmax_kind { SOFTMAX_NONE, SOFTMAX_WHOLE, SOFTMAX_MASKED };
+
+V_FN void softmax_beside(struct row_softmax *x, int rows, const enum softmax_kind kind)
+{
+    for (int i = 0; kind != SOFTMAX_NONE && i < rows && x->next < UNIT_ROWS; i += 2)
+        softmax_rows(x, kind == SOFTMAX_MASKED);
+}
+
+/* How many, an even number, so that they last for all products. */
+static int rows_beside(int d) { return (UNIT_ROWS / 2 - 1) / (2 * padded(d) / VP) * 2 + 2; }
+
+/* s[32 queries][32 keys], of queries and keys of `d` dimensions, a multiple of VP. */
+V_FN void unit_scores(const uint16_t *q, const uint16_t *k, int d, float *s, struct beside *x,
+                      const enum softmax_kind kind)
+{
+    const uint16_t *const below = q + TILE_ROWS * d, *const right = k + TILE_ROWS * d;
+    struct row_softmax softmax = x->softmax;
+    TILE_FENCE();
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    TILE_ZERO(2);
+    TILE_ZERO(3);
+#pragma GCC unroll 4
+    for (int i = 0; i < d; i += VP) {
+        TILE_LOAD(4, q + i, d * 2);
+        TILE_LOAD(6, k + i * TILE_ROWS, TILE_STEP);
+        TILE_LOAD(7, right + i * TILE_ROWS, TILE_STEP);
+        TILE_LOAD(5, below + i, d * 2);
+        TILE_DOT(0, 4, 6);
+        TILE_DOT(1, 4, 7);
+        softmax_beside(&softmax, x->rows, kind);
+        TILE_DOT(2, 5, 6);
+        TILE_DOT(3, 5, 7);
+        softmax_beside(&softmax, x->rows - 2, kind);
+    }
+    ask_ahead(x->ahead);
+    TILE_STORE(0, s, SCORE_STEP);
+    TILE_STORE(1, s + VF, SCORE_STEP);
+    TILE_STORE(2, s + TILE_ROWS * GROUP, SCORE_STEP);
+    TILE_STORE(3, s + TILE_ROWS * GROUP + VF, SCORE_STEP);
+    TILE_FENCE();
+    x->softmax.next = softmax.next;
+    x->softmax.top = softmax.top;
+}
+
+/* Functions of their own: inside a large one the compiler runs out of registers for addresses. 128 dimensions, the
+ * most usual, are worth constants. */
+static __attribute__((noinline)) void scores_alone(const uint16_t *q, const uint16_t *k, int d, float *s,
+                                                   struct beside *x)
+{
+    if (d == 128)
+        unit_scores(q, k, 128, s, x, SOFTMAX_NONE);
+    else
+        unit_scores(q, k, d, s, x, SOFTMAX_NONE);
+}
+
+static __attribute__((noinline)) void scores_beside(const uint16_t *q, const uint16_t *k, int d, float *s,
+                                                    struct beside *x)
+{
+    if (d == 128)
+        unit_scores(q, k, 128, s, x, SOFTMAX_WHOLE);
+    else
+        unit_scores(q, k, d, s, x, SOFTMAX_WHOLE);
+}
+
+static __attribute__((noinline)) void scores_beside_masked(const uint16_t *q, const uint16_t *k, int d, float *s,
+                                                           struct beside *x)
+{
+    if (d == 128)
+        unit_scores(q, k, 128, s, x, SOFTMAX_MASKED);
+    else
+        unit_scores(q, k, d, s, x, SOFTMAX_MASKED);
+}
+
+/* ---- output ---- */
+
+/* O of 32 queries and 32 columns, in rows of `step` bytes, nothing yet where it is fresh; p: the rows' probabilities, a
+ * UNIT for 32 keys; values: of the columns, `next` from one group of keys to the next. */
+static __attribute__((noinline)) void unit_output(const uint16_t *p, int groups, const uint16_t *values, int next,
+                                                  float *o, int step, bool fresh, struct pair_ahead *ahead)
+{
+    float *const below = o + TILE_ROWS * step / 4;
+    if (fresh) {
+        TILE_ZERO(0);
+        TILE_ZERO(1);
+        TILE_ZERO(2);
+        TILE_ZERO(3);
+    } else {
+        TILE_LOAD(0, o, step);
+        TILE_LOAD(1, o + VF, step);
+        TILE_LOAD(2, below, step);
+        TILE_LOAD(3, below + VF, step);
+    }
+    for (int i = 0; i < groups; i++, p += UNIT, values += next) {
+        TILE_LOAD(4, p, TILE_STEP);
+        TILE_LOAD(6, values, TILE_STEP);
+        TILE_LOAD(7, values + TILE, TILE_STEP);
+        TILE_LOAD(5, p + TILE, TILE_STEP);
         TILE_DOT(0, 4, 6);
         TILE_DOT(1, 4, 7);
         TILE_DOT(2, 5, 6);
         TILE_DOT(3, 5, 7);
-        ask_ahead(x->ahead);
     }
-    TILE_STORE(0, o, LANE_STEP);
-    TILE_STORE(1, o + VF, LANE_STEP);
-    TILE_STORE(2, o + TILE_LANES, LANE_STEP);
-    TILE_STORE(3, o + TILE_LANES + VF, LANE_STEP);
+    ask_ahead(ahead);
+    TILE_STORE(0, o, step);
+    TILE_STORE(1, o + VF, step);
+    TILE_STORE(2, below, step);
+    TILE_STORE(3, below + VF, step);
 }
 
-static void group_output(struct pair_slot *x, const struct pair_scratch *c, int columns, int begin, int end, int nv,
-                         struct beside *b)
+/* Of the values that are not in c->values: pair_odd_values. */
+static void add_odd_values(struct pair_slot *x, const struct pair_scratch *c, const uint16_t *probabilities, int groups,
+                           int columns)
 {
-    const uint32_t *pairs = (const uint32_t *)(const void *)c->s;
-    if (begin >= end)
-        return;
+    for (int i = 0; i < c->odds; i++) {
+        const int key = c->odd[i];
+        for (int lane = 0; lane < FWD_LANES; lane++) {
+            const int unit = lane / UNIT_ROWS * groups + key / GROUP;
+            const uint16_t *weight = probabilities + unit * UNIT + lane % UNIT_ROWS * GROUP + key % GROUP;
+            for (int at = 0; at < columns && (c->b->bits[key] >> lane & 1); at++) {
+                const int place = at % VP / 8 * 4 + at % 4 + at % 8 / 4 * VF; /* see v_pair_mix_low */
+                x->ot[lane * padded(columns) + at / VP * VP + place] +=
+                    nbhd_from_bf16(*weight) * nbhd_from_bf16(c->odd_row[i][at]);
+            }
+        }
+    }
+}
+
+static void tiles_output(struct pair_slot *x, struct pair_scratch *c, const uint16_t *probabilities, int groups,
+                         int halves, int columns)
+{
     TILE_FENCE();
     for (int i = 0; i < columns; i += VP)
-        for (int lane = 0; lane < nv * VF; lane += STRIP_LANES)
-            tile_output(pairs + lane, begin, end, c->values + i * WALK_KEYS, x->ot + i * FWD_LANES + lane, b);
+        for (int h = 0; h < halves; h++)
+            unit_output(probabilities + h * groups * UNIT, groups, c->values + i * GROUP, GROUP * padded(columns),
+                        x->ot + h * UNIT_ROWS * padded(columns) + i, padded(columns) * 4, x->fresh, &c->ahead);
     TILE_FENCE();
-    add_odd_pairs(x, c, columns, pairs, begin, end);
+    x->fresh = false;
+    add_odd_values(x, c, probabilities, groups, columns);
 }
 
-static void scale_output(struct pair_slot *x, int columns, int nv)
-{
-    for (int i = 0; i < columns; i++)
-        for (int v = 0; v < nv; v++) {
-            float *at = x->ot + i * FWD_LANES + v * VF;
-            v_store(at, v_mul(v_load(at), v_load(x->alpha + v * VF)));
-        }
-}
+/* ---- a block ---- */
 
-/* A group's scores before their softmax: keys that fill up a tile count as unseen. */
-V_FN void group_finish(struct pair_slot *x, const struct nbhd_params *p, const struct key_block *b, int first, float *s,
-                       bool unlike)
-{
-    const int end = nbhd_min(first + GROUP, b->count);
-    if (unlike)
-        scores_finish(x, p, b, first, end, s);
-    for (float *at = s + (end - first) * FWD_LANES; at < s + GROUP_SCORES; at += VF)
-        v_store(at, v_set1(-INFINITY));
-}
-
-/* nv: vectors of lanes, 2 or 4; those of a tile of one or three work on lanes that nobody has. The scores of a group
- * are made beside the softmax of the group before it, those of the next tile's first group beside the last. c->s holds
- * the pairs of all keys, then the scores of two groups. */
-V_FN void block_in_groups(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p,
-                          struct pair_scratch *c, bool unlike, const int nv)
-{
-    const int count = c->b->count, d = p->head_dim, columns = p->head_dim_v;
-    const int step = (d + VP - 1) / VP * VP;
-    const float factor = score_factor(p);
-    uint32_t *pairs = (uint32_t *)(void *)c->s;
-    float *const ring = c->s + WALK_KEYS / 2 * FWD_LANES;
-    float *s = ring + c->ring * GROUP_SCORES, *next = ring + (1 - c->ring) * GROUP_SCORES;
-    struct beside b = {.ahead = &c->ahead, .pairs = pairs_beside(d, nv)};
-    int from = 0; /* keys that are not in the output yet */
-    if (!c->scored)
-        group_scores(x, d, c->keys, s, &b, nv, 0);
-    group_finish(x, p, c->b, 0, s, unlike);
-    c->scored = follow != NULL;
-    for (int key = 0; key < count; key += GROUP) {
-        uint32_t *to = pairs + key / 2 * FWD_LANES;
-        softmax_begin(&b.softmax, s, to, factor, x->reference, x->sum, nv);
-        if (key + GROUP < count) {
-            group_scores(x, d, c->keys + (key + GROUP) * step, next, &b, nv, nv);
-            group_finish(x, p, c->b, key + GROUP, next, unlike);
-        } else if (follow) {
-            group_scores(follow, d, c->keys, next, &b, nv, nv);
-        }
-        while (b.softmax.next < GROUP)
-            softmax_pair(&b.softmax, false, nv);
-        if (softmax_exceeds(&b.softmax, nv)) { /* once more, with a higher reference */
-            if (move_reference(s, GROUP, factor, x->reference, x->sum, x->alpha, nv)) {
-                group_output(x, c, columns, from, key, nv, &b);
-                scale_output(x, columns, nv);
-                from = key;
-            }
-            softmax_begin(&b.softmax, s, to, factor, x->reference, x->sum, nv);
-            while (b.softmax.next < GROUP)
-                softmax_pair(&b.softmax, false, nv);
-        }
-        softmax_end(&b.softmax, x->sum, nv);
-        float *swap = s;
-        s = next;
-        next = swap;
-    }
-    c->ring = s != ring;
-    group_output(x, c, columns, from, (count + VP - 1) / VP * VP, nv, &b);
-}
-
-static void block_of_strip(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p,
-                           struct pair_scratch *c, bool unlike)
-{
-    block_in_groups(x, follow, p, c, unlike, STRIP);
-}
-
-static void block_of_strips(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p,
-                            struct pair_scratch *c, bool unlike)
-{
-    block_in_groups(x, follow, p, c, unlike, 2 * STRIP);
-}
-
+/* Units go through a group's two halves of the queries, then the next group's. The scores of a unit are made beside the
+ * softmax of the one before it, those of the next tile's first unit beside the last. c->s holds the probabilities of
+ * all keys, then the scores of two units. */
 static void pair_block(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p,
                        struct pair_scratch *c, bool unlike)
 {
-    const bool narrow = x->tile.vectors <= STRIP;
-    if (follow && narrow != (follow->tile.vectors <= STRIP))
-        follow = NULL;
-    if (narrow)
-        block_of_strip(x, follow, p, c, unlike);
-    else
-        block_of_strips(x, follow, p, c, unlike);
+    const int d = padded(p->head_dim), columns = padded(p->head_dim_v), groups = (c->b->count + GROUP - 1) / GROUP;
+    const int halves = (x->tile.lanes + UNIT_ROWS - 1) / UNIT_ROWS, units = groups * halves;
+    const float factor = p->scale * LOG2E;
+    uint16_t *const probabilities = (uint16_t *)(void *)c->s;
+    float *const ring = c->s + WALK_KEYS / 2 * FWD_LANES;
+    uint32_t bits[FWD_LANES];
+    const uint32_t *seen = NULL;
+    struct beside b = {.ahead = &c->ahead, .rows = rows_beside(d)};
+    struct row_softmax *const softmax = &b.softmax;
+    softmax->factor = v_set1(p->bias ? 1.0f : factor);
+    if (!c->scored)
+        scores_alone(slot_queries(x), c->keys, d, ring + c->ring * UNIT, &b);
+    for (int u = 0; u < units; u++, c->ring = 1 - c->ring) {
+        const int group = u / halves, half = u % halves, lane = half * UNIT_ROWS;
+        float *const s = ring + c->ring * UNIT, *const next = ring + (1 - c->ring) * UNIT;
+        float *const o = x->ot + lane * columns;
+        if (half == 0)
+            seen = group_seen(c->b, group * GROUP, x->tile.everyone, unlike, bits);
+        if (p->bias)
+            unit_bias(c->b, group * GROUP, &x->tile, lane, factor, s);
+        softmax->s = s;
+        softmax->first = probabilities + half * groups * UNIT;
+        softmax->p = softmax->first + group * UNIT;
+        softmax->reference = x->reference + lane;
+        softmax->from = slot_sums(x, p->head_dim_v, x->turn) + lane * VF;
+        softmax->to = slot_sums(x, p->head_dim_v, x->turn + 1) + lane * VF;
+        softmax->seen = seen ? seen + lane : NULL;
+        if (x->reference[lane] == -FLT_MAX)
+            move_references(softmax, o, columns);
+        softmax_begin(softmax);
+        const bool last = u + 1 == units;
+        const struct pair_slot *of = last ? follow : x;
+        if (of) {
+            const uint16_t *q = slot_queries(of) + (last ? 0 : (u + 1) % halves * UNIT_ROWS * d);
+            const uint16_t *k = c->keys + (last ? 0 : (u + 1) / halves * GROUP * d);
+            if (seen)
+                scores_beside_masked(q, k, d, next, &b);
+            else
+                scores_beside(q, k, d, next, &b);
+        }
+        softmax_rest(softmax);
+        if (softmax_exceeds(softmax)) { /* once more, with higher references */
+            move_references(softmax, o, columns);
+            softmax_begin(softmax);
+            softmax_rest(softmax);
+        }
+        x->turn += half + 1 == halves;
+    }
+    c->scored = follow != NULL;
+    tiles_output(x, c, probabilities, groups, halves, p->head_dim_v);
 }

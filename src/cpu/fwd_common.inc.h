@@ -8,7 +8,7 @@ static inline void pack_queries(float *qt, int width, const char *const *rows, i
 }
 
 /* rows[lane][c] = ot[c][lane] / sum[lane] for c < columns. */
-static void unpack_outputs(const float *ot, int width, char *const *rows, int dtype, int lanes, int vectors,
+static inline void unpack_outputs(const float *ot, int width, char *const *rows, int dtype, int lanes, int vectors,
                            int columns, const float *sum)
 {
     for (int v = 0; v < vectors; v++) {

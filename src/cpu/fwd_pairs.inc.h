@@ -1,12 +1,12 @@
-/* Forward in bfloat16 with products of pairs, in the tiles of broadcast.inc.h: lanes are queries, as there.
+/* Forward in bfloat16 with products of pairs, in the tiles of broadcast.inc.h: up to 64 queries, one a lane.
  *
- *     S[key][64]      = sum over pairs of dimensions of Q[pair][64] * K[key][pair]       float32
- *     P[key pair][64] = exp2(f S - reference)                                            rounded to bfloat16
- *     O[column][64]   = O * alpha + sum over pairs of keys of P[pair][64] * V[pair][column]
+ *     S = Q K^T                 sums over pairs of dimensions    float32
+ *     P = exp2(f S - reference)                                  rounded to bfloat16
+ *     O = O * alpha + P V       sums over pairs of keys          float32
  *
- * A block's keys and values are copied: keys as they are, values in the order that the product wants. The reference is
- * no exact maximum: it moves only where a score exceeds it by PAIR_SLACK, so that O is rarely rescaled; probabilities
- * of up to 2^PAIR_SLACK lose nothing, as both types have the exponents.
+ * A block's keys and values are copied, in the order that the products want. The reference is no exact maximum: it
+ * moves only where a score exceeds it by PAIR_SLACK, so that O is rarely rescaled; probabilities of up to 2^PAIR_SLACK
+ * lose nothing, as both types have the exponents.
  * A kernel file includes simd_avx512bf16.h, this, and the products: dots.inc.h, or amx_products.inc.h over tiles. */
 #include <float.h>
 #include <limits.h>
@@ -48,53 +48,29 @@ V_FN void ask_ahead(struct pair_ahead *a)
     }
 }
 
-/* ---- what a kernel file's products define ----
- * Rows of lanes are FWD_LANES apart, others padded to a multiple of VP. */
+/* ---- what a kernel file's products define ---- */
 
+struct pair_slot;
+struct pair_scratch;
 /* Before and after a thread's tiles. */
 static void pair_begin(void);
 static void pair_end(void);
-struct pair_slot;
-struct pair_scratch;
-/* The rows of a block's values as pair_block wants them: WALK_KEYS times `columns`, padded. */
+/* The rows of a tile's queries as pair_block wants them, zeros in place of those that are not there; what else a tile
+ * begins with. */
+static void pair_queries(struct pair_slot *x, const struct nbhd_params *p);
+/* The tile's outputs and logsumexp. */
+static void pair_outputs(struct pair_slot *x, const struct nbhd_params *p);
+/* The rows of a block's keys and values, WALK_KEYS times `d` or `columns`, padded to a multiple of VP. */
+static void pair_keys(const struct key_block *b, int d, uint16_t *to);
 static void pair_values(const struct key_block *b, int columns, uint16_t *to);
-/* A tile and the block c->b, whose keys and values are c->keys and c->values: scores, scores_finish where `unlike`,
- * softmax, and ot[column][lane] += probabilities times values. follow: the tile that the same keys are for next, or
- * NULL. */
+/* How often pair_block of so many keys asks ahead. */
+static int pair_beats(const struct pair_slot *x, int keys, const struct nbhd_params *p);
+/* A tile and the block c->b, whose keys and values are c->keys and c->values: O += P V for all its keys. unlike: there
+ * is a bias, or lanes do not see all keys. follow: the tile that the same keys are for next, or NULL. */
 static void pair_block(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p,
                        struct pair_scratch *c, bool unlike);
 
 #define PAIR_SLACK 8.0f
-
-/* qt[pair][lane], zeros in lanes that no query has, up to an even number of vectors, and in dimensions from d up to a
- * multiple of VP. */
-static void pack_query_pairs(uint32_t *qt, const char *const *rows, int lanes, int vectors, int d, bool negate)
-{
-    for (int v = 0; v < vectors + vectors % 2; v++)
-        for (int i = 0; i < d; i += VP) {
-            vi x[VF];
-            for (int l = 0; l < VF; l++) {
-                const int lane = v * VF + l;
-                x[l] = v_pair_zero();
-                if (lane < lanes)
-                    x[l] = v_pair_load_part((const uint16_t *)(const void *)rows[lane] + i, nbhd_min(VP, d - i));
-                if (negate)
-                    x[l] = v_pair_negate(x[l]);
-            }
-            v_pair_transpose(x);
-            for (int j = 0; j < VF; j++)
-                v_pair_store(qt + (i / 2 + j) * FWD_LANES + v * VF, x[j]);
-        }
-}
-
-/* to[key][dimension], zeros from d up to a multiple of VP. */
-static void pack_key_pairs(const struct key_block *b, int d, uint16_t *to)
-{
-    for (int i = 0; i < b->count; i++)
-        for (int c = 0; c < d; c += VP, to += VP)
-            v_pair_store((uint32_t *)(void *)to,
-                         v_pair_load_part((const uint16_t *)(const void *)b->k[i] + c, nbhd_min(VP, d - c)));
-}
 
 static bool pair_row_is_odd(const uint16_t *row, int n)
 {
@@ -121,110 +97,6 @@ static int pair_odd_values(struct key_block *b, uint64_t everyone, int columns, 
     return n;
 }
 
-static void add_odd_pair(float *ot, const uint32_t *p, int key, const uint16_t *row, int columns, uint64_t bits)
-{
-    for (int lane = 0; lane < FWD_LANES; lane++)
-        for (int c = 0; c < columns && (bits >> lane & 1); c++) {
-            const uint16_t weight = (uint16_t)(p[key / 2 * FWD_LANES + lane] >> key % 2 * 16);
-            ot[c * FWD_LANES + lane] += nbhd_from_bf16(weight) * nbhd_from_bf16(row[c]);
-        }
-}
-
-/* ---- softmax ---- */
-
-/* Scores s[key][lane] become pairs of probabilities p[key / 2][lane], which may be the same memory. One pair of keys at
- * a time, so that it can be done beside products. */
-struct pair_softmax {
-    const float *s;
-    uint32_t *p;
-    int next; /* key */
-    vf factor, m[V_STRIP], l[V_STRIP], top[V_STRIP];
-};
-
-/* With the reference as it is; softmax_exceeds tells afterwards whether it will do. */
-V_FN void softmax_begin(struct pair_softmax *x, const float *s, uint32_t *p, float factor, const float *reference,
-                        const float *sum, const int nv)
-{
-    x->s = s;
-    x->p = p;
-    x->next = 0;
-    x->factor = v_set1(factor);
-#pragma GCC unroll 4
-    for (int v = 0; v < nv; v++) {
-        x->m[v] = v_load(reference + v * VF);
-        x->l[v] = v_load(sum + v * VF);
-        x->top[v] = v_set1(-INFINITY);
-    }
-}
-
-/* Of the next pair of keys, vectors v .. v + n - 1 for n <= 2. single: it is a last key with none beside it. */
-V_FN void softmax_vectors(struct pair_softmax *x, const bool single, const int v, const int n)
-{
-    const float *at = x->s + x->next * FWD_LANES + v * VF;
-    uint32_t *to = x->p + x->next / 2 * FWD_LANES + v * VF;
-    const int both = single ? n : 2 * n;
-    vf e[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < both; i++) {
-        e[i] = v_fms(v_load(at + i / n * FWD_LANES + i % n * VF), x->factor, x->m[v + i % n]);
-        x->top[v + i % n] = v_max(e[i], x->top[v + i % n]);
-    }
-    v_pair_exp2(e, both);
-#pragma GCC unroll 2
-    for (int i = 0; i < n; i++) {
-        const vf second = single ? v_zero() : e[n + i];
-        x->l[v + i] = v_add(x->l[v + i], v_add(e[i], second));
-        v_pair_store(to + i * VF, v_pair_of(e[i], second));
-    }
-}
-
-V_FN void softmax_pair(struct pair_softmax *x, const bool single, const int nv)
-{
-    const int n = nv < 2 ? 1 : 2;
-#pragma GCC unroll 2
-    for (int v = 0; v < nv; v += n)
-        softmax_vectors(x, single, v, n);
-    x->next += 2;
-}
-
-/* Some score exceeds its lane's reference by more than PAIR_SLACK. */
-V_FN bool softmax_exceeds(const struct pair_softmax *x, const int nv)
-{
-    unsigned higher = 0;
-#pragma GCC unroll 4
-    for (int v = 0; v < nv; v++)
-        higher |= v_less(v_set1(PAIR_SLACK), x->top[v]);
-    return higher != 0;
-}
-
-V_FN void softmax_end(const struct pair_softmax *x, float *sum, const int nv)
-{
-#pragma GCC unroll 4
-    for (int v = 0; v < nv; v++)
-        v_store(sum + v * VF, x->l[v]);
-}
-
-/* Moves the reference of lanes where a score exceeds it by more than PAIR_SLACK, multiplies the sums by alpha, and says
- * whether O must be too: not where those lanes have seen no key yet. */
-V_FN bool move_reference(const float *s, int keys, float factor, float *reference, float *sum, float *alpha,
-                         const int nv)
-{
-    unsigned moved = 0;
-    vf m[V_STRIP];
-    strip_maximum(s, FWD_LANES, keys, m, nv);
-#pragma GCC unroll 4
-    for (int v = 0; v < nv; v++) {
-        const vf old = v_load(reference + v * VF), top = v_mul(m[v], v_set1(factor));
-        const unsigned higher = v_less(v_add(old, v_set1(PAIR_SLACK)), top);
-        const vf now = v_select(higher, top, old), a = v_exp2(v_sub(old, now));
-        moved |= higher & v_less(v_set1(-FLT_MAX), old);
-        v_store(reference + v * VF, now);
-        v_store(alpha + v * VF, a);
-        v_store(sum + v * VF, v_mul(a, v_load(sum + v * VF)));
-    }
-    return moved != 0;
-}
-
 /* ---- tiles ---- */
 
 /* A tile on its way through its keys. Tiles that visit the same keys go through them together, up to FWD_TILES of
@@ -235,32 +107,19 @@ struct pair_slot {
     bool whole; /* all its lanes see the same keys */
     uint32_t *qt;
     float *ot, *reference, *sum, *alpha;
+    bool fresh; /* tiles: ot is not there yet */
+    int turn;   /* tiles: which of two copies of the sums is the present one */
 };
 
 static void slot_begin(struct pair_slot *x, const struct nbhd_params *p)
 {
-    char *rows[FWD_LANES];
-    lane_rows(&x->tile, &p->q, rows);
-    pack_query_pairs(x->qt, (const char *const *)rows, x->tile.lanes, x->tile.vectors, p->head_dim, p->scale < 0.0f);
-    memset(x->ot, 0, (size_t)((p->head_dim_v + VP - 1) / VP * VP) * FWD_LANES * sizeof *x->ot);
     for (int i = 0; i < FWD_LANES; i++) {
         x->reference[i] = -FLT_MAX;
         x->sum[i] = 0.0f;
     }
+    pair_queries(x, p);
     x->walk = walk_begin(p, &x->tile);
     x->whole = !p->bias && sees_alike(&x->tile);
-}
-
-static void slot_end(struct pair_slot *x, const struct nbhd_params *p)
-{
-    const struct tile *t = &x->tile;
-    char *rows[FWD_LANES];
-    lane_rows(t, &p->o, rows);
-    unpack_outputs(x->ot, FWD_LANES, rows, NBHD_BF16, t->lanes, t->vectors, p->head_dim_v, x->sum);
-    if (!p->lse.data)
-        return;
-    lane_rows(t, &p->lse, rows);
-    store_lse(rows, t->lanes, t->vectors, x->reference, x->sum);
 }
 
 struct pair_scratch {
@@ -275,27 +134,6 @@ struct pair_scratch {
     const uint16_t *odd_row[WALK_KEYS];
     struct pair_ahead ahead;
 };
-
-/* Scores s of keys [begin, end) of the block get the bias, and -infinity in lanes that do not see the key. */
-static void scores_finish(const struct pair_slot *x, const struct nbhd_params *p, const struct key_block *b, int begin,
-                          int end, float *s)
-{
-    if (p->bias)
-        strip_bias(b, begin, end, &x->tile, fabsf(p->scale) * LOG2E, s, FWD_LANES, 0, x->tile.vectors);
-    strip_mask(b, begin, end, x->tile.everyone, s, FWD_LANES, 0, x->tile.vectors);
-}
-
-/* What the softmax multiplies scores by, in powers of two. */
-static float score_factor(const struct nbhd_params *p) { return p->bias ? 1.0f : fabsf(p->scale) * LOG2E; }
-
-/* Of the keys [begin, end) of the block, given its pairs of probabilities. */
-static void add_odd_pairs(struct pair_slot *x, const struct pair_scratch *c, int columns, const uint32_t *pairs,
-                          int begin, int end)
-{
-    for (int i = 0; i < c->odds; i++)
-        if (c->odd[i] >= begin && c->odd[i] < end)
-            add_odd_pair(x->ot, pairs, c->odd[i], c->odd_row[i], columns, c->b->bits[c->odd[i]]);
-}
 
 static void slot_block(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p,
                        struct pair_scratch *c)
@@ -325,13 +163,6 @@ static struct key_block *slot_keys(struct pair_slot *x, const struct nbhd_params
     return first;
 }
 
-/* How often a tile's products of a block of so many keys ask ahead: for every VP keys, a strip of two vectors of lanes,
- * and VP dimensions. */
-static int block_beats(int keys, int vectors, const struct nbhd_params *p)
-{
-    return (keys + VP - 1) / VP * ((vectors + 1) / 2) * ((p->head_dim + VP - 1) / VP + (p->head_dim_v + VP - 1) / VP);
-}
-
 static void run_slots(struct pair_slot *slots, int n, const struct nbhd_params *p, struct pair_scratch *c)
 {
     for (int i = 0; i < n; i++)
@@ -340,10 +171,10 @@ static void run_slots(struct pair_slot *slots, int n, const struct nbhd_params *
     bool more = walk_block(p, &slots[0].tile, &slots[0].walk, now);
     while (more) {
         more = walk_block(p, &slots[0].tile, &slots[0].walk, next);
-        const int beats = n * block_beats(now->count, slots[0].tile.vectors, p);
+        const int beats = n * pair_beats(&slots[0], now->count, p);
         c->ahead = (struct pair_ahead){.b = next, .d = p->head_dim, .columns = p->head_dim_v, .beats = beats};
         c->b = now;
-        pack_key_pairs(now, p->head_dim, c->keys);
+        pair_keys(now, p->head_dim, c->keys);
         c->packed = false;
         slot_block(&slots[0], n > 1 ? &slots[1] : NULL, p, c);
         for (int i = 1; i < n; i++) {
@@ -355,7 +186,7 @@ static void run_slots(struct pair_slot *slots, int n, const struct nbhd_params *
         next = swap;
     }
     for (int i = 0; i < n; i++)
-        slot_end(&slots[i], p);
+        pair_outputs(&slots[i], p);
 }
 
 struct pair_call {

@@ -10,7 +10,7 @@
 
 #define FWD_LANES 64 /* queries in a broadcast tile: one bit each */
 #define FWD_BLOCK 96 /* keys whose scores are held at once, a multiple of 6: 24 KiB */
-#define FWD_MOST_BLOCK 192 /* the same, of rows that ask for another number: struct nbhd_fwd_machine */
+#define FWD_MOST_BLOCK 256 /* the same, of rows that ask for another number: struct nbhd_fwd_machine */
 #define FWD_TILES 8 /* most broadcast tiles that go through the same keys together */
 #define FWD_COPY_TILES 4 /* so many tiles are worth a copy of keys that lie far apart */
 #define FWD_ROWS  4  /* query rows of a permuted tile, a vector each */
@@ -87,6 +87,7 @@ struct nbhd_fwd_price {
 struct nbhd_fwd_machine {
     int vf, columns;   /* VF, V_COLUMNS */
     int block;         /* keys of a block of pairs; else FWD_BLOCK */
+    size_t sums;       /* of a tile of pairs, beside its outputs: bytes */
     size_t lane_block; /* sizeof(struct lane_block) */
     struct nbhd_fwd_price price; /* of fwd_pairs.inc.h, bfloat16 only; product 0: of fwd_broadcast.inc.h, in float32 */
     bool unfolded; /* run knows no struct nbhd_fold */

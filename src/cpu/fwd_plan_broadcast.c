@@ -141,7 +141,7 @@ static void place_broadcast(const nbhd_desc *d, struct nbhd_fwd *f, const struct
     const size_t k = (size_t)nbhd_whole(d->head_dim, pairs ? 2 * vf : vf);
     const size_t v = (size_t)nbhd_whole(d->head_dim_v, pairs ? 2 * vf : vf);
     f->q_size = pairs ? k / 2 * row : (size_t)d->head_dim * row;
-    f->o_size = (pairs ? v : (size_t)d->head_dim_v) * row;
+    f->o_size = (pairs ? v : (size_t)d->head_dim_v) * row + m->sums;
     const size_t tiles = (size_t)(f->together = most_together(f, pairs));
     f->at_q = nbhd_place(&f->scratch, tiles * f->q_size);
     f->at_o = nbhd_place(&f->scratch, tiles * f->o_size);

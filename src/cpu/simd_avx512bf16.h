@@ -16,6 +16,14 @@ V_FN vi v_pair_load_part(const uint16_t *p, int n)
 {
     return n == VP ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16((__mmask32)((1ull << n) - 1), p);
 }
+/* The first n <= VP values. */
+V_FN void v_pair_store_part(uint16_t *p, vi x, int n)
+{
+    if (n == VP)
+        _mm512_storeu_si512(p, x);
+    else
+        _mm512_mask_storeu_epi16(p, (__mmask32)((1ull << n) - 1), x);
+}
 /* All lanes: the pair at p. */
 V_FN vi v_pair_set1(const uint32_t *p) { return _mm512_set1_epi32((int)*p); }
 V_FN vi v_pair_negate(vi x) { return _mm512_xor_si512(x, v_iset1((int)0x80008000u)); }
@@ -39,6 +47,33 @@ V_FN void v_pair_exp2(vf *x, const int n)
     for (int i = 0; i < n; i++)
         x[i] = _mm512_scalef_ps(y[i], x[i]);
 }
+/* The same, with fewer multiply-adds and more of what runs beside tiles (docs/notes/cpu-bf16.md): the first five bits
+ * of the fraction by a table, the rest by a polynomial of degree 2. */
+V_FN void v_pair_exp2_lookup(vf *x, const int n)
+{
+    static const float table[32] = {
+        1.0f, 1.0218972f, 1.04427373f, 1.06714046f, 1.09050775f, 1.1143868f, 1.13878858f, 1.1637249f,
+        1.18920708f, 1.21524739f, 1.24185777f, 1.26905096f, 1.29683959f, 1.32523668f, 1.35425556f, 1.38390994f,
+        1.41421354f, 1.44518077f, 1.47682619f, 1.50916445f, 1.54221082f, 1.5759809f, 1.61049032f, 1.64575553f,
+        1.68179286f, 1.71861935f, 1.75625217f, 1.79470909f, 1.8340081f, 1.87416768f, 1.91520655f, 1.95714414f,
+    };
+    const vf low = v_load(table), high = v_load(table + VF), magic = v_set1(0x1.8p23f / 32); /* counts in 1/32 */
+    vf f[4], y[4], step[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) {
+        step[i] = _mm512_add_round_ps(x[i], magic, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+        f[i] = _mm512_reduce_ps(x[i], 5 << 4 | _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) {
+        step[i] = v_lookup(low, high, _mm512_castps_si512(step[i]));
+        y[i] = v_fma(f[i], v_set1(0.24265276f), v_set1(0.69312373f));
+        f[i] = v_mul(f[i], step[i]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++)
+        x[i] = _mm512_scalef_ps(v_fma(y[i], f[i], step[i]), x[i]);
+}
 /* From here to v_flush_end this thread's subnormal floats are 0, as dot products take them anyway: others are slow. */
 V_FN unsigned v_flush_begin(void)
 {
@@ -47,6 +82,8 @@ V_FN unsigned v_flush_begin(void)
     return state;
 }
 V_FN void v_flush_end(unsigned state) { _mm_setcsr(state); }
+/* Lanes in bits: x | y, others x. */
+V_FN vi v_pair_or(vi x, vi y, unsigned bits) { return _mm512_mask_or_epi32(x, (__mmask16)bits, x, y); }
 /* As v_keep. */
 V_FN vi v_pair_keep(vi x)
 {
@@ -60,6 +97,8 @@ V_FN vi v_pair_of(vf low, vf high)
                                       19, 3, 18, 2, 17, 1, 16, 0);
     return _mm512_permutexvar_epi16(order, (vi)_mm512_cvtne2ps_pbh(high, low));
 }
+/* The values of low, then those of high, rounded to nearest even. */
+V_FN vi v_pair_round(vf low, vf high) { return (vi)_mm512_cvtne2ps_pbh(high, low); }
 /* sum + the pairs' products: lane l adds a[2 l] b[2 l] and a[2 l + 1] b[2 l + 1]. Subnormal values count as 0. */
 V_FN vf v_pair_dot(vf sum, vi a, vi b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
 /* The same of pairs that travel as floats, in the order of v_fma. */
@@ -81,6 +120,11 @@ V_FN vi v_pair_zip_high(vi a, vi b)
  * ones that + 4. */
 V_FN vi v_pair_mix_low(vi a, vi b) { return _mm512_unpacklo_epi16(a, b); }
 V_FN vi v_pair_mix_high(vi a, vi b) { return _mm512_unpackhi_epi16(a, b); }
+/* Values in that order, the lower ones' then the higher ones', back in their own. */
+V_FN vi v_pair_unmix(vi x)
+{
+    return _mm512_permutexvar_epi64(_mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0), x);
+}
 /* Some value is a NaN or an infinity. */
 V_FN bool v_pair_is_odd(vi x)
 {
