@@ -286,7 +286,8 @@ static void check_integers_of(const struct nbhd_kernel *k, const char *line)
     if (!CHECK(execute(&p, k->name, &exact), "%s '%s': %s", k->name, line, nbhd_last_error()))
         goto done;
     double worst = difference(p.data[DQ], sums, p.bytes[DQ], p.desc.dtype, &largest);
-    CHECK(worst <= 5e-3 * largest, "%s '%s': dQ is off by %.3g of %.3g", k->name, line, worst, largest);
+    /* The plans' boxes may differ, and with them whether P is rounded; one unit of bfloat16 is up to 1/128. */
+    CHECK(worst <= 1e-2 * largest, "%s '%s': dQ is off by %.3g of %.3g", k->name, line, worst, largest);
     nbhd_cu.cuMemsetD8Async((uintptr_t)p.data[K], 0xff, row, NULL); /* NaN */
     nbhd_plan_destroy(&exact);
     if (prepare_backward(&p) && execute(&p, k->name, &exact))
@@ -304,7 +305,7 @@ static void check_integers(void)
 {
     for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++)
         if (!strcmp(k->name, "cuda.bwd_sm90")) {
-            check_integers_of(k, "bf16 h4/2 d128 64x64 w33x40");
+            check_integers_of(k, "bf16 h16/8 d128 64x64 w48x48");
             check_integers_of(k, "bf16 b2 h2 d64 4000 w2000");
         }
 }
