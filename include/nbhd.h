@@ -119,7 +119,8 @@ typedef struct nbhd_plan nbhd_plan;
 enum {
     NBHD_PLAN_NO_JIT = 1,        /* use only kernels that are compiled or cached already */
     NBHD_PLAN_MEASURE = 2,       /* CPU: time the candidates, and remember the winner as wisdom (below) */
-    NBHD_PLAN_DETERMINISTIC = 4, /* the same bits at every execution, also where that is slower */
+    NBHD_PLAN_DETERMINISTIC = 4, /* the same bits at every execution, also where that is slower; cuda.bwd_sm90 then adds
+                                    some dQ up in integers (docs/cuda.md: how they round, and what infinities do) */
     NBHD_PLAN_ALIGNED = 8        /* CUDA: addresses and strides in bytes will be multiples of 16. No second kernel is
                                     planned and compiled for others, which nbhd_execute then refuses as
                                     NBHD_ERROR_UNSUPPORTED */
