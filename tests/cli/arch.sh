@@ -17,7 +17,7 @@ NBHD_NVRTC=/dev/null/nvrtc NBHD_CACHE_DIR=$PWD t plan "$line" --arch sm_75,86 --
 nbhd jit "$line" --arch sm_90 >/dev/null 2>&1 || exec sed -n '/^Hopper/,$p' "$ROOT/tests/cli/arch.exact"
 echo "Hopper:"
 for flag in "" --deterministic; do
-    nbhd plan "$line" --arch 90a $flag | grep -oE 'on sm.*|dQ added up|dQ: queries'
+    nbhd plan "$line" --arch 90a $flag | grep -oE 'on sm.*|dQ added up in [a-z0-9]*|dQ: queries'
     nbhd plan "$line" --arch sm_90 $flag --json | grep -oE '"arch".*"deterministic": [a-z]*'
     nbhd jit "$line" --arch sm_90 $flag | grep -o '^bwd_sm90[a-z_]*' | sort | tr '\n' ' '
     echo
