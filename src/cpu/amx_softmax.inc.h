@@ -59,9 +59,10 @@ static __attribute__((noinline)) void softmax_rest(struct row_softmax *x)
 }
 
 /* Some score exceeds its row's reference by so much that the sum of two probabilities is more than 2^PAIR_SLACK. */
-V_FN bool softmax_exceeds(const struct row_softmax *x) { return v_less(v_set1(0x1p8f), x->top) != 0; }
-
-NBHD_STATIC_ASSERT(PAIR_SLACK == 8.0f, "softmax_exceeds has 2^PAIR_SLACK");
+V_FN bool softmax_exceeds(const struct row_softmax *x)
+{
+    return v_less(v_set1((float)(1 << (int)PAIR_SLACK)), x->top) != 0;
+}
 
 /* top[row]: the largest of the scores that it sees, in powers of two. */
 static void row_maxima(const struct row_softmax *x, float top[UNIT_ROWS])
