@@ -46,12 +46,9 @@ static void pair_queries(struct pair_slot *x, const struct nbhd_params *p)
     const int d = p->head_dim, end = (x->tile.lanes + UNIT_ROWS - 1) / UNIT_ROWS * UNIT_ROWS;
     lane_rows(&x->tile, &p->q, rows);
     for (int lane = 0; lane < end; lane++)
-        for (int i = 0; i < d; i += VP, to += VP) {
-            const uint16_t *row = (const uint16_t *)(const void *)rows[nbhd_min(lane, x->tile.lanes - 1)];
-            const bool there = lane < x->tile.lanes;
+        for (int i = 0; i < d; i += VP, to += VP)
             v_pair_store((uint32_t *)(void *)to,
-                         there ? v_pair_load_part(row + i, nbhd_min(VP, d - i)) : v_pair_zero());
-        }
+                         pair_load(rows[nbhd_min(lane, x->tile.lanes - 1)], lane < x->tile.lanes, i, d));
     for (int lane = x->tile.lanes; lane < end; lane++)
         x->reference[lane] = 0; /* as their scores: it need not move */
     memset(slot_sums(x, p->head_dim_v, 0), 0, SUMS * sizeof(float));
@@ -66,11 +63,8 @@ static void pair_keys(const struct key_block *b, int d, uint16_t *to)
     for (int key = 0; key < end; key += VF)
         for (int i = 0; i < d; i += VP) {
             vi x[VF];
-            for (int k = 0; k < VF; k++) {
-                const uint16_t *row = (const uint16_t *)(const void *)b->k[nbhd_min(key + k, b->count - 1)];
-                const bool there = key + k < b->count;
-                x[k] = there ? v_pair_load_part(row + i, nbhd_min(VP, d - i)) : v_pair_zero();
-            }
+            for (int k = 0; k < VF; k++)
+                x[k] = pair_load(b->k[nbhd_min(key + k, b->count - 1)], key + k < b->count, i, d);
             v_pair_transpose(x);
             for (int k = 0; k < VF; k++, to += VP)
                 v_pair_store((uint32_t *)(void *)to, x[k]);
@@ -84,11 +78,8 @@ static void pair_values(const struct key_block *b, int columns, uint16_t *to)
             const int even = key + 2 * i, odd = even + 1;
             uint16_t *at = to + i * VP;
             for (int c = 0; c < columns; c += VP, at += 2 * TILE) {
-                const int n = nbhd_min(VP, columns - c);
-                const uint16_t *x = (const uint16_t *)(const void *)b->v[nbhd_min(even, b->count - 1)];
-                const uint16_t *y = (const uint16_t *)(const void *)b->v[nbhd_min(odd, b->count - 1)];
-                const vi low = even < b->count ? v_pair_load_part(x + c, n) : v_pair_zero();
-                const vi high = odd < b->count ? v_pair_load_part(y + c, n) : v_pair_zero();
+                const vi low = pair_load(b->v[nbhd_min(even, b->count - 1)], even < b->count, c, columns);
+                const vi high = pair_load(b->v[nbhd_min(odd, b->count - 1)], odd < b->count, c, columns);
                 v_pair_store((uint32_t *)(void *)at, v_pair_mix_low(low, high));
                 v_pair_store((uint32_t *)(void *)(at + TILE), v_pair_mix_high(low, high));
             }
@@ -119,10 +110,6 @@ static void pair_outputs(struct pair_slot *x, const struct nbhd_params *p)
             v_pair_store_part(to + c, v_pair_unmix(row), nbhd_min(VP, columns - c));
         }
     }
-    if (!p->lse.data)
-        return;
-    lane_rows(t, &p->lse, rows);
-    store_lse(rows, t->lanes, t->vectors, x->reference, x->sum);
 }
 
 /* ---- scores ---- */
@@ -147,6 +134,23 @@ V_FN void softmax_beside(struct row_softmax *x, int rows, const enum softmax_kin
 /* How many, an even number, so that they last for all products. */
 static int rows_beside(int d) { return (UNIT_ROWS / 2 - 1) / (2 * padded(d) / VP) * 2 + 2; }
 
+/* The sums, tiles 0 .. 3: of 16 rows from x on and 16 from `below` on, `step` bytes apart, of 32 columns. */
+V_FN void sums_zero(void)
+{
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    TILE_ZERO(2);
+    TILE_ZERO(3);
+}
+
+V_FN void sums_store(float *x, float *below, int step)
+{
+    TILE_STORE(0, x, step);
+    TILE_STORE(1, x + VF, step);
+    TILE_STORE(2, below, step);
+    TILE_STORE(3, below + VF, step);
+}
+
 /* s[32 queries][32 keys], of queries and keys of `d` dimensions, a multiple of VP. */
 V_FN void unit_scores(const uint16_t *q, const uint16_t *k, int d, float *s, struct beside *x,
                       const enum softmax_kind kind)
@@ -154,10 +158,7 @@ V_FN void unit_scores(const uint16_t *q, const uint16_t *k, int d, float *s, str
     const uint16_t *const below = q + TILE_ROWS * d, *const right = k + TILE_ROWS * d;
     struct row_softmax softmax = x->softmax;
     TILE_FENCE();
-    TILE_ZERO(0);
-    TILE_ZERO(1);
-    TILE_ZERO(2);
-    TILE_ZERO(3);
+    sums_zero();
 #pragma GCC unroll 4
     for (int i = 0; i < d; i += VP) {
         TILE_LOAD(4, q + i, d * 2);
@@ -172,10 +173,7 @@ V_FN void unit_scores(const uint16_t *q, const uint16_t *k, int d, float *s, str
         softmax_beside(&softmax, x->rows - 2, kind);
     }
     ask_ahead(x->ahead);
-    TILE_STORE(0, s, SCORE_STEP);
-    TILE_STORE(1, s + VF, SCORE_STEP);
-    TILE_STORE(2, s + TILE_ROWS * GROUP, SCORE_STEP);
-    TILE_STORE(3, s + TILE_ROWS * GROUP + VF, SCORE_STEP);
+    sums_store(s, s + TILE_ROWS * GROUP, SCORE_STEP);
     TILE_FENCE();
     x->softmax.next = softmax.next;
     x->softmax.top = softmax.top;
@@ -219,10 +217,7 @@ static __attribute__((noinline)) void unit_output(const uint16_t *p, int groups,
 {
     float *const below = o + TILE_ROWS * step / 4;
     if (fresh) {
-        TILE_ZERO(0);
-        TILE_ZERO(1);
-        TILE_ZERO(2);
-        TILE_ZERO(3);
+        sums_zero();
     } else {
         TILE_LOAD(0, o, step);
         TILE_LOAD(1, o + VF, step);
@@ -240,10 +235,7 @@ static __attribute__((noinline)) void unit_output(const uint16_t *p, int groups,
         TILE_DOT(3, 5, 7);
     }
     ask_ahead(ahead);
-    TILE_STORE(0, o, step);
-    TILE_STORE(1, o + VF, step);
-    TILE_STORE(2, below, step);
-    TILE_STORE(3, below + VF, step);
+    sums_store(o, below, step);
 }
 
 /* Of the values that are not in c->values: pair_odd_values. */

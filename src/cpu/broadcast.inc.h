@@ -533,3 +533,18 @@ static inline bool same_keys(const struct tile *a, const struct tile *b)
                 a->axis[i].any.end == b->axis[i].any.end;
     return same;
 }
+
+/* The tiles from number `first` on, up to `end` and `most`, that see the same keys, to where `tile` points; returns how
+ * many. */
+static inline int take_tiles(struct tile *const *tile, int most, const struct nbhd_params *p, const struct nbhd_fwd *f,
+                             long long first, long long end)
+{
+    int n = 1;
+    tile_number(tile[0], p, f, first);
+    for (; n < most && first + n < end; n++) {
+        tile_number(tile[n], p, f, first + n);
+        if (!same_keys(tile[0], tile[n]))
+            break;
+    }
+    return n;
+}

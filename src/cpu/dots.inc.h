@@ -62,12 +62,9 @@ static void pair_values(const struct key_block *b, int columns, uint16_t *to)
     const int step = (columns + VP - 1) / VP * VP;
     uint32_t *pairs = (uint32_t *)(void *)to;
     for (int i = 0; i < b->count; i += 2, pairs += step) {
-        const uint16_t *x = (const uint16_t *)(const void *)b->v[i];
-        const uint16_t *y = (const uint16_t *)(const void *)b->v[i + 1];
         for (int c = 0; c < columns; c += VP) {
-            const int n = nbhd_min(VP, columns - c);
-            const vi low = v_pair_load_part(x + c, n);
-            const vi high = i + 1 < b->count ? v_pair_load_part(y + c, n) : v_pair_zero();
+            const vi low = pair_load(b->v[i], true, c, columns);
+            const vi high = pair_load(b->v[i + 1], i + 1 < b->count, c, columns);
             v_pair_store(pairs + c, v_pair_zip_low(low, high));
             v_pair_store(pairs + c + VF, v_pair_zip_high(low, high));
         }
@@ -80,10 +77,6 @@ static void pair_outputs(struct pair_slot *x, const struct nbhd_params *p)
     char *rows[FWD_LANES];
     lane_rows(t, &p->o, rows);
     unpack_outputs(x->ot, FWD_LANES, rows, NBHD_BF16, t->lanes, t->vectors, p->head_dim_v, x->sum);
-    if (!p->lse.data)
-        return;
-    lane_rows(t, &p->lse, rows);
-    store_lse(rows, t->lanes, t->vectors, x->reference, x->sum);
 }
 
 /* ---- softmax ---- */

@@ -3,7 +3,10 @@
 #include "cpu/fwd_pairs.inc.h"
 #include "cpu/amx_products.inc.h"
 
-static const struct nbhd_fwd_machine machine = {.vf = VF, .columns = V_COLUMNS, .block = WALK_KEYS, .sums = 2 * SUMS * sizeof(float),
+static const struct nbhd_fwd_machine machine = {.vf = VF,
+                                                .columns = V_COLUMNS,
+                                                .block = WALK_KEYS,
+                                                .sums = 2 * SUMS * sizeof(float),
                                                 .price = {0.05, 22.0, 14.0, 0.8}};
 
 static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])

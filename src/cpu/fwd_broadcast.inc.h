@@ -4,9 +4,9 @@
  *     P[key][64]    = exp2(f S - running maximum)   maximum and sum run down the keys: no horizontal step
  *     O[column][64] = O * alpha + P[key][64] * V[key][column]
  *
- * for blocks of FWD_BLOCK keys of the box that is the union of the lanes' windows. A key that some lane does not see has
- * its score replaced there by -inf; if its value row holds a NaN or infinity, which 0 would not silence, it is added to
- * the lanes that see it one by one. Included by fwd.inc.h. */
+ * for blocks of FWD_BLOCK keys of the box that is the union of the lanes' windows. A key that some lane does not see
+ * has its score replaced there by -inf; if its value row holds a NaN or infinity, which 0 would not silence, it is
+ * added to the lanes that see it one by one. Included by fwd.inc.h. */
 
 /* Lanes go by strips of V_STRIP vectors, each with its rows of queries, scores and outputs side by side, and each done
  * with a block of keys before the next begins. */
@@ -248,24 +248,18 @@ static void run_slots(struct slot *slots, int n, const struct nbhd_params *p, co
 static void broadcast_task(const struct nbhd_params *p, const struct nbhd_fwd *f, long long task, char *scratch)
 {
     struct slot slots[FWD_TILES];
+    struct tile *tiles[FWD_TILES];
     memset(scratch + f->at_zeros, 0, (size_t)p->head_dim_v * sizeof(float));
     for (int i = 0; i < f->together; i++) {
         slots[i].qt = (float *)(scratch + f->at_q + (size_t)i * f->q_size);
         slots[i].ot = (float *)(scratch + f->at_o + (size_t)i * f->o_size);
         slots[i].lanes = (float *)(scratch + f->at_lanes) + 3 * FWD_LANES * i;
+        tiles[i] = &slots[i].tile;
     }
     const long long end = (task + 1) * f->run < f->tiles ? (task + 1) * f->run : f->tiles;
-    int n = 0;
-    for (long long i = task * f->run; i < end; i++) {
-        if (n == 0)
-            tile_number(&slots[0].tile, p, f, i);
-        n++;
-        if (n < f->together && i + 1 < end) {
-            tile_number(&slots[n].tile, p, f, i + 1);
-            if (same_keys(&slots[0].tile, &slots[n].tile))
-                continue;
-        }
+    int n;
+    for (long long i = task * f->run; i < end; i += n) {
+        n = take_tiles(tiles, f->together, p, f, i, end);
         run_slots(slots, n, p, f, scratch);
-        n = 0;
     }
 }

@@ -58,7 +58,7 @@ static void pair_end(void);
 /* The rows of a tile's queries as pair_block wants them, zeros in place of those that are not there; what else a tile
  * begins with. */
 static void pair_queries(struct pair_slot *x, const struct nbhd_params *p);
-/* The tile's outputs and logsumexp. */
+/* The tile's outputs; x->sum is then what they were divided by. */
 static void pair_outputs(struct pair_slot *x, const struct nbhd_params *p);
 /* The rows of a block's keys and values, WALK_KEYS times `d` or `columns`, padded to a multiple of VP. */
 static void pair_keys(const struct key_block *b, int d, uint16_t *to);
@@ -72,6 +72,12 @@ static void pair_block(struct pair_slot *x, const struct pair_slot *follow, cons
 
 #define PAIR_SLACK 8.0f
 
+/* VP values from column c of a row of n; zeros after those, and of a row that is not there. */
+V_FN vi pair_load(const void *row, bool there, int c, int n)
+{
+    return there ? v_pair_load_part((const uint16_t *)row + c, nbhd_min(VP, n - c)) : v_pair_zero();
+}
+
 static bool pair_row_is_odd(const uint16_t *row, int n)
 {
     bool odd = false;
@@ -80,7 +86,7 @@ static bool pair_row_is_odd(const uint16_t *row, int n)
     return odd;
 }
 
-/* As block_odd_values of fwd_broadcast.inc.h: values that are not finite, of keys that some lane does not see, leave
+/* As take_odd_values of fwd_broadcast.inc.h: values that are not finite, of keys that some lane does not see, leave
  * the block's product, to be added to the lanes that do. */
 static int pair_odd_values(struct key_block *b, uint64_t everyone, int columns, const float *zeros, int odd[WALK_KEYS],
                            const uint16_t *odd_row[WALK_KEYS])
@@ -120,6 +126,16 @@ static void slot_begin(struct pair_slot *x, const struct nbhd_params *p)
     pair_queries(x, p);
     x->walk = walk_begin(p, &x->tile);
     x->whole = !p->bias && sees_alike(&x->tile);
+}
+
+static void slot_end(struct pair_slot *x, const struct nbhd_params *p)
+{
+    char *rows[FWD_LANES];
+    pair_outputs(x, p);
+    if (!p->lse.data)
+        return;
+    lane_rows(&x->tile, &p->lse, rows);
+    store_lse(rows, x->tile.lanes, x->tile.vectors, x->reference, x->sum);
 }
 
 struct pair_scratch {
@@ -186,7 +202,7 @@ static void run_slots(struct pair_slot *slots, int n, const struct nbhd_params *
         next = swap;
     }
     for (int i = 0; i < n; i++)
-        pair_outputs(&slots[i], p);
+        slot_end(&slots[i], p);
 }
 
 struct pair_call {
@@ -209,27 +225,21 @@ static void pair_task(void *context, long long task, int thread)
                              .blocks = (struct key_block *)(void *)(scratch + f->at_block)};
     memset(scratch + f->at_zeros, 0, (size_t)p->head_dim_v * sizeof(float));
     struct pair_slot slots[FWD_TILES];
+    struct tile *tiles[FWD_TILES];
     for (int i = 0; i < FWD_TILES; i++) {
         slots[i].qt = (uint32_t *)(void *)(scratch + f->at_q + (size_t)i * f->q_size);
         slots[i].ot = (float *)(void *)(scratch + f->at_o + (size_t)i * f->o_size);
         slots[i].reference = (float *)(void *)(scratch + f->at_lanes) + 3 * FWD_LANES * i;
         slots[i].sum = slots[i].reference + FWD_LANES;
         slots[i].alpha = slots[i].sum + FWD_LANES;
+        tiles[i] = &slots[i].tile;
     }
     const unsigned state = v_flush_begin();
     pair_begin();
-    int n = 0;
-    for (long long i = task * f->run; i < end; i++) {
-        if (n == 0)
-            tile_number(&slots[0].tile, p, f, i);
-        n++;
-        if (n < FWD_TILES && i + 1 < end) {
-            tile_number(&slots[n].tile, p, f, i + 1);
-            if (same_keys(&slots[0].tile, &slots[n].tile))
-                continue;
-        }
+    int n;
+    for (long long i = task * f->run; i < end; i += n) {
+        n = take_tiles(tiles, FWD_TILES, p, f, i, end);
         run_slots(slots, n, p, &c);
-        n = 0;
     }
     pair_end();
     v_flush_end(state);

@@ -84,12 +84,6 @@ V_FN unsigned v_flush_begin(void)
 V_FN void v_flush_end(unsigned state) { _mm_setcsr(state); }
 /* Lanes in bits: x | y, others x. */
 V_FN vi v_pair_or(vi x, vi y, unsigned bits) { return _mm512_mask_or_epi32(x, (__mmask16)bits, x, y); }
-/* As v_keep. */
-V_FN vi v_pair_keep(vi x)
-{
-    __asm__("" : "+v"(x));
-    return x;
-}
 /* Lane l: the pair of low[l] and high[l], rounded to nearest even. */
 V_FN vi v_pair_of(vf low, vf high)
 {
