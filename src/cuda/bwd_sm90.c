@@ -59,8 +59,8 @@ static int by_ms(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Both ways to dQ: added up beside dK and dV, in integers where the plan is deterministic, or by a kernel of its own; the
- * best first. The integers' bounds do not know extra keys. */
+/* Both ways to dQ: added up beside dK and dV, in integers where the plan is deterministic, or by a kernel of its
+ * own; the best first. The integers' bounds do not know extra keys. */
 static int find_plans(const struct nbhd_problem *problem, const struct nbhd_cuda_machine *machine,
                       struct nbhd_sm90_bwd_plan *plans)
 {

@@ -4,8 +4,8 @@
  *     S = K Q^T    P = exp2(S scale - lse)    dP = V dO^T    dS = P (dP - delta)    dV += P dO    dK += dS Q
  * with P and dS in registers. dS goes through shared memory, as [query][key], to the product of all 128 keys that
  * is the tile's part of dQ^T = K^T dS^T; a bulk reduction adds it to a dQ in the workspace, in float32 or, for the same
- * bits in every run, in integers (device/sums_sm90.cuh). The warpgroups take turns with it, box by box, so that they are out of step: one's products hide what the other does between its own.
- * Without dQ: bwd_sm90_keys.cu.
+ * bits in every run, in integers (device/sums_sm90.cuh). The warpgroups take turns with it, box by box, so that they
+ * are out of step: one's products hide what the other does between its own. Without dQ: bwd_sm90_keys.cu.
  *
  *     warpgroup 0      warp 0: K, V, Q boxes, and what each box needs of a mask    warp 1: dO boxes and
  *                      statistics    warp 2: adds dQ to the workspace    warp 3: clears and converts
@@ -127,8 +127,8 @@ NBHD_FN void issue_dq(float *dq, unsigned long long k, unsigned long long ds)
     wgmma_commit();
 }
 
-/* Where a thread stages its part of 64 rows of dQ^T, two chunks of 32 columns of each query, 128-byte swizzle: row r and
- * query c of its first four elements; 8 queries further, 1024 bytes further. */
+/* Where a thread stages its part of 64 rows of dQ^T, two chunks of 32 columns of each query, 128-byte swizzle: row r
+ * and query c of its first four elements; 8 queries further, 1024 bytes further. */
 NBHD_FN unsigned place_of_dq(unsigned place, int r, int c)
 {
     int thread = threadIdx.x, g = thread >> 2 & 7, q = 2 * (thread & 3) + c, warp = thread >> 5 & 3;

@@ -72,7 +72,8 @@ NBHD_FN float element_of(uint4 x, int i)
 
 /* The largest |k| and |row of v|^2 of a head's keys, block by block. */
 extern "C" __global__ void __launch_bounds__(THREADS)
-    nbhd_bwd_sm90_bounds(const __grid_constant__ struct nbhd_params p, const __grid_constant__ struct nbhd_bwd_rows rows)
+    nbhd_bwd_sm90_bounds(const __grid_constant__ struct nbhd_params p,
+                         const __grid_constant__ struct nbhd_bwd_rows rows)
 {
     __shared__ float of_warp[2][THREADS / 32];
     const int each = THREADS / NBHD_LANES, piece = threadIdx.x % NBHD_LANES, warp = threadIdx.x / 32;
@@ -139,8 +140,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         uint4 dout = *(const uint4 *)(address(&p.dout, batch, head, &q) + 16 * piece);
         unsigned a[4] = {o.x, o.y, o.z, o.w}, b[4] = {dout.x, dout.y, dout.z, dout.w};
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-        {
+        for (int i = 0; i < 4; i++) {
             sum += element(a[i], 0) * element(b[i], 0) + element(a[i], 1) * element(b[i], 1);
             squared += element(b[i], 0) * element(b[i], 0) + element(b[i], 1) * element(b[i], 1);
         }
@@ -152,7 +152,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     sum = sum_of_lanes(sum);
     if (inside && p.dlse.data)
         sum -= *(const float *)address(&p.dlse, batch, head, &q);
-    float bound = NBHD_INTEGERS ? bound_of(rows.bounds + unit * (2 * NBHD_BWD_SM90_BOUNDS), sum_of_lanes(squared), sum) : 0;
+    float bound =
+        NBHD_INTEGERS ? bound_of(rows.bounds + unit * (2 * NBHD_BWD_SM90_BOUNDS), sum_of_lanes(squared), sum) : 0;
     if (!inside || piece)
         return;
     long long row = ((long long)batch * p.heads + head) * queries_of(&p) + query;

@@ -57,7 +57,7 @@ struct nbhd_bwd_boxes {
 /* What bwd_sm90_rows.cu is told. */
 struct nbhd_bwd_rows {
     float *lse, *delta, *fineness, *sums; /* as in struct nbhd_bwd_boxes, to be written */
-    float *bounds;             /* [batch][kv_heads][NBHD_BWD_SM90_BOUNDS][2]: of a block's keys, the largest |k|, |row of v|^2 */
+    float *bounds;             /* [batch][kv_heads][NBHD_BWD_SM90_BOUNDS][2]: largest |k|, |row of v|^2 of a block */
     unsigned *counts;          /* `count` of them, to become zero */
     unsigned count;
     int units;                 /* whose sums become zeros: the first */

@@ -1,8 +1,8 @@
 /* Where the rows of the dQ lie that bwd_sm90.cu adds up in the workspace, [batch][queries][heads][head_dim], and the
  * caller's rows of the same queries.
  *
- * They are float32 or, with NBHD_INTEGERS, integers, whose sum is the same in any order: those of a query count parts of
- * 1 / fineness, a power of two, found before the products (bwd_sm90_rows.cu) so that no sum reaches 2^31:
+ * They are float32 or, with NBHD_INTEGERS, integers, whose sum is the same in any order: those of a query count parts
+ * of 1 / fineness, a power of two, found before the products (bwd_sm90_rows.cu) so that no sum reaches 2^31:
  *     |dQ| <= sum of P |dP - delta| |K| <= (|dO| most |V| + |delta|) most |K|        as P sums up to 1
  * Typical sums are a thousandth of that, so they keep some 20 bits, where dS has 8 or 11. What is not finite has no
  * integer: a query with such a bound has NaN for its fineness, and so for its dQ. */
@@ -52,8 +52,8 @@ NBHD_FN float *sum_address(const struct nbhd_params *p, float *sums, int batch, 
 }
 
 /* x fineness to the nearest integer, if that is less than 2^31 in magnitude. By arithmetic, as the unit that has an
- * instruction for it is that of the exponentials: h is 2^23 + C + H, where 1024 H is nearest to x fineness, l is 3 2^22 +
- * L, where L is what is left. Of their bits all but 1024 H + L cancels, modulo 2^32, with this C. */
+ * instruction for it is that of the exponentials: h is 2^23 + C + H, where 1024 H is nearest to x fineness, l is 3
+ * 2^22 + L, where L is what is left. Of their bits all but 1024 H + L cancels, modulo 2^32, with this C. */
 NBHD_FN unsigned to_integer(float x, float fineness)
 {
     const float upper = 11350016, lower = 12582912; /* 0x4b2d3000, 0x4b400000 */
