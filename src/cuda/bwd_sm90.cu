@@ -150,7 +150,20 @@ NBHD_FN void stage_dq(const float *dq, unsigned place)
         }
 }
 
-/* All of dQ^T as integers. fineness: of the box's queries. */
+/* dQ^T of one chunk becomes integers where it is: while the box before is still staged. */
+NBHD_FN void make_integers(float *dq, const float *fineness)
+{
+    fineness += 2 * (threadIdx.x & 3);
+#pragma unroll
+    for (int j = 0; j < NBHD_N / 8; j++) {
+        float2 f = *(const float2 *)&fineness[8 * j];
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            dq[4 * j + i] = __uint_as_float(to_integer(dq[4 * j + i], i % 2 ? f.y : f.x));
+    }
+}
+
+/* Of two chunks, what is faster: as integers when there is room. fineness: of the box's queries. */
 NBHD_FN void stage_integers(const float (*dq)[NBHD_N / 2], unsigned place, const float *fineness)
 {
     unsigned at[4];
@@ -231,10 +244,12 @@ NBHD_FN void find_dq(struct registers *r, const struct consumer *c, const struct
     wgmma_wait_1();
     for (int i = 0; i < K_CHUNKS; i++)
         NBHD_PIN_F(r->dq[i], NBHD_N / 2);
+    if (NBHD_INTEGERS && K_CHUNKS == 1)
+        make_integers(r->dq[0], fineness_in(tab, c->step % SLOTS));
     group_sync(BARRIER_DQ_EMPTY, c->group, 160);
-    if (NBHD_INTEGERS)
+    if (NBHD_INTEGERS && K_CHUNKS > 1)
         stage_integers(r->dq, m->own + STAGES * DS_BYTES, fineness_in(tab, c->step % SLOTS));
-    for (int i = 0; i < K_CHUNKS && !NBHD_INTEGERS; i++)
+    for (int i = 0; i < K_CHUNKS && !(NBHD_INTEGERS && K_CHUNKS > 1); i++)
         stage_dq(r->dq[i], m->own + STAGES * DS_BYTES + i * 2 * NBHD_N * 128);
     group_arrive(BARRIER_DQ_FULL, c->group, 160);
 }

@@ -37,7 +37,7 @@ static bool packs(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p)
 /* What a step takes longer whose dQ becomes integers. */
 static double integer_clocks(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p)
 {
-    return (packs(d, p) ? 0.1 : 0.058) * p->n * ((d->head_dim + 63) / 64 * 64);
+    return 0.055 * p->n * ((d->head_dim + 63) / 64 * 64);
 }
 
 static double mask_clocks(const nbhd_desc *d, const struct nbhd_sm90_bwd_plan *p)
