@@ -320,15 +320,9 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
         write_probes(b, tab, m->probes, c.number);
     mbar_wait(smem_address(&tab->kv_full), 0);
 
-    int more = 1, turn = c.group; /* dQ of boxes 0, 2, ... is warpgroup 0's, of the others 1's */
-    do {
-        if (turn)
-            more = do_box(&r, &c, b, tab, m, 0);
-        if (!more)
-            break;
-        more = do_box(&r, &c, b, tab, m, 1);
-        turn = 1;
-    } while (more);
+    int with_dq = !c.group; /* dQ of boxes 0, 2, ... is warpgroup 0's, of the others 1's */
+    while (do_box(&r, &c, b, tab, m, with_dq)) /* once for both kinds: machine code takes long to compile */
+        with_dq ^= 1;
     named_barrier_sync(BARRIER_END, 256); /* both warpgroups have read K, whose place dK takes */
     if (NBHD_TENDS && !join_parts(p, b, tab, r.dk, r.dv))
         return;
