@@ -163,7 +163,8 @@ NBHD_FN void make_integers(float *dq, const float *fineness)
     }
 }
 
-/* Of two chunks, what is faster: as integers when there is room. fineness: of the box's queries. */
+/* dQ^T of two chunks becomes integers on its way out, once the box before has left: faster than in registers before.
+ * fineness: of the box's queries. */
 NBHD_FN void stage_integers(const float (*dq)[NBHD_N / 2], unsigned place, const float *fineness)
 {
     unsigned at[4];
@@ -321,7 +322,7 @@ NBHD_FN void consume(const struct nbhd_params *p, const struct nbhd_bwd_boxes *b
     mbar_wait(smem_address(&tab->kv_full), 0);
 
     int with_dq = !c.group; /* dQ of boxes 0, 2, ... is warpgroup 0's, of the others 1's */
-    while (do_box(&r, &c, b, tab, m, with_dq)) /* once for both kinds: machine code takes long to compile */
+    while (do_box(&r, &c, b, tab, m, with_dq)) /* one body for both: two would compile a quarter of a second longer */
         with_dq ^= 1;
     named_barrier_sync(BARRIER_END, 256); /* both warpgroups have read K, whose place dK takes */
     if (NBHD_TENDS && !join_parts(p, b, tab, r.dk, r.dv))
