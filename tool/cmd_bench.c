@@ -257,7 +257,7 @@ static int bench_kernel(struct options *o, const struct rotation *r, const char 
                             .kernel = nbhd_plan_kernel(runner.plan),
                             .plan_ms = runner.plan_ms,
                             .describe = nbhd_plan_describe(runner.plan)};
-    result.threads = r->desc.threads ? r->desc.threads : cpu_count();
+    result.threads = threads_of(r->desc.threads);
     result.pairs = problem_pairs(r->problem);
     find_tiles(runner.plan, &result);
     status = measure(o, &runner, r, &result);

@@ -174,7 +174,7 @@ static void print(const struct options *o, const struct outcome *r)
         decibels("before", r->before, "");
     printf("denoised in %.2f s: window %dx%d, patch %dx%d, strength %.3g; %s", r->ms * 1e-3, r->window[0], r->window[1],
            r->nlm.patch[0], r->nlm.patch[1], r->nlm.strength, r->report.kernel);
-    int threads = o->threads ? o->threads : cpu_count();
+    const int threads = threads_of(o->threads);
     if (o->device == NBHD_DEVICE_CPU)
         printf(", %d %s", threads, threads == 1 ? "thread" : "threads");
     printf(", %.3g GFLOP/s\n", r->report.flops / r->report.attention_ms * 1e-6);

@@ -76,7 +76,7 @@ static void print(const struct cpu *cpu, const char *kernel, const struct device
     printf("nbhd      %d.%d.%d\n", version / 10000, version / 100 % 100, version % 100);
     printf("CPU       %s\n", cpu->model);
     printf("features  %s\n", *cpu->features ? cpu->features : "none that a kernel uses");
-    printf("threads   %d\n", cpu_count());
+    printf("threads   %d\n", threads_of(0));
     printf("memory    %.1f GiB\n", cpu->memory_gib);
     printf("kernel    %s (for f32, forward)\n", kernel ? kernel : "none");
     if (no_gpu)
@@ -92,7 +92,7 @@ static void print_json(const struct cpu *cpu, const char *kernel, const struct d
     json_real(&j, "version", nbhd_version());
     json_text(&j, "cpu", cpu->model);
     json_text(&j, "features", cpu->features);
-    json_real(&j, "threads", cpu_count());
+    json_real(&j, "threads", threads_of(0));
     json_real(&j, "memory_gib", cpu->memory_gib);
     json_text(&j, "kernel", kernel);
     json_text(&j, "gpu", no_gpu ? NULL : gpu->name);

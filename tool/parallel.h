@@ -1,9 +1,9 @@
-/* Rows shared out among threads: for the tool's own loops, beside the library's. */
+/* Rows shared out among the library's threads: for the tool's own loops. */
 #ifndef NBHD_TOOL_PARALLEL_H
 #define NBHD_TOOL_PARALLEL_H
 
-int cpu_count(void); /* that this process may use */
-/* Calls work(context, begin, end) on disjoint ranges that cover 0..rows. threads 0: all. */
+int threads_of(int threads); /* threads, or where that is 0 as many as the library then uses */
+/* Calls work(context, begin, end) on disjoint ranges that cover 0..rows, on threads_of(threads). */
 void parallel_rows(int threads, int rows, void (*work)(void *context, int begin, int end), void *context);
 
 #endif

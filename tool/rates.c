@@ -1,5 +1,4 @@
 /* The loop on registers beside a kernel's runs: see rates.h. */
-#define _POSIX_C_SOURCE 200809L /* clock_gettime */
 #include "rates.h"
 
 #include <math.h>

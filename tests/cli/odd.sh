@@ -26,6 +26,8 @@ NBHD_KERNEL=cpu.nosuch t plan "d8 9 w3"
 NBHD_KERNEL=cpu.nosuch t plan "d8 9+8 w3"
 NBHD_KERNEL=cpu.bwd_scalar t plan "d8 9 w3" --kernel cpu.fwd_scalar | grep -v visible
 NBHD_THREADS=2x t plan "d8 9x9 w3x3" --kernel cpu.fwd_scalar | sed 's/, [0-9]* threads/, N threads/; /visible/d'
+NBHD_THREADS=3 nbhd info --json | grep -o '"threads": [0-9]*'
+NBHD_THREADS=3 nbhd bench "d8 9 w3" --runs 5 --csv | cut -d, -f4
 # problem files that are no text
 printf 'd8 9\0 w3\nd8 9\n' >zero.txt
 t plan @zero.txt
