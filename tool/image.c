@@ -72,7 +72,7 @@ int image_save(const struct image *image, struct outfile **file)
 {
     (void)image;
     outfile_abandon(file);
-    return tool_fail(TOOL_FAILED, "this nbhd was built without libpng (NBHD_PNG=OFF) and writes no pictures");
+    return tool_fail(TOOL_FAILED, "this nbhd was built without libpng (NBHD_PNG=OFF) and writes no PNG");
 }
 
 #else

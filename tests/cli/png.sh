@@ -1,4 +1,8 @@
-# nbhd denoise: what it says, that parts change nothing, and that it really removes noise.
+# What needs libpng: a mask's picture, and nbhd denoise: what it says, that parts change nothing, and that it really
+# removes noise.
+nbhd mask "d8 9 w3" -o small.png 2>&1 | grep 'built without libpng' && exit 77
+head -c 8 small.png | od -An -c
+rm small.png
 cat=$ROOT/data/chelsea.png
 psnr() { sed -n "s/.*\"psnr_$1\": \([0-9.]*\).*/\1/p" "$2"; }
 t denoise $cat -o out.png --noise 25 --window 9 --patch 3 --kernel cpu.fwd_scalar --threads 2 |
