@@ -43,6 +43,8 @@ def _backend(**tensors):
         if not isinstance(tensor, kind):
             raise TypeError(f"{name} is a {type(tensor).__name__}; q, k, v and what goes with them must all be NumPy "
                             "arrays, or all PyTorch tensors")
+        if getattr(tensor, "is_nested", False):
+            raise InvalidError(f"{name} is a nested tensor; attention_varlen() takes its values() and the lengths")
         if name in ("extra_k", "extra_v") and tensor.ndim != 4:
             raise InvalidError(f"{name} has {tensor.ndim} extents; it must have 4: [batch, extra, kv_heads, head_dim]")
     return backend
@@ -109,7 +111,7 @@ def attention_varlen(q: Array, k: Array, v: Array, lengths: Lengths, window: Win
     """attention() of sequences whose axes differ in length, each by itself: images of different sizes in one call.
 
     lengths: the axes of each sequence, [(30, 40), (16, 16), (9, 33)], or [120, 7, 56] of one axis; an array or tensor
-        will do.
+        will do, but under torch.compile, which must know the numbers.
     q: packed [tokens, heads, head_dim], the sequences one after the other, each a grid in row-major order, or
        padded [sequences, axes..., heads, head_dim], each sequence at the lower end of every axis.
     offsets: packed: the first token of each sequence, where they do not follow each other; kv_offsets: in k and v.

@@ -134,7 +134,7 @@ def _cached_ragged_plan(desc_bytes, device, flags, kernel, context, sequences):
 
 def plan(desc, device=CPU, flags=0, kernel=None, context=0, sequences=None):
     """context: what else the plan is bound to, the CUDA device's ordinal. sequences: _ragged.Sequences."""
-    key = bytes(desc), device, flags, kernel and kernel.encode(), context
+    key = bytes(desc), device, flags, None if kernel is None else kernel.encode(), context
     return _cached_ragged_plan(*key, sequences) if sequences else _cached_plan(*key)
 
 
@@ -149,7 +149,8 @@ def edges_of(edge, rank):
 
 def _triple(value, rank, name):
     """One value per axis, from one for all or a sequence."""
-    many = hasattr(value, "__iter__") and not isinstance(value, (str, bytes)) and getattr(value, "ndim", 1)
+    alone = isinstance(value, (int, str, bytes))  # first: torch.compile asks no symbol for attributes
+    many = not alone and hasattr(value, "__iter__") and getattr(value, "ndim", 1)
     values = list(value) if many else [value] * rank
     if len(values) != rank:
         raise InvalidError(f"{name} has {len(values)} numbers where the problem has {rank} axes")
@@ -171,7 +172,8 @@ def per_axis(value, rank, name):
 
 def scale_of(scale):
     """The factor on q.k as a float; None is the default, 0 in C, where it is a float32."""
-    if getattr(scale, "requires_grad", False):
+    plain = isinstance(scale, (int, float))  # as in _triple
+    if not plain and getattr(scale, "requires_grad", False):
         raise InvalidError("scale needs a gradient, which is not taken; multiply q by it, with scale=1")
     try:
         factor = 0.0 if scale is None else float(scale)

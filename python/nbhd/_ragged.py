@@ -14,13 +14,16 @@ def _flat(values, name):
     """(numbers, how many per row) of a list of ints or of tuples, an array or a tensor."""
     values = values.tolist() if hasattr(values, "tolist") else values
     try:
-        rows = [tuple(row) if hasattr(row, "__len__") else (row,) for row in values]
+        rows = [tuple(row) if not isinstance(row, int) and hasattr(row, "__len__") else (row,) for row in values]
         flat = tuple(index(number) for row in rows for number in row)
     except TypeError:
         rows = []
     if not rows or any(len(row) != len(rows[0]) for row in rows):
         raise _lib.InvalidError(f"{name} must be a list of as many whole numbers for each sequence, of one sequence at "
                                 "least")
+    huge = [number for number in flat if abs(number) >= 2 ** 62]
+    if huge:
+        raise _lib.InvalidError(f"{name} holds {huge[0]}, and no tensor is that large")
     return flat, len(rows[0])
 
 
@@ -39,6 +42,8 @@ class Sequences:
     @classmethod
     def of(cls, lengths, kv_lengths=None, offsets=None, kv_offsets=None):
         flat, rank = _flat(lengths, "lengths")
+        if not 1 <= rank <= 3:
+            raise _lib.InvalidError(f"lengths has {rank} numbers for each sequence; it must have 1 to 3, one per axis")
         count = len(flat) // rank
         others = [values if values is None else _flat(values, name) for name, values in (
             ("kv_lengths", kv_lengths), ("offsets", offsets), ("kv_offsets", kv_offsets))]

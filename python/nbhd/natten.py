@@ -2,20 +2,27 @@
 they are.
 
 Tensors, windows, strides, dilations, causal axes and the modules' parameters (so checkpoints too) mean the same. What
-chooses among NATTEN's kernels and tiles (backend, q_tile_shape, ...) is taken and has no effect, since the plan
-chooses; an argument that is neither raises TypeError. docs/python.md has the same in nbhd's own functions, and the
-unfused ones.
+chooses among NATTEN's kernels and tiles (backend, q_tile_shape, set_memory_usage_preference(), ...) is taken and has no
+effect, since the plan chooses; an argument that is neither raises TypeError. docs/python.md has the same in nbhd's own
+functions, and the unfused ones.
 """
 
 import torch
 
+from . import _lib
 from . import attention as _attention
 from . import attention_varlen as _attention_varlen
 from . import merge as _merge
+from . import torch as _torch
 from ._lib import InvalidError
 
 __all__ = ["na1d", "na2d", "na3d", "neighborhood_attention_generic", "attention", "merge_attentions",
-           "NeighborhoodAttention1D", "NeighborhoodAttention2D", "NeighborhoodAttention3D"]
+           "NeighborhoodAttention1D", "NeighborhoodAttention2D", "NeighborhoodAttention3D", "HAS_LIBNATTEN",
+           "use_deterministic_algorithms", "are_deterministic_algorithms_enabled", "use_kv_parallelism_in_fused_na",
+           "set_memory_usage_preference", "allow_flex_compile", "allow_flex_compile_backprop", "disable_flex_compile",
+           "disable_flex_compile_backprop"]
+
+HAS_LIBNATTEN = True
 
 _CHOICES = {"attention_kwargs", "backend", "q_tile_shape", "kv_tile_shape", "backward_q_tile_shape",
             "backward_kv_tile_shape", "backward_kv_splits", "backward_use_pt_reduction", "q_tile_size", "kv_tile_size",
@@ -37,7 +44,7 @@ def _edges(is_causal):
 
 
 def neighborhood_attention_generic(query, key, value, kernel_size, stride=1, dilation=1, is_causal=False, scale=None,
-                                   additional_keys=None, additional_values=None, return_lse=False, **choices):
+                                   additional_keys=None, additional_values=None, *, return_lse=False, **choices):
     """Of one to three axes, as the tensors have: [batch, axes..., heads, head_dim]."""
     _check_choices("neighborhood_attention_generic", choices)
     extra = None if additional_keys is None and additional_values is None else (additional_keys, additional_values)
@@ -78,7 +85,7 @@ def _lengths(seqlens, cumulative):
 
 
 def attention(query, key, value, is_causal=False, scale=None, seqlens_Q=None, seqlens_KV=None, cumulative_seqlen_Q=None,
-              cumulative_seqlen_KV=None, max_seqlen_Q=None, max_seqlen_KV=None, return_lse=False, **choices):
+              cumulative_seqlen_KV=None, max_seqlen_Q=None, max_seqlen_KV=None, *, return_lse=False, **choices):
     """Self and cross attention over [batch, tokens, heads, head_dim]; with lengths, sequences packed in a batch of 1.
     """
     _check_choices("attention", choices)
@@ -101,20 +108,42 @@ def merge_attentions(outputs, lse_tensors, **choices):
     return _merge(outputs, lse_tensors)
 
 
+def use_deterministic_algorithms(mode=True):
+    """Backward passes with the same bits every time, as torch.use_deterministic_algorithms() has it too."""
+    _torch.always_deterministic = bool(mode)
+
+
+def are_deterministic_algorithms_enabled():
+    return _torch.always_deterministic
+
+
+def _no_effect(*_, **__):
+    """A setting of NATTEN's kernels; nbhd has no such choice."""
+
+
+use_kv_parallelism_in_fused_na = set_memory_usage_preference = _no_effect
+allow_flex_compile = allow_flex_compile_backprop = disable_flex_compile = disable_flex_compile_backprop = _no_effect
+
+
 class _NeighborhoodAttention(torch.nn.Module):
     """Projections around neighborhood attention over [batch, axes..., embed_dim]. rel_pos_bias, which NATTEN had up to
     0.19, adds a learnt bias by relative position, the parameter rpb [heads, 2 kernel_size - 1, ...]."""
 
-    rank = None
+    na_dim = None
 
-    def __init__(self, embed_dim, num_heads, kernel_size, stride=1, dilation=1, is_causal=False, rel_pos_bias=False,
-                 qkv_bias=True, qk_scale=None, proj_drop=0.0):
+    def __init__(self, embed_dim, num_heads, kernel_size, stride=1, dilation=1, is_causal=False, qkv_bias=True,
+                 qk_scale=None, proj_drop=0.0, *, rel_pos_bias=False):
         super().__init__()
         if embed_dim % num_heads:
             raise InvalidError(f"embed_dim is {embed_dim}; num_heads, {num_heads}, must divide it")
-        self.num_heads, self.scale = num_heads, qk_scale
-        self.kernel_size = (kernel_size,) * self.rank if isinstance(kernel_size, int) else tuple(kernel_size)
-        self.stride, self.dilation, self.is_causal = stride, dilation, is_causal
+        if kernel_size is None:
+            raise InvalidError("kernel_size is None; it must be a whole number, or one per axis")
+        self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
+        self.scale = qk_scale or self.head_dim ** -0.5
+        self.kernel_size = tuple(_lib.per_axis(kernel_size, self.na_dim, "kernel_size"))
+        self.stride = tuple(_lib.per_axis(stride, self.na_dim, "stride"))
+        self.dilation = tuple(_lib.per_axis(dilation, self.na_dim, "dilation"))
+        self.is_causal = tuple(map(bool, _lib.edges_of(_edges(is_causal), self.na_dim)))
         self.qkv = torch.nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         shape = (num_heads, *(2 * width - 1 for width in self.kernel_size))
         self.register_parameter("rpb", torch.nn.Parameter(torch.empty(shape)) if rel_pos_bias else None)
@@ -124,27 +153,29 @@ class _NeighborhoodAttention(torch.nn.Module):
         self.proj_drop = torch.nn.Dropout(proj_drop)
 
     def forward(self, x):
-        _check_rank(type(self).__name__, x, self.rank + 2)
+        _check_rank(type(self).__name__, x, self.na_dim + 2)
+        if x.shape[-1] != self.embed_dim:
+            raise InvalidError(f"{type(self).__name__} has embed_dim {self.embed_dim}, and got {tuple(x.shape)}")
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
         o = _attention(q, k, v, self.kernel_size, stride=self.stride, dilation=self.dilation,
                        edge=_edges(self.is_causal), scale=self.scale, bias=self.rpb)
         return self.proj_drop(self.proj(o.flatten(-2)))
 
     def extra_repr(self):
-        return (f"num_heads={self.num_heads}, kernel_size={self.kernel_size}, stride={self.stride}, "
-                f"dilation={self.dilation}, is_causal={self.is_causal}")
+        return (f"head_dim={self.head_dim}, num_heads={self.num_heads}, kernel_size={self.kernel_size}, "
+                f"stride={self.stride}, dilation={self.dilation}, is_causal={self.is_causal}")
 
 
 class NeighborhoodAttention1D(_NeighborhoodAttention):
     """Over [batch, tokens, embed_dim]."""
-    rank = 1
+    na_dim = 1
 
 
 class NeighborhoodAttention2D(_NeighborhoodAttention):
     """Over [batch, rows, columns, embed_dim]."""
-    rank = 2
+    na_dim = 2
 
 
 class NeighborhoodAttention3D(_NeighborhoodAttention):
     """Over [batch, frames, rows, columns, embed_dim]."""
-    rank = 3
+    na_dim = 3

@@ -105,6 +105,9 @@ def av(weights, v, options):
 def merge(outputs, lses):
     outputs = [_native(f"outputs[{i}]", o) for i, o in enumerate(outputs)]
     lses = [_native(f"lses[{i}]", lse) for i, lse in enumerate(lses)]
+    if not 4 <= outputs[0].ndim <= 6:
+        raise _lib.InvalidError(f"outputs have {outputs[0].ndim} extents; they must have 4 to 6: [batch, 1 to 3 axes, "
+                                "heads, head_dim]")
     desc = _lib.describe(*[outputs[0].shape] * 3, str(outputs[0].dtype))
     if any(lse.dtype != np.float32 for lse in lses):
         raise _lib.InvalidError("lses are " + ", ".join(str(lse.dtype) for lse in lses) + "; they must be float32")

@@ -78,6 +78,27 @@ def test_modules(kind, axes, options):
         torch.testing.assert_close(other(x), y)
 
 
+def test_modules_as_natten_has_them():
+    """The order of arguments and the attributes of NATTEN 0.20 and later."""
+    module = natten.NeighborhoodAttention2D(16, 2, 5, 2, (1, 2), (True, False), False, 0.3, 0.1)
+    assert module.qkv.bias is None and module.proj_drop.p == 0.1 and module.rpb is None
+    assert (module.na_dim, module.embed_dim, module.num_heads, module.head_dim) == (2, 16, 2, 8)
+    assert (module.kernel_size, module.stride, module.dilation) == ((5, 5), (2, 2), (1, 2))
+    assert (module.is_causal, module.scale) == ((True, False), 0.3)
+    assert natten.NeighborhoodAttention1D(16, 2, 5).scale == 8 ** -0.5
+
+
+def test_settings():
+    q, k, v = tensors(8, 9)
+    natten.use_kv_parallelism_in_fused_na(True)
+    natten.set_memory_usage_preference("unrestricted")
+    natten.use_deterministic_algorithms()
+    assert natten.are_deterministic_algorithms_enabled() and not torch.are_deterministic_algorithms_enabled()
+    same = natten.na2d(q, k, v, 3)
+    natten.use_deterministic_algorithms(False)
+    assert not natten.are_deterministic_algorithms_enabled() and torch.equal(natten.na2d(q, k, v, 3), same)
+
+
 @pytest.mark.parametrize("error, says, call", [
     (nbhd.InvalidError, "na2d takes tensors of 5 extents", lambda q: natten.na2d(q, q, q, 3)),
     (TypeError, "unexpected keyword argument 'kernel'", lambda q: natten.na1d(q, q, q, 3, kernel="x")),
@@ -85,6 +106,9 @@ def test_modules(kind, axes, options):
     (nbhd.InvalidError, "batch is 2", lambda q: natten.attention(*[q.expand(2, -1, -1, -1)] * 3, seqlens_Q=[9])),
     (nbhd.InvalidError, "not those of the queries", lambda q: natten.attention(q, q, q, seqlens_KV=[4, 5])),
     (nbhd.InvalidError, "num_heads, 3, must divide", lambda q: natten.NeighborhoodAttention1D(16, 3, 5)),
+    (nbhd.InvalidError, "kernel_size has 3 numbers", lambda q: natten.NeighborhoodAttention2D(16, 2, (3, 3, 3))),
+    (nbhd.InvalidError, "kernel_size is None", lambda q: natten.NeighborhoodAttention2D(16, 2, None)),
+    (nbhd.InvalidError, "embed_dim 32, and got", lambda q: natten.NeighborhoodAttention2D(32, 2, 3)(q)),
     (nbhd.InvalidError, "NeighborhoodAttention2D takes tensors of 4 extents",
      lambda q: natten.NeighborhoodAttention2D(16, 2, 3)(q[0]))])
 def test_mistakes(error, says, call):

@@ -93,7 +93,7 @@ def test_the_other_byte_order():
     (dict(window=99), "window[0] is 99"), (dict(window=(3, 3, 3)), "window has 3 numbers"),
     (dict(window="7x7"), "window is '7x7'; it must be a whole number"), (dict(edge="round"), "round"),
     (dict(window=3, stride=5), "stride[0] is 5"), (dict(kernel="cpu.none"), "cpu.none"),
-    (dict(window=3, kernel="cpu.fwd_scalar\0"), "kernel is"),
+    (dict(window=3, kernel="cpu.fwd_scalar\0"), "kernel is"), (dict(kernel=""), "kernel is ''; there is no kernel"),
     (dict(bias=np.ma.ones((2, 8, 9))), "bias is a masked array"),
     (dict(extra_kv=(np.ones(()),) * 2), "extra_k has 0 extents")])
 def test_the_c_sentence_is_raised(change, says):

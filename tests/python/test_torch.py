@@ -187,6 +187,28 @@ def test_devices_that_no_kernel_reads():
         backend._Call(backend._describe, facts, (), None, 0, None)
 
 
+def test_compile_with_numbers_that_change():
+    """From the second value on PyTorch traces windows, scales and lengths as symbols."""
+    q, k, v, _ = tensors(axes=(8, 9))
+    call = torch.compile(lambda window, scale: nbhd.attention(q, k, v, window, scale=scale), fullgraph=True,
+                         backend="aot_eager")
+    for window, scale in ((3, 0.1), (4, 0.2), (5, 0.3)):
+        torch.testing.assert_close(call(window, scale), nbhd.attention(q, k, v, window, scale=scale))
+    packed = [t[0].flatten(0, 1) for t in (q, k, v)]
+    call = torch.compile(lambda length: nbhd.attention_varlen(*packed, [length, 72 - length], 3), fullgraph=True,
+                         backend="aot_eager")
+    for length in (10, 20, 30):
+        torch.testing.assert_close(call(length), nbhd.attention_varlen(*packed, [length, 72 - length], 3))
+
+
+def test_nested_tensors_are_told_of_lengths():
+    rows = [torch.randn(9, 2, 16), torch.randn(5, 2, 16)]
+    for layout in (torch.strided, torch.jagged):
+        nested = torch.nested.nested_tensor(rows, layout=layout)
+        with pytest.raises(nbhd.InvalidError, match="q is a nested tensor; attention_varlen"):
+            nbhd.attention(nested, nested, nested, 3)
+
+
 def test_one_row_seen_everywhere_and_gradients_of_a_sum():
     """Strides of 0 in all extents but the last mean contiguous to C."""
     row = torch.randn(16)

@@ -73,6 +73,8 @@ def test_one_axis_and_other_keys():
     (dict(lengths=GRIDS[:3]), "q has 270 tokens; the sequences' are 245"),
     (dict(lengths=[(9, 12), (5,)]), "lengths must be a list"), (dict(lengths=[]), "lengths must be a list"),
     (dict(lengths=[269.5, 1.5]), "whole numbers"), (dict(lengths=270), "whole numbers"),
+    (dict(lengths=[()]), "lengths has 0 numbers"), (dict(lengths=[(1, 1, 5, 54)]), "lengths has 4 numbers"),
+    (dict(offsets=[0, 108, 133, 2 ** 70]), "offsets holds 1180591620717411303424"),
     (dict(lengths=[270, 1]), "the sequences' are 271"), (dict(offsets=[0, 108, 133]), "offsets has 3 numbers"),
     (dict(offsets=[0, 108, 133, 260]), "the sequences' are 285"),
     (dict(lengths=[(3, 3, 30)], window=3, kernel="x"), "kernel is .x.; there is no kernel"),
