@@ -134,6 +134,33 @@ static void check_overlaps(const struct arguments *a)
           nbhd_last_error());
 }
 
+/* The gradient of a table of biases may be left out, but lie on nothing else. */
+static void check_tables(void)
+{
+    static float tensors[9][2 * 6 * 8], bias[2 * 2 * 5], dbias[2 * 5];
+    static _Alignas(64) double workspace[1 << 16];
+    nbhd_plan *plan = plan_of("bwd h2 d8 6 w3 bias", NULL);
+    if (!plan || !CHECK(nbhd_plan_workspace(plan) <= sizeof workspace, "%zu", nbhd_plan_workspace(plan)))
+        return;
+    struct arguments a = {.plan = plan, .good = NBHD_ARGS_INIT, .workspace = workspace};
+    nbhd_tensor *const used[] = {&a.good.q,    &a.good.k,  &a.good.v,  &a.good.o, &a.good.lse,
+                                 &a.good.dout, &a.good.dq, &a.good.dk, &a.good.dv};
+    for (size_t i = 0; i < sizeof used / sizeof *used; i++)
+        used[i]->data = tensors[i];
+    a.good.bias.data = bias;
+    CHECK(!nbhd_execute(plan, &a.good, workspace, NULL), "%s", nbhd_last_error());
+    nbhd_args bad = a.good;
+    bad.dbias.data = dbias;
+    CHECK(!nbhd_execute(plan, &bad, workspace, NULL), "%s", nbhd_last_error());
+    bad.dbias.data = bias + 9;
+    CHECK(refused(&a, &bad, "lies over args.bias"), "a gradient over its table passed: %s", nbhd_last_error());
+    bad.dbias.data = tensors[8];
+    CHECK(refused(&a, &bad, "lies over args.dv"), "a table over another gradient passed: %s", nbhd_last_error());
+    bad.dbias.data = (char *)dbias + 1;
+    CHECK(refused(&a, &bad, "aligned"), "a table that is not aligned passed: %s", nbhd_last_error());
+    nbhd_plan_destroy(&plan);
+}
+
 /* Views that a caller may have: keys and values of one head for all, queries in reverse, one tensor for q, k and v. */
 static void check_views(const struct arguments *a)
 {
@@ -280,6 +307,7 @@ int main(void)
     check_order();
     check_refusals();
     check_arguments();
+    check_tables();
     check_batch_and_bias();
     check_null();
     check_missing_device();

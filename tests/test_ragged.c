@@ -133,15 +133,16 @@ static void check_refusals(void)
     static const int kv[] = {20, 20, 5, 5}, bad_kv[] = {20, 20, 5, 0};
     static const long long near[] = {0, 80}, below[] = {0, -1}, far[] = {0, 1LL << 40}, good[] = {0, 99};
     static const struct wrong list[] = {
-        {.line = "d8 9x9 w7x7", .sequences = 2, .lengths = {9, 9, 8, 6}, .says = "sequence 1, 8x6: window[1] is 7"},
+        {.line = "d8 9x9 w7x7", .sequences = 2, .lengths = {9, 9, 8, 6},
+         .says = "sequence 1, of 8x6 tokens: window[1] is 7"},
         {.line = "d8 9x9 w3x3 r1x3", .sequences = 2, .lengths = {9, 8, 9, 9},
-         .says = "sequence 0, 9x8: window[1] is 3"},
+         .says = "sequence 0, of 9x8 tokens: window[1] is 3"},
         {.line = "d8 9x9 w3x3", .sequences = 2, .lengths = {9, 9, 9, 0}, .says = "sequence 1: its length[1] is 0"},
         {.line = "d8 9x9 w3x3", .sequences = 0, .lengths = {9, 9}, .says = "sequences is 0; it must be 1 or more"},
         {.line = "d8 9x9 w3x3", .sequences = 2, .lengths = {9, 9, 9, 9}, .batch = 3,
          .says = "batch is 3 where ragged.sequences is 2"},
         {.line = "d8 9x9 w3x3", .sequences = 2, .lengths = {9, 9, 5, 5}, .kv_lengths = kv,
-         .says = "sequence 0, 9x9: kv_length[0] is 20"},
+         .says = "sequence 0, of 9x9 tokens: kv_length[0] is 20"},
         {.line = "d8 9x9", .sequences = 2, .lengths = {9, 9, 5, 5}, .kv_lengths = bad_kv,
          .says = "sequence 1: its kv_length[1] is 0"},
         {.line = "d8 9x9 w3x3", .sequences = 2, .lengths = {9, 9, 9, 9}, .offsets = near,

@@ -83,6 +83,8 @@ static int help(void)
          "  bB  hH  hH/HKV                     batch, heads, key/value heads (1)\n"
          "  dD  dD/DV                          head_dim, and that of the values where it differs; required\n"
          "  30x48x80                           length of each axis, slowest first; required\n"
+         "  30x40+16x16*3                      a ragged batch: the grids of its sequences; *3 repeats one\n"
+         "  kv=8x8                             cross attention: key tokens per axis\n"
          "  w...  s...  r...                   window (the whole axis), stride (1), dilation (1) per axis\n"
          "  e + a letter per axis              n nearest, c causal, t truncated, p periodic (all n)\n"
          "  extra=N  scale=X                   additional keys (0), softmax scale (head_dim^-1/2)\n"

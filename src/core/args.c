@@ -134,32 +134,6 @@ nbhd_status nbhd_bind_lse(const struct nbhd_problem *p, const nbhd_tensor *tenso
     return bind_alone(p, tensor, name, write, 1, sizeof(float), view);
 }
 
-static nbhd_status check_table(const float *table, const char *name)
-{
-    if ((uintptr_t)table % sizeof(float))
-        return nbhd_fail(NBHD_ERROR_INVALID, "%s is at %p; it must be aligned to its elements of %zu bytes", name,
-                         (const void *)table, sizeof(float));
-    return NBHD_OK;
-}
-
-static nbhd_status bind_tables(const struct nbhd_problem *p, const nbhd_args *args, struct nbhd_params *params)
-{
-    const bool gradient = p->desc.pass == NBHD_BACKWARD || p->desc.pass == NBHD_QK_BACKWARD;
-    params->bias = NULL;
-    params->dbias = NULL;
-    if (!p->desc.bias)
-        return NBHD_OK;
-    if (p->desc.pass != NBHD_QK_BACKWARD && p->desc.pass != NBHD_AV && p->desc.pass != NBHD_AV_BACKWARD) {
-        if (!args->bias.data)
-            return nbhd_fail(NBHD_ERROR_INVALID, "args.bias is NULL; the problem has bias 1 and needs it");
-        params->bias = args->bias.data;
-    }
-    if (gradient)
-        params->dbias = args->dbias.data; /* optional */
-    const nbhd_status status = check_table(params->bias, "args.bias");
-    return status ? status : check_table(params->dbias, "args.dbias");
-}
-
 static struct shape shape_for(const struct nbhd_problem *p, enum nbhd_form form)
 {
     const nbhd_desc *d = &p->desc;
@@ -205,9 +179,18 @@ static char use_of(const struct nbhd_problem *p, const struct nbhd_tensor_row *r
     return extra && !p->desc.extra ? ' ' : row->use[p->desc.pass];
 }
 
+/* Of biases: 2 w - 1 an axis for each head, contiguous. */
+static size_t table_bytes(const struct nbhd_problem *p)
+{
+    size_t bytes = (size_t)p->desc.heads * sizeof(float);
+    for (int i = 0; i < 3; i++)
+        bytes *= (size_t)(2 * p->axis[i].window - 1);
+    return bytes;
+}
+
 size_t nbhd_args_place(const struct nbhd_problem *p, char *memory, nbhd_args *args)
 {
-    size_t at = 0, table = (size_t)p->desc.heads * sizeof(float);
+    size_t at = 0;
     *args = (nbhd_args)NBHD_ARGS_INIT;
     for (int i = 0; i < NBHD_TENSOR_ROWS; i++) {
         const char use = use_of(p, &nbhd_tensor_rows[i]);
@@ -221,11 +204,10 @@ size_t nbhd_args_place(const struct nbhd_problem *p, char *memory, nbhd_args *ar
     }
     if (!p->desc.bias)
         return at;
-    for (int i = 0; i < 3; i++)
-        table *= (size_t)(2 * p->axis[i].window - 1);
+    const size_t table = (table_bytes(p) + 63) / 64 * 64;
     args->bias.data = memory ? memory + at : NULL;
-    args->dbias.data = memory ? memory + at + (table + 63) / 64 * 64 : NULL;
-    return at + 2 * ((table + 63) / 64 * 64);
+    args->dbias.data = memory ? memory + at + table : NULL;
+    return at + 2 * table;
 }
 
 /* The bytes of a tensor that has no gaps, else of its first element. */
@@ -254,15 +236,52 @@ static struct span span_of(const struct shape *s, const nbhd_tensor *tensor, con
     return (struct span){.begin = data - below, .end = data - below + bytes};
 }
 
+/* The tensors of a call so far: those above and two tables. */
+struct spans {
+    struct span span[NBHD_TENSOR_ROWS + 2];
+    int count;
+    bool gaps; /* between the sequences of a ragged batch: extents are not known */
+};
+
 /* No tensor is written over another: computing in place is not possible, as many queries read a key. */
-static nbhd_status add_apart(struct span spans[NBHD_TENSOR_ROWS], int *count, struct span next)
+static nbhd_status add_apart(struct spans *spans, struct span next)
 {
-    for (const struct span *s = spans; s < spans + *count; s++)
+    for (const struct span *s = spans->span; s < spans->span + spans->count; s++)
         if (s->begin < next.end && next.begin < s->end && (next.written || s->written))
             return nbhd_fail(NBHD_ERROR_INVALID, "%s, from %p on, lies over %s, from %p on; what is written must not "
                              "overlap another tensor", next.name, (void *)next.begin, s->name, (void *)s->begin);
-    spans[(*count)++] = next;
+    spans->span[spans->count++] = next;
     return NBHD_OK;
+}
+
+static nbhd_status check_table(const struct nbhd_problem *p, const float *table, const char *name, bool written,
+                               struct spans *spans)
+{
+    const uintptr_t begin = (uintptr_t)table;
+    if (begin % sizeof(float))
+        return nbhd_fail(NBHD_ERROR_INVALID, "%s is at %p; it must be aligned to its elements of %zu bytes", name,
+                         (const void *)table, sizeof(float));
+    const struct span span = {begin, begin + (spans->gaps ? 1 : table_bytes(p)), name, written};
+    return table ? add_apart(spans, span) : NBHD_OK;
+}
+
+static nbhd_status bind_tables(const struct nbhd_problem *p, const nbhd_args *args, struct spans *spans,
+                               struct nbhd_params *params)
+{
+    const bool gradient = p->desc.pass == NBHD_BACKWARD || p->desc.pass == NBHD_QK_BACKWARD;
+    params->bias = NULL;
+    params->dbias = NULL;
+    if (!p->desc.bias)
+        return NBHD_OK;
+    if (p->desc.pass != NBHD_QK_BACKWARD && p->desc.pass != NBHD_AV && p->desc.pass != NBHD_AV_BACKWARD) {
+        if (!args->bias.data)
+            return nbhd_fail(NBHD_ERROR_INVALID, "args.bias is NULL; the problem has bias 1 and needs it");
+        params->bias = args->bias.data;
+    }
+    if (gradient)
+        params->dbias = args->dbias.data; /* optional */
+    const nbhd_status status = check_table(p, params->bias, "args.bias", false, spans);
+    return status ? status : check_table(p, params->dbias, "args.dbias", true, spans);
 }
 
 nbhd_status nbhd_params_bind(const struct nbhd_problem *p, const nbhd_args *given, bool gaps,
@@ -273,8 +292,7 @@ nbhd_status nbhd_params_bind(const struct nbhd_problem *p, const nbhd_args *give
     if (status)
         return status;
     const nbhd_desc *d = &p->desc;
-    struct span spans[NBHD_TENSOR_ROWS];
-    int count = 0;
+    struct spans spans = {.gaps = gaps};
     memset(params, 0, sizeof *params);
     for (int i = 0; i < NBHD_TENSOR_ROWS; i++) {
         const char use = use_of(p, &nbhd_tensor_rows[i]);
@@ -289,12 +307,12 @@ nbhd_status nbhd_params_bind(const struct nbhd_problem *p, const nbhd_args *give
             struct span span = span_of(&s, tensor, view, gaps);
             span.name = nbhd_tensor_rows[i].name;
             span.written = written;
-            status = add_apart(spans, &count, span);
+            status = add_apart(&spans, span);
         }
         if (status)
             return status;
     }
-    if ((status = bind_tables(p, &args, params)))
+    if ((status = bind_tables(p, &args, &spans, params)))
         return status;
     memcpy(params->axis, p->axis, sizeof params->axis);
     params->batch = d->batch;

@@ -43,7 +43,7 @@ static nbhd_status about(const struct nbhd_request *r, const struct nbhd_sequenc
     char grid[64] = "";
     for (int i = 0; i < r->desc.rank; i++)
         snprintf(grid + strlen(grid), sizeof grid - strlen(grid), "%s%d", i ? "x" : "", s->lengths[i]);
-    return nbhd_fail(status, "sequence %d, %s: %.400s", s->index, grid, nbhd_last_error());
+    return nbhd_fail(status, "sequence %d, of %s tokens: %.400s", s->index, grid, nbhd_last_error());
 }
 
 /* Numbers the distinct grids, and tells the work of each. A table of biases and rows of scores have one shape for

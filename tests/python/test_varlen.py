@@ -69,7 +69,7 @@ def test_one_axis_and_other_keys():
 
 
 @pytest.mark.parametrize("change, says", [
-    (dict(window=6), "sequence 1, 5x5: window[0] is 6"),
+    (dict(window=6), "sequence 1, of 5x5 tokens: window[0] is 6"),
     (dict(lengths=GRIDS[:3]), "q has 270 tokens; the sequences' are 245"),
     (dict(lengths=[(9, 12), (5,)]), "lengths must be a list"), (dict(lengths=[]), "lengths must be a list"),
     (dict(lengths=[269.5, 1.5]), "whole numbers"), (dict(lengths=270), "whole numbers"),
