@@ -43,8 +43,8 @@ const char *const case_lines[] = {
     "fwd d32 40 w8 extra=5", "fwd b2 h4/2 d16 9x10 w3x4 extra=17", "fwd d16 4x5x6 w3x3x3 extra=1 ecnn",
     "fwd h2 d16 30 w7 bias", "fwd h3 d16 9x12 w5x4 bias", "fwd h2 d16 9x12 w3x3 r2x3 s1x2 bias",
     "fwd h2 d8 4x5x6 w3x3x3 bias", "fwd h2 d16 11x13 w5x5 bias extra=3 ecn", "fwd d16 30 w7 scale=1",
-    "fwd d16 30 w7 scale=-0.5", "fwd h2 d64 70", "fwd h2 d64 70 ec", "fwd h2 d32 50 kv=77", "fwd h4/2 d32 9x10 kv=9x31 extra=2", "fwd d16 1 kv=100",
-    "fwd d16 200 kv=1",
+    "fwd d16 30 w7 scale=-0.5", "fwd h2 d64 70", "fwd h2 d64 70 ec", "fwd h2 d32 50 kv=77",
+    "fwd h4/2 d32 9x10 kv=9x31 extra=2", "fwd d16 1 kv=100", "fwd d16 200 kv=1",
     /* wide rows */
     "fwd h4/2 d256 9x20 w5x7 extra=9 ecn", "fwd h2 d136/256 5x9x8 w3x5x4 s2x1x1 r1x1x2", "fwd b2 d200/8 150 w61 s4 et",
     NULL,

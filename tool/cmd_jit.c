@@ -1,7 +1,9 @@
 /* nbhd jit: the cache of compiled CUDA kernels: lists it, fills it ahead of time (no GPU is needed), empties it. */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "arch.h"
 #include "args.h"
@@ -108,7 +110,7 @@ static int write_file(const char *directory, const char *name, const char *endin
     FILE *file = fopen(path, "wb");
     bool ok = file && fwrite(data, 1, bytes, file) == bytes;
     ok = file && fclose(file) == 0 && ok;
-    return ok ? TOOL_DONE : tool_fail(TOOL_FAILED, "--dump: %s could not be written", path);
+    return ok ? TOOL_DONE : tool_fail(TOOL_FAILED, "--dump: %s cannot be written: %s", path, strerror(errno));
 }
 
 static int dump(const char *directory, const struct nbhd_jit *code)
@@ -180,6 +182,8 @@ static int fill(const struct options *o, char **operands, int count)
 {
     struct lines lines = {o, operands, count};
     struct nbhd_cuda_machine machine;
+    if (o->dump && mkdir(o->dump, 0777) && errno != EEXIST)
+        return tool_fail(TOOL_USAGE, "--dump: the directory %s cannot be made: %s", o->dump, strerror(errno));
     if (o->arch)
         return arch_each(o->arch, fill_lines, &lines);
     if (nbhd_cuda_machine(&machine))

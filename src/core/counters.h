@@ -6,7 +6,7 @@
 #include <stdatomic.h>
 
 struct nbhd_counters {
-    atomic_llong visits; /* keys times tiles of queries that loaded them; backward by keys: queries times tiles of keys */
+    atomic_llong visits; /* keys times tiles of queries that loaded them; by keys: queries times tiles of keys */
     atomic_llong masked; /* of these, where some of the tile's queries does not see the key */
 };
 

@@ -108,8 +108,8 @@ static nbhd_status fill_axis(nbhd_desc *d, int i)
     if (d->kv_length[i] != length) {
         if (d->window[i] != d->kv_length[i] || d->stride[i] != 1 || d->dilation[i] != 1 || d->edge[i] != NBHD_NEAREST)
             return nbhd_fail(NBHD_ERROR_INVALID,
-                             "kv_length[%d] is %d where length[%d] is %d, so the axis is attended to whole: window must "
-                             "be %d, stride and dilation 1, edge nearest",
+                             "kv_length[%d] is %d where length[%d] is %d, so the axis is attended to whole: window "
+                             "must be %d, stride and dilation 1, edge nearest",
                              i, d->kv_length[i], i, length, d->kv_length[i]);
         return NBHD_OK;
     }

@@ -30,7 +30,8 @@ struct nbhd_tile_count nbhd_tiles_count(struct nbhd_axis a, int q_tile, int k_ti
 
 /* The same with the roles changed, as where dK and dV are summed: q is a tile of keys, and any, all, visited and full
  * are of the queries that see them. k: its first element; n: the group's queries. */
-struct nbhd_tile nbhd_tile_at_inverse(struct nbhd_axis a, int n, int k, int k_tile, int q_tile, enum nbhd_tiling tiling);
+struct nbhd_tile nbhd_tile_at_inverse(struct nbhd_axis a, int n, int k, int k_tile, int q_tile,
+                                      enum nbhd_tiling tiling);
 struct nbhd_tile_count nbhd_tiles_count_inverse(struct nbhd_axis a, int k_tile, int q_tile, enum nbhd_tiling tiling);
 
 /* Each tile that stays is cut into `parts` equal parts (of a tile that the axis cuts short, some may be missing), and

@@ -61,7 +61,8 @@ static struct nbhd_params fold_params(const struct nbhd_params *p, const struct 
     return folded;
 }
 
-static nbhd_status fwd_run(const struct nbhd_plan *plan, const struct nbhd_params *params, void *workspace, void *stream)
+static nbhd_status fwd_run(const struct nbhd_plan *plan, const struct nbhd_params *params, void *workspace,
+                           void *stream)
 {
     (void)stream;
     for (const struct nbhd_fwd *fwd = plan->state; fwd; fwd = fwd->rest) {

@@ -48,7 +48,8 @@ static inline bool row_is_finite(const float *row, int n)
 
 /* qt[i][lane] = rows[lane][i], negated if asked, for i < d and one vector of lanes; lanes from `lanes` on are 0.
  * Row i starts at qt + i * width; rows are of the dtype. */
-static inline void pack_vector(float *qt, int width, const char *const rows[VF], int dtype, int lanes, int d, bool negate)
+static inline void pack_vector(float *qt, int width, const char *const rows[VF], int dtype, int lanes, int d,
+                               bool negate)
 {
     const vf sign = v_set1(negate ? -1.0f : 1.0f);
     for (int i = 0; i < d; i += VF) {

@@ -58,7 +58,8 @@ static inline bool nbhd_box_next(const struct nbhd_box *box, int at[3])
     return false;
 }
 
-static inline void nbhd_box_token(const struct nbhd_params *p, const struct nbhd_box *box, const int at[3], int token[3])
+static inline void nbhd_box_token(const struct nbhd_params *p, const struct nbhd_box *box, const int at[3],
+                                  int token[3])
 {
     for (int i = 0; i < 3; i++)
         token[i] = nbhd_wrap(p->axis[i], box->size[i], at[i]) * p->axis[i].dilation + box->group[i];

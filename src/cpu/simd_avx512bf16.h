@@ -87,8 +87,8 @@ V_FN vi v_pair_or(vi x, vi y, unsigned bits) { return _mm512_mask_or_epi32(x, (_
 /* Lane l: the pair of low[l] and high[l], rounded to nearest even. */
 V_FN vi v_pair_of(vf low, vf high)
 {
-    const vi order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
-                                      19, 3, 18, 2, 17, 1, 16, 0);
+    const vi order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                      5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return _mm512_permutexvar_epi16(order, (vi)_mm512_cvtne2ps_pbh(high, low));
 }
 /* The values of low, then those of high, rounded to nearest even. */
@@ -100,14 +100,14 @@ V_FN vf v_pair_step(vf a, vf b, vf sum) { return v_pair_dot(sum, (vi)a, (vi)b); 
 /* Pairs (a[i], b[i]) of the values i < VF, or of those from VF on. */
 V_FN vi v_pair_zip_low(vi a, vi b)
 {
-    const vi order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4,
-                                      35, 3, 34, 2, 33, 1, 32, 0);
+    const vi order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
+                                      5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
     return _mm512_permutex2var_epi16(a, order, b);
 }
 V_FN vi v_pair_zip_high(vi a, vi b)
 {
-    const vi order = _mm512_set_epi16(63, 31, 62, 30, 61, 29, 60, 28, 59, 27, 58, 26, 57, 25, 56, 24, 55, 23, 54, 22, 53, 21,
-                                      52, 20, 51, 19, 50, 18, 49, 17, 48, 16);
+    const vi order = _mm512_set_epi16(63, 31, 62, 30, 61, 29, 60, 28, 59, 27, 58, 26, 57, 25, 56, 24, 55, 23, 54, 22,
+                                      53, 21, 52, 20, 51, 19, 50, 18, 49, 17, 48, 16);
     return _mm512_permutex2var_epi16(a, order, b);
 }
 /* Pairs of a and b too, in an order that costs less: lane l of the lower ones is value l / 4 * 8 + l % 4, of the higher

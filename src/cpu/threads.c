@@ -164,7 +164,8 @@ static void run_shared(const struct job *job)
     pthread_mutex_unlock(&pool.lock);
 }
 
-void nbhd_parallel(int threads, long long tasks, void (*work)(void *context, long long task, int thread), void *context)
+void nbhd_parallel(int threads, long long tasks, void (*work)(void *context, long long task, int thread),
+                   void *context)
 {
     const struct job job = {work, context, tasks, threads};
     if (threads > 1 && tasks > 1 && !atomic_flag_test_and_set(&pool.busy)) {

@@ -10,6 +10,7 @@ int nbhd_threads_prepare(int threads);
 /* Calls work(context, task, thread) once for each task 0 .. tasks - 1, in any order, on at most `threads` threads of
  * which the caller is number 0; thread < threads. Returns when all are done. While another call has the workers, the
  * caller does all of its tasks alone. Work must not depend on which thread does it. */
-void nbhd_parallel(int threads, long long tasks, void (*work)(void *context, long long task, int thread), void *context);
+void nbhd_parallel(int threads, long long tasks, void (*work)(void *context, long long task, int thread),
+                   void *context);
 
 #endif

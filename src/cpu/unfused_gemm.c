@@ -60,8 +60,9 @@ static double cost_of(enum nbhd_product_kind kind, const struct extent e[3], int
         const double run_vectors = ceil(e[2].visits / vf);
         run = run_vectors * width * (together * few + 4) + together * segments * 10;
     } else {
-        const double gather = kind == WRITES_QUERIES ? together * segments * 8
-                                                     : e[2].visits * (12 + together / e[2].rows * (e[2].rows == 1 ? 2 : 6));
+        const double gather = kind == WRITES_QUERIES
+                                  ? together * segments * 8
+                                  : e[2].visits * (12 + together / e[2].rows * (e[2].rows == 1 ? 2 : 6));
         run = vectors * (together * few * (e[2].visits + 2) + e[2].visits) + gather;
     }
     return (runs * (run + 20) + rows * width * 0.5) / rows;

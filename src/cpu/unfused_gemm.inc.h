@@ -216,7 +216,8 @@ V_FN void scatter_row(const struct tile *t, const struct run *r, int i, int j, i
     const long long entry = entry_of(p, r->at, first);
     for (int k = 0; k < t->n[2]; k++) {
         const struct nbhd_range sees = x[2].sees[k];
-        const int begin = nbhd_max(sees.begin, r->at[2]), end = nbhd_min(sees.end, r->at[2] + r->n), lane = lane_of(t, i, j, k);
+        const int begin = nbhd_max(sees.begin, r->at[2]), end = nbhd_min(sees.end, r->at[2] + r->n);
+        const int lane = lane_of(t, i, j, k);
         if (begin >= end)
             continue;
         const float *bias = NULL;
@@ -276,7 +277,8 @@ V_FN void gather_row(const struct tile *t, const struct run *r, int i, int j, in
     const long long entry = entry_of(t->p, r->at, first);
     for (int k = 0; k < t->n[2]; k++) {
         const struct nbhd_range sees = x[2].sees[k];
-        const int begin = nbhd_max(sees.begin, r->at[2]), end = nbhd_min(sees.end, r->at[2] + r->n), lane = lane_of(t, i, j, k);
+        const int begin = nbhd_max(sees.begin, r->at[2]), end = nbhd_min(sees.end, r->at[2] + r->n);
+        const int lane = lane_of(t, i, j, k);
         float *to = t->a + lane * GEMM_RUN;
         if (begin > r->at[2] || end < r->at[2] + r->n)
             for (int at = 0; at < r->n; at += VF)

@@ -143,9 +143,9 @@ nbhd_status nbhd_sim_flat_count(const struct nbhd_sim_case *c, nbhd_sim_counts *
     const double key_tiles = (double)(long long)((keys + kv_tile - 1) / kv_tile);
     if (steps_of(c, tokens) > MAX_STEPS || key_tiles > 1 << 26)
         return nbhd_fail(NBHD_ERROR_UNSUPPORTED,
-                         "tiling is flat; %.0f queries with windows of %.3g keys would take %.1g steps to count, at most "
-                         "%.1g",
-                         tokens, (counts->pairs) / tokens, steps_of(c, tokens), MAX_STEPS);
+                         "tiling is flat; %.0f queries with windows of %.3g keys would take %.1g steps to count, at "
+                         "most %.1g",
+                         tokens, counts->pairs / tokens, steps_of(c, tokens), MAX_STEPS);
     struct walk w = {.axis = a, .kv_tile = kv_tile};
     w.marks = calloc((size_t)key_tiles, sizeof *w.marks);
     w.visited = malloc((size_t)key_tiles * sizeof *w.visited);

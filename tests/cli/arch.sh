@@ -10,6 +10,7 @@ t plan "$line" --arch sm_80 --device cpu
 t jit --deterministic
 t jit --arch sm_80
 t jit "$line" --arch "sm_80 sm_90"
+t jit "$line" --arch sm_90 --dump no/folder
 # Where no compiler is found the plan fails, and which rows would do is told.
 NBHD_NVRTC=/dev/null/nvrtc NBHD_CACHE_DIR=$PWD t plan "$line" --arch sm_75,86 --explain |
     grep -E 'cuda.bwd_s|^nbhd|exit'

@@ -119,7 +119,8 @@ struct tables {
     unsigned scratch;
 };
 
-NBHD_STATIC_ASSERT(sizeof(struct tables) <= NBHD_BWD_SM90_TABLES(NBHD_N) + NBHD_INTEGERS * NBHD_BWD_SM90_FINENESS(NBHD_N),
+NBHD_STATIC_ASSERT(sizeof(struct tables) <=
+                       NBHD_BWD_SM90_TABLES(NBHD_N) + NBHD_INTEGERS * NBHD_BWD_SM90_FINENESS(NBHD_N),
                    "the host counts on it");
 
 /* Of the queries of the box in `slot`, where dQ is added up in integers. */

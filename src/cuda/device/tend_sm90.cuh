@@ -1,6 +1,6 @@
-/* The rows of the dQ in the workspace that a tile of bwd_sm90.cu clears for a head to come, and those of a head that is done,
- * which it converts: by the loading warp that has nothing to load, beside the products. The copy engine moves them, as
- * an instruction of this warp is one that the others cannot issue.
+/* The rows of the dQ in the workspace that a tile of bwd_sm90.cu clears for a head to come, and those of a head that is
+ * done, which it converts: by the loading warp that has nothing to load, beside the products. The copy engine moves
+ * them, as an instruction of this warp is one that the others cannot issue.
  *
  * A unit is all tiles of a key/value head of a batch element. Tiles are numbered unit after unit, and a CTA takes the
  * next number when it begins, so that all tiles of lower numbers have begun. It waits (await_count) only for those: of

@@ -102,24 +102,24 @@ NBHD_FN void mbar_arrive_expect(unsigned bar, int bytes)
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
 }
 
+/* Whether the phase with this parity has ended: "try_wait" may wait a while for it, "test_wait" never does. */
+#define NBHD_MBAR_ASK(how, done, bar, phase) \
+    asm volatile("{ .reg .pred p; mbarrier." how ".parity.shared::cta.b64 p, [%1], %2; selp.b32 %0, 1, 0, p; }" \
+                 : "=r"(done) \
+                 : "r"(bar), "r"(phase) \
+                 : "memory")
+
 NBHD_FN int mbar_try_wait(unsigned bar, int phase)
 {
     int done;
-    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.b32 %0, 1, 0, p; }"
-                 : "=r"(done)
-                 : "r"(bar), "r"(phase)
-                 : "memory");
+    NBHD_MBAR_ASK("try_wait", done, bar, phase);
     return done;
 }
 
-/* The same, and never waits. */
 NBHD_FN int mbar_test_wait(unsigned bar, int phase)
 {
     int done;
-    asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2; selp.b32 %0, 1, 0, p; }"
-                 : "=r"(done)
-                 : "r"(bar), "r"(phase)
-                 : "memory");
+    NBHD_MBAR_ASK("test_wait", done, bar, phase);
     return done;
 }
 
