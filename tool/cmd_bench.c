@@ -89,7 +89,10 @@ static int fill_forward(struct rotation *r, char *image)
 
 static size_t cache_bytes(void)
 {
-    long l3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    long l3 = 0;
+#ifdef _SC_LEVEL3_CACHE_SIZE
+    l3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#endif
     size_t twice = l3 > 0 ? 2 * (size_t)l3 : 0;
     return twice > (size_t)256 << 20 ? twice : (size_t)256 << 20;
 }

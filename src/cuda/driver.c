@@ -1,5 +1,5 @@
 /* Finds and opens the driver and NVRTC. Both stay open until the process ends. */
-#define _GNU_SOURCE /* dladdr, glob */
+#define _GNU_SOURCE /* dladdr */
 #include <dlfcn.h>
 #include <glob.h>
 #include <limits.h>
@@ -136,12 +136,30 @@ static bool open_nvrtc_file(const char *file)
     return true;
 }
 
+static bool open_nvrtc_pattern(const char *pattern);
+
+/* A pattern with {one,other}: each of them in turn. Not every C library's glob() has that. */
+static bool open_nvrtc_choice(const char *pattern, const char *open, const char *close)
+{
+    bool opened = false;
+    for (const char *one = open + 1; one <= close && !opened; one += strcspn(one, ",}") + 1) {
+        char path[PATH_MAX];
+        snprintf(path, sizeof path, "%.*s%.*s%s", (int)(open - pattern), pattern, (int)strcspn(one, ",}"), one,
+                 close + 1);
+        opened = open_nvrtc_pattern(path);
+    }
+    return opened;
+}
+
 /* Tries every file that the pattern matches, the last in the alphabet first: newer versions. */
 static bool open_nvrtc_pattern(const char *pattern)
 {
+    const char *open = strchr(pattern, '{'), *close = open ? strchr(open, '}') : NULL;
+    if (close)
+        return open_nvrtc_choice(pattern, open, close);
     bool opened = false;
     glob_t found;
-    if (glob(pattern, GLOB_BRACE, NULL, &found) == 0)
+    if (glob(pattern, 0, NULL, &found) == 0)
         for (size_t i = found.gl_pathc; i-- > 0 && !opened;)
             if (!strstr(found.gl_pathv[i], ".alt.so"))
                 opened = open_nvrtc_file(found.gl_pathv[i]);

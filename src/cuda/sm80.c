@@ -363,7 +363,9 @@ static bool price(struct nbhd_sm80_choice *c, const struct nbhd_problem *problem
 static int by_time(const void *a, const void *b)
 {
     const struct nbhd_sm80_choice *x = a, *y = b;
-    return x->ms < y->ms ? -1 : x->ms > y->ms;
+    if (x->ms != y->ms)
+        return x->ms < y->ms ? -1 : 1;
+    return (x->variant > y->variant) - (x->variant < y->variant); /* of one table */
 }
 
 int nbhd_sm80_choose(struct nbhd_sm80_choice *choices, int room, const struct nbhd_problem *problem,

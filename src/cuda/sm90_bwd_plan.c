@@ -147,12 +147,13 @@ static void try_queries(struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_plan *p,
 struct key_box {
     int extent[3];
     double tiles, most_full, ms; /* most_full: of the boxes of queries, need no mask */
+    int at; /* in the order of the search */
 };
 
 static int by_least_ms(const void *a, const void *b)
 {
-    const double x = ((const struct key_box *)a)->ms, y = ((const struct key_box *)b)->ms;
-    return (x > y) - (x < y);
+    const struct key_box *x = a, *y = b;
+    return x->ms != y->ms ? (x->ms > y->ms ? 1 : -1) : x->at - y->at;
 }
 
 /* The boxes of keys that can be among the best, the most promising first. Returns their number. */
@@ -176,6 +177,7 @@ static int rank_keys(struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_plan *p, in
             box->most_full *= t->inner;
         }
         box->tiles = p->tiles;
+        box->at = i;
         box->ms = least_ms(s, p, q, boxes, axis_of_blocks(p) < 0 ? boxes : 0, box->most_full);
         kept += box->ms <= enough(best);
     }

@@ -37,6 +37,15 @@ static int all_boxes(const struct nbhd_axis axis[3], int tokens, struct nbhd_sim
     return count;
 }
 
+static int compare_tiles(const int x[3], const int y[3])
+{
+    for (int i = 0; i < 3; i++)
+        if (x[i] != y[i])
+            return x[i] - y[i];
+    return 0;
+}
+
+/* To the last difference: what qsort() does with equals is the C library's choice. */
 static int better(const void *a, const void *b)
 {
     const nbhd_sim_setting *x = a, *y = b;
@@ -44,8 +53,12 @@ static int better(const void *a, const void *b)
         return x->ms < y->ms ? -1 : 1;
     if (x->counts.bound_mean != y->counts.bound_mean)
         return x->counts.bound_mean > y->counts.bound_mean ? -1 : 1;
-    return (x->counts.masked_fraction > y->counts.masked_fraction) -
-           (x->counts.masked_fraction < y->counts.masked_fraction);
+    if (x->counts.masked_fraction != y->counts.masked_fraction)
+        return x->counts.masked_fraction < y->counts.masked_fraction ? -1 : 1;
+    if (x->tiles.tiling != y->tiles.tiling)
+        return x->tiles.tiling - y->tiles.tiling;
+    const int order = compare_tiles(x->tiles.q_tile, y->tiles.q_tile);
+    return order ? order : compare_tiles(x->tiles.kv_tile, y->tiles.kv_tile);
 }
 
 /* The boxes to try: the given one, else all of `tokens` tokens. */
