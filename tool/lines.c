@@ -46,11 +46,12 @@ static int from_file(const char *path, const struct doing *doing)
                          : tool_fail(TOOL_USAGE, "%sthe line is longer than %d characters", where, NBHD_TEXT - 2);
             break;
         }
+        const char *line = number == 1 && !strncmp(text, "\xef\xbb\xbf", 3) ? text + 3 : text; /* some editors' mark */
         text[strcspn(text, "#\n")] = 0;
-        if (!text[strspn(text, " \t\r")])
+        if (!line[strspn(line, " \t\r")])
             continue;
         found++;
-        int result = one(text, where, doing);
+        int result = one(line, where, doing);
         status = result ? result : status;
     }
     if (ferror(file))

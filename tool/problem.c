@@ -29,9 +29,9 @@ static bool read_grid(const char **text, int grid[3], int *rank, int *times)
     }
     if (**text == '*') {
         const long n = isdigit((unsigned char)(*text)[1]) ? strtol(*text + 1, &end, 10) : 0;
-        if (n < 1 || n > MOST_SEQUENCES)
+        if (n < 1)
             return false;
-        *times = (int)n;
+        *times = n > MOST_SEQUENCES ? MOST_SEQUENCES + 1 : (int)n;
         *text = end;
     }
     return true;

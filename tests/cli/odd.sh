@@ -31,6 +31,8 @@ NBHD_THREADS=3 nbhd bench "d8 9 w3" --runs 5 --csv | cut -d, -f4
 # problem files that are no text
 printf 'd8 9\0 w3\nd8 9\n' >zero.txt
 t plan @zero.txt
+printf '\357\273\277d8 9 w10\r\n' >marked.txt
+t plan @marked.txt
 t plan @fifo.npy/x
 nbhd help plan | head -n 1
 t help nosuch
