@@ -10,7 +10,7 @@
 #define VF         16 /* floats in a vector */
 #define V_STRIP    4  /* vectors of queries that a microkernel holds at once: 6 x 4 accumulators of 32 registers */
 #define V_ROWS     6
-#define V_COLUMNS  6  /* most columns of a permuted product, with 4 rows 4 x 6 accumulators */
+#define V_COLUMNS  8  /* most columns of a permuted product: with 3 rows 3 x 8 accumulators, with 4 4 x 6 */
 #define V_DIMS     4  /* vectors of head dimensions: 4 x 4 accumulators */
 #define V_KEYS     7  /* keys whose sums are held while queries pass, of so many vectors each: 7 x 2 accumulators */
 #define V_KEY_DIMS 2
