@@ -19,6 +19,7 @@ struct look_ahead {
     int tile, tiles;        /* of the step during which this is asked for */
     int rows, at, piece;    /* at, piece: what is asked for next */
     long long lines, asked; /* of all rows */
+    long long begin, pace;  /* of the tile: lines due before it; 65,536 times those due in a beat */
     struct ahead_row row[AHEAD_ROWS];
 };
 
@@ -62,10 +63,19 @@ static inline void ahead_ask(struct look_ahead *a, long long due)
     }
 }
 
-/* What is due at beat number `beat` of `beats` of a tile's work; a division of integers would take longer. */
-static inline void ahead_beat(struct look_ahead *a, int beat, int beats)
+/* Before a tile of so many beats. */
+static inline void ahead_tile(struct look_ahead *a, int beats)
 {
-    ahead_ask(a, (long long)((double)a->lines * (a->tile + (double)beat / beats) / a->tiles));
+    a->begin = a->lines * a->tile / a->tiles;
+    a->pace = beats ? a->lines * 65536 / ((long long)a->tiles * beats) : 0;
+}
+
+/* What is due at beat number `beat` of the tile's work. */
+static inline void ahead_beat(struct look_ahead *a, int beat)
+{
+    const long long due = a->begin + (a->pace * beat >> 16);
+    if (due > a->asked)
+        ahead_ask(a, due);
 }
 
 #endif

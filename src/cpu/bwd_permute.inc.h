@@ -391,20 +391,21 @@ static void permute_tile(const struct bwd_box *x, const struct lane_block *b, in
     enum { BEATS = 3 }; /* of a run */
     const struct bwd_call *c = x->task->call;
     load_rows(x, b, z, y, rows);
+    ahead_tile(x->ahead, BEATS * x->runs);
     for (int i = 0; i < x->runs; i++) {
         const struct bwd_keys *run = &x->run[i];
         run_scores(x, b, run);
         run_weights(x, b, run);
         if (c->p->dbias && run->k_line)
             run_bias_gradient(x, b, run, bias_sums(c, x->task->batch, x->task->slot));
-        ahead_beat(x->ahead, BEATS * i + 1, BEATS * x->runs);
+        ahead_beat(x->ahead, BEATS * i + 1);
         const struct key_side of_v = {x->s, x->d, c->b->width_v, c->p->head_dim_v,
                                       sums_walk(x, b, run, run->dv, &c->dv)};
         key_product(b, run, &of_v);
-        ahead_beat(x->ahead, BEATS * i + 2, BEATS * x->runs);
+        ahead_beat(x->ahead, BEATS * i + 2);
         const struct key_side of_k = {x->ds, x->q, c->b->width, c->p->head_dim, sums_walk(x, b, run, run->dk, &c->dk)};
         key_product(b, run, &of_k);
-        ahead_beat(x->ahead, BEATS * i + 3, BEATS * x->runs);
+        ahead_beat(x->ahead, BEATS * i + 3);
         query_product(x, b, run);
     }
     store_rows(x, b, z, y, rows);

@@ -24,6 +24,7 @@
 #include "cpu/fwd_broadcast.inc.h"
 #include "cpu/permute.inc.h"
 #include "cpu/fwd_permute.inc.h"
+#include "cpu/fwd_tile.inc.h"
 #include "cpu/fwd_lines.inc.h"
 
 struct fwd_call {

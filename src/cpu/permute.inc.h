@@ -75,6 +75,10 @@ static struct nbhd_range near_keys(struct nbhd_axis a, struct nbhd_range queries
 
 /* ---- blocks of lanes ---- */
 
+/* How V_OUT_LANES lanes see keys: all the same; each from the key on after the one where the lane before begins, values
+ * one column apart; or otherwise, or some fewer than others. */
+enum { V_OUT_LANES = 4, LANES_MIXED = 0, LANES_ALIKE, LANES_STRAIGHT };
+
 /* VF queries along axis 2. Lanes past `lanes` repeat another, and nothing that differs is stored of them. Where lanes
  * fill half a vector at most, two rows of queries can share one: the upper half repeats the lower. Positions of keys
  * are less the first that the task at hand sees. */
@@ -94,6 +98,7 @@ struct lane_block {
     int seam[VF];   /* keys from there on that lie one after the other; */
     int circle[VF]; /* those past them, so many tokens before where they would follow */
     int bias[VF];   /* column of the bias table for j = 0 */
+    char group[VF / V_OUT_LANES]; /* LANES_ of each so many lanes; MIXED where not all are lanes */
 };
 
 /* The lane at x, query position i. */
@@ -132,6 +137,21 @@ static void share_lanes(struct nbhd_axis a, struct lane_block *b)
     b->straight = b->even_bias = false;
 }
 
+static void group_lanes(struct nbhd_axis a, struct lane_block *b)
+{
+    const int rim = V_OUT_LANES - 1;
+    for (int first = 0; first + rim < b->lanes; first += V_OUT_LANES) {
+        bool alike = true, straight = a.window >= rim;
+        for (int l = first; l <= first + rim; l++) {
+            const int after = l - first;
+            alike &= b->count[l] == a.window && b->key[l] == b->key[first] && b->token[l] == b->token[first];
+            straight &= b->count[l] == a.window && b->key[l] == b->key[first] + after &&
+                        b->token[l] == b->token[first] + after * a.dilation;
+        }
+        b->group[first / V_OUT_LANES] = alike ? LANES_ALIKE : straight ? LANES_STRAIGHT : LANES_MIXED;
+    }
+}
+
 /* Blocks for the queries; returns how many. share: rows share vectors where they can. */
 static int make_blocks(struct nbhd_axis a, struct nbhd_range queries, int first_key, bool share,
                        struct lane_block *block)
@@ -149,6 +169,7 @@ static int make_blocks(struct nbhd_axis a, struct nbhd_range queries, int first_
         for (int l = b->lanes; l < VF; l++)
             repeat_lane(b, b->lanes - 1, l);
         b->base = b->key[0];
+        group_lanes(a, b);
         if (share && b->lanes <= VF / 2)
             share_lanes(a, b);
     }

@@ -16,6 +16,7 @@
 #define V_KEY_DIMS 2
 #define V_OUT_ROWS 2 /* 2 x 4 */
 #define V_OUT_DIMS 4
+#define V_LANE_ROWS 0 /* four lanes at once are slower */
 #define V_FAST_LOOKUP 0
 #define V_FN       static inline __attribute__((always_inline, unused))
 

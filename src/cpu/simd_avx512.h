@@ -16,6 +16,7 @@
 #define V_KEY_DIMS 2
 #define V_OUT_ROWS 4  /* rows and vectors of head dimensions of a permuted output */
 #define V_OUT_DIMS 4
+#define V_LANE_ROWS 2 /* rows of an output of four lanes by two vectors; 0: of one lane */
 #define V_FAST_LOOKUP 1 /* v_lookup is as cheap as a load */
 #define V_FN       static inline __attribute__((always_inline, unused))
 

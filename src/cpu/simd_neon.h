@@ -17,6 +17,7 @@
 #define V_KEY_DIMS 2
 #define V_OUT_ROWS 4
 #define V_OUT_DIMS 4
+#define V_LANE_ROWS 0
 #define V_FAST_LOOKUP 0
 #define V_FN      static inline __attribute__((always_inline, unused))
 

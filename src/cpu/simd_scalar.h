@@ -14,6 +14,7 @@
 #define V_DIMS    2
 #define V_OUT_ROWS 4
 #define V_OUT_DIMS 2
+#define V_LANE_ROWS 0
 #define V_FAST_LOOKUP 0
 #define V_FN      static inline __attribute__((always_inline, unused))
 #define V_EACH    for (int i = 0; i < VF; i++)
