@@ -98,13 +98,13 @@ static int check_ranks(const struct run_options *o, int q, int k, int v)
 {
     if (!o->lengths && (q < 4 || q > 6))
         return tool_fail(TOOL_USAGE,
-                         "Q (%s) has %d axes; it must have 4 to 6: batch, one to three axes, heads, head_dim",
+                         "Q (%s) has %d extents; it must have 4 to 6: batch, one to three axes, heads, head_dim",
                          o->in[SLOT_Q], q);
     if (o->lengths && q != 3)
-        return tool_fail(TOOL_USAGE, "Q (%s) has %d axes; with --lengths it must have 3: tokens, heads, head_dim",
+        return tool_fail(TOOL_USAGE, "Q (%s) has %d extents; with --lengths it must have 3: tokens, heads, head_dim",
                          o->in[SLOT_Q], q);
     if (k != q || v != q)
-        return tool_fail(TOOL_USAGE, "Q has %d axes, K has %d and V has %d; they must agree", q, k, v);
+        return tool_fail(TOOL_USAGE, "Q has %d extents, K has %d and V has %d; they must agree", q, k, v);
     return TOOL_DONE;
 }
 
@@ -125,7 +125,7 @@ static int describe_heads(struct run_work *w)
     if (status || !o->in[SLOT_EXTRA_K])
         return status;
     if (extra->rank != 4)
-        return tool_fail(TOOL_USAGE, "--extra-k (%s) has %d axes; it must have 4: batch, tokens, heads, head_dim",
+        return tool_fail(TOOL_USAGE, "--extra-k (%s) has %d extents; it must have 4: batch, tokens, heads, head_dim",
                          o->in[SLOT_EXTRA_K], extra->rank);
     return extent(o, SLOT_EXTRA_K, extra->shape[1], &d->extra);
 }
