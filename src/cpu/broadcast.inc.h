@@ -34,6 +34,8 @@ struct key_walk {
     uint64_t row_bits;
 };
 
+#include "cpu/rows_ahead.inc.h"
+
 /* ---- products ---- */
 
 /* PRODUCT_STEP(a, b, sum) is sum + a b: of floats, or of what an including file takes for one, as pairs of bfloat16. */
@@ -90,36 +92,6 @@ V_FN void prefetch_rows(const float *const *rows, int n, int begin, int end)
         for (int i = begin; i < end; i += 16)
             __builtin_prefetch(rows[r] + i);
 }
-
-/* A block's rows of K and V that are wanted soon, asked for a little with each call of a microkernel: they come from
- * far away, and a core can wait for a few cache lines only. */
-struct rows_ahead {
-    const struct key_block *b;
-    int key, bytes[2]; /* the key at hand; of a row of K and V */
-    int row, at;       /* 0: its K, 1: its V; bytes of it asked for */
-    int step;          /* portions to a call */
-};
-
-enum { AHEAD_PORTION = 256 }; /* bytes */
-
-V_FN void ask_rows(struct rows_ahead *a)
-{
-    for (int n = 0; n < a->step && a->key < a->b->count; n++) {
-        const char *row = (const char *)(a->row ? a->b->v : a->b->k)[a->key] + a->at;
-        const int bytes = nbhd_min(AHEAD_PORTION, a->bytes[a->row] - a->at);
-        for (int i = 0; i < bytes; i += 64)
-            __builtin_prefetch(row + i, 0, 2);
-        a->at += AHEAD_PORTION;
-        if (a->at < a->bytes[a->row])
-            continue;
-        a->at = 0;
-        a->key += a->row;
-        a->row = !a->row;
-    }
-}
-
-/* Calls of microkernels that ask, for a strip's products of so many keys. */
-static inline int ask_beats(int keys, int columns) { return keys / V_ROWS + columns / V_ROWS; }
 
 /* far: the keys are read for the first time. */
 V_FN void qk_panel(const float *qt, int d, const float *const *k, int keys, float *s, const int width, const int nv,
@@ -239,18 +211,19 @@ static inline void pv_strip(const float *p, const float *const *value, int keys,
 }
 
 /* Both over all of a tile's vectors, whose rows are FWD_LANES floats apart. */
-static inline void block_scores(const float *qt, int d, const float *const *k, int keys, int vectors, float *s)
+static inline void block_scores(const float *qt, int d, const float *const *k, int keys, int vectors, float *s,
+                                struct rows_ahead *ahead)
 {
     for (int v = 0; v < vectors; v += V_STRIP)
-        qk_strip(qt + v * VF, d, k, keys, s + v * VF, FWD_LANES, nbhd_min(V_STRIP, vectors - v), v == 0, NULL);
+        qk_strip(qt + v * VF, d, k, keys, s + v * VF, FWD_LANES, nbhd_min(V_STRIP, vectors - v), v == 0, ahead);
 }
 
 static inline void block_output(const float *p, const float *const *value, int keys, int columns, int vectors,
-                                const float *alpha, float *ot)
+                                const float *alpha, float *ot, struct rows_ahead *ahead)
 {
     for (int v = 0; v < vectors; v += V_STRIP)
         pv_strip(p + v * VF, value, keys, columns, alpha + v * VF, ot + v * VF, FWD_LANES,
-                 nbhd_min(V_STRIP, vectors - v), NULL);
+                 nbhd_min(V_STRIP, vectors - v), ahead);
 }
 
 /* m[nv vectors] = the largest of the keys' scores, whose rows are `width` floats apart. */

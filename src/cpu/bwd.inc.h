@@ -26,6 +26,7 @@
 #include "cpu/broadcast.inc.h"
 
 #include "cpu/bwd_common.inc.h"
+#include "cpu/bwd_products.inc.h"
 #include "cpu/bwd_broadcast.inc.h"
 #include "cpu/permute.inc.h"
 #include "cpu/bwd_permute.inc.h"
@@ -234,6 +235,7 @@ static const struct nbhd_bwd_machine bwd_machine = {
     .fwd = {.vf = VF, .columns = V_COLUMNS, .lane_block = sizeof(struct lane_block), .unfolded = true},
     .strip = V_STRIP * VF,
     .run = sizeof(struct bwd_keys),
+    .block = sizeof(struct bwd_block),
 };
 
 static int bwd_configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room)

@@ -10,85 +10,9 @@
  * they lie, unpacked, and transposed. dK and dV are added to in memory, once for each tile and block of FWD_BLOCK keys.
  * What a lane does not see has P = dS = 0. A zero does not silence a NaN or infinity on the other side of a product, so
  * in masked blocks such key rows count as zeros (lanes that see one have a NaN in P or dS anyway), and so do such rows
- * of Q and dO, whose lanes are given a NaN for P instead. Included by bwd.inc.h. */
-
-/* ---- the products that sum over a tile's queries ---- */
-
-/* Q and dO of a tile in strips of as many columns as kv_micro takes: [strip][64][KV_STRIP], so that a strip is
- * contiguous. */
-#define KV_STRIP (V_STRIP * VF)
-
-static float *strip_at(float *x, int lane, int column)
-{
-    return x + (column / KV_STRIP * FWD_LANES + lane) * KV_STRIP + column % KV_STRIP;
-}
-
-/* rows[n][nv vectors from column on] += sum over lanes of p[row][lane] * x[lane][0..]; the last vector has `last`
- * columns. */
-V_FN void kv_micro(const float *p, const float *x, int lanes, float *const *rows, int column, const int n, const int nv,
-                   const int last)
-{
-    vf acc[V_ROWS][V_STRIP];
-#pragma GCC unroll 8
-    for (int r = 0; r < n; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < nv; v++)
-            acc[r][v] = load_up_to(rows[r] + column + v * VF, v + 1 < nv ? VF : last);
-    for (int i = 0; i < lanes; i++) {
-        vf y[V_STRIP];
-#pragma GCC unroll 4
-        for (int v = 0; v < nv; v++)
-            y[v] = v_load(x + i * KV_STRIP + v * VF);
-#pragma GCC unroll 8
-        for (int r = 0; r < n; r++) {
-            vf weight = v_set1(p[r * FWD_LANES + i]);
-#pragma GCC unroll 4
-            for (int v = 0; v < nv; v++)
-                acc[r][v] = v_fma(weight, y[v], acc[r][v]);
-        }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < n; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < nv; v++)
-            store_up_to(rows[r] + column + v * VF, acc[r][v], v + 1 < nv ? VF : last);
-}
-
-V_FN void kv_panel(const float *p, const float *x, int lanes, float *const *rows, int keys, int column, const int nv,
-                   const int last)
-{
-    int i = 0;
-    for (; i + V_ROWS <= keys; i += V_ROWS) {
-        prefetch_rows((const float *const *)rows + i + V_ROWS, nbhd_min(V_ROWS, keys - i - V_ROWS), column,
-                      column + nv * VF);
-        kv_micro(p + i * FWD_LANES, x, lanes, rows + i, column, V_ROWS, nv, last);
-    }
-    if (i + 4 <= keys) {
-        kv_micro(p + i * FWD_LANES, x, lanes, rows + i, column, 4, nv, last);
-        i += 4;
-    }
-    for (; i < keys; i++)
-        kv_micro(p + i * FWD_LANES, x, lanes, rows + i, column, 1, nv, last);
-}
-
-/* rows[key][width] += sum over lanes of p[key][lane] * x[lane][width]; x in strips. */
-static void block_gradient(const float *p, const float *x, int lanes, float *const *rows, int keys, int width)
-{
-    int column = 0;
-    for (; column + KV_STRIP <= width; column += KV_STRIP, x += FWD_LANES * KV_STRIP)
-        kv_panel(p, x, lanes, rows, keys, column, V_STRIP, VF);
-    const int left = (width - column + VF - 1) / VF, last = width - column - (left - 1) * VF;
-#if V_STRIP > 2
-    if (left == 4)
-        kv_panel(p, x, lanes, rows, keys, column, 4, last);
-    if (left == 3)
-        kv_panel(p, x, lanes, rows, keys, column, 3, last);
-#endif
-    if (left == 2)
-        kv_panel(p, x, lanes, rows, keys, column, 2, last);
-    if (left == 1)
-        kv_panel(p, x, lanes, rows, keys, column, 1, last);
-}
+ * of Q and dO, whose lanes are given a NaN for P instead. What comes next is asked for with each microkernel: a task's
+ * first tile asks for its next block, the others, which find their keys in the second-level cache, for the next tile's
+ * rows. Included by bwd.inc.h. */
 
 /* ---- P and dS of a block ---- */
 
@@ -100,6 +24,12 @@ struct bwd_tile {
     float *lse, *delta;   /* [64]; in the units of s and ds */
     const float *ones, *zeros;
     float *keys; /* unpacked K and V of a block */
+    const float *after[3][FWD_LANES]; /* rows of the tile after this one */
+};
+
+/* Keys of a block and where their gradients are summed. */
+struct bwd_block {
+    struct key_block keys;
     float *dk[FWD_BLOCK], *dv[FWD_BLOCK];
 };
 
@@ -147,19 +77,22 @@ static void silence_keys(struct key_block *b, uint64_t everyone, int width, cons
 
 /* ---- a tile ---- */
 
-static void find_gradient_rows(const struct bwd_task *task, struct bwd_tile *t, const struct key_block *b)
+static bool next_block(const struct bwd_task *task, struct tile *t, struct key_walk *walk, struct bwd_block *to)
 {
     const struct bwd_call *c = task->call;
+    const struct key_block *b = &to->keys;
+    const bool some = walk_block(c->p, t, walk, &to->keys);
     for (int i = 0; i < b->count; i++) {
         const int *token = b->token[i];
         if (i < b->extra) {
-            t->dk[i] = extra_dk(c, task->batch, task->kv_head, task->slot, token[2]);
-            t->dv[i] = extra_dv(c, task->batch, task->kv_head, task->slot, token[2]);
+            to->dk[i] = extra_dk(c, task->batch, task->kv_head, task->slot, token[2]);
+            to->dv[i] = extra_dv(c, task->batch, task->kv_head, task->slot, token[2]);
         } else {
-            t->dk[i] = (float *)(void *)nbhd_view_at(&c->dk, task->batch, token, task->kv_head);
-            t->dv[i] = (float *)(void *)nbhd_view_at(&c->dv, task->batch, token, task->kv_head);
+            to->dk[i] = (float *)(void *)nbhd_view_at(&c->dk, task->batch, token, task->kv_head);
+            to->dv[i] = (float *)(void *)nbhd_view_at(&c->dv, task->batch, token, task->kv_head);
         }
     }
+    return some;
 }
 
 /* A row into strips, as float32. false: it is not finite. */
@@ -266,32 +199,102 @@ static void store_tile(const struct bwd_task *task, const struct bwd_tile *t)
         }
 }
 
-static void bwd_tile(const struct bwd_task *task, struct bwd_tile *t, struct key_block *b)
+/* Calls of microkernels that ask, for one block of so many keys. */
+static int block_beats(const struct bwd_task *task, const struct tile *t, int keys)
+{
+    const struct nbhd_params *p = task->call->p;
+    const int strips = (t->vectors + V_STRIP - 1) / V_STRIP, columns = p->head_dim + p->head_dim_v;
+    return strips * (2 * (keys / V_ROWS) + p->head_dim / V_ROWS) + columns / KV_STRIP * (keys / V_ROWS);
+}
+
+/* The block `next`, while one of so many keys is worked on. */
+static struct rows_ahead ask_for_keys(const struct bwd_task *task, const struct tile *t, const struct bwd_block *next,
+                                      int keys)
+{
+    const struct nbhd_params *p = task->call->p;
+    const int size = task->call->dtype == NBHD_F32 ? 4 : 2;
+    struct rows_ahead a = {.row = {next->keys.k, (const float *const *)next->dk, next->keys.v,
+                                   (const float *const *)next->dv},
+                           .kinds = 4,
+                           .count = next->keys.count,
+                           .bytes = {p->head_dim * size, p->head_dim * 4, p->head_dim_v * size, p->head_dim_v * 4}};
+    pace_rows(&a, block_beats(task, t, keys));
+    return a;
+}
+
+/* What load_tile and store_tile will read of the tile `after`, or of none, in so many blocks of this one. */
+static struct rows_ahead ask_for_tile(const struct bwd_task *task, struct bwd_tile *t, const struct tile *after,
+                                      int blocks)
+{
+    const struct bwd_call *c = task->call;
+    const struct nbhd_params *p = c->p;
+    const struct nbhd_view *sums = task->first ? &p->o : &c->dq;
+    const int size = c->dtype == NBHD_F32 ? 4 : 2, sum = c->b->sum_dq && !task->first ? 4 : size;
+    struct rows_ahead a = {.row = {t->after[0], t->after[1], t->after[2]},
+                           .kinds = 3,
+                           .count = after ? after->lanes : 0,
+                           .bytes = {p->head_dim * size, p->head_dim_v * size,
+                                     task->first ? p->head_dim_v * size : p->head_dim * sum}};
+    for (int i = 0; i < a.count; i++) {
+        const int *token = after->token[i], head = after->head[i];
+        t->after[0][i] = (const float *)(const void *)nbhd_view_at(&p->q, task->batch, token, head);
+        t->after[1][i] = (const float *)(const void *)nbhd_view_at(&p->dout, task->batch, token, head);
+        t->after[2][i] = (const float *)(const void *)nbhd_view_at(sums, task->batch, token, head);
+    }
+    pace_rows(&a, blocks * block_beats(task, &t->tile, WALK_KEYS));
+    return a;
+}
+
+static void tile_block(const struct bwd_task *task, struct bwd_tile *t, struct bwd_block *block,
+                       struct rows_ahead *ahead)
 {
     const struct bwd_call *c = task->call;
     const struct nbhd_params *p = c->p;
     const float factor = p->scale * LOG2E;
+    struct key_block *b = &block->keys;
+    if (c->dtype != NBHD_F32)
+        unpack_block(b, c->dtype, p->head_dim, p->head_dim_v,
+                     (p->head_dim + VF - 1) / VF * VF + (p->head_dim_v + VF - 1) / VF * VF, t->keys);
+    block_scores(t->qt, p->head_dim, b->k, b->count, t->tile.vectors, t->s, ahead);
+    block_scores(t->dt, p->head_dim_v, b->v, b->count, t->tile.vectors, t->ds, ahead);
+    if (p->bias)
+        strip_bias(b, 0, b->count, &t->tile, factor, t->s, FWD_LANES, 0, t->tile.vectors);
+    block_weights(t, b, p->bias ? 1.0f : factor, p->scale);
+    if (p->dbias)
+        block_bias_gradient(t, b, p->bias, bias_sums(c, task->batch, task->slot));
+    block_gradient(t->s, t->d, t->tile.lanes, block->dv, b->count, p->head_dim_v, ahead);
+    block_gradient(t->ds, t->q, t->tile.lanes, block->dk, b->count, p->head_dim, ahead);
+    if (b->masked)
+        silence_keys(b, t->tile.everyone, p->head_dim, t->zeros);
+    block_output(t->ds, b->k, b->count, p->head_dim, t->tile.vectors, t->ones, t->dqt, ahead);
+}
+
+static int count_blocks(const struct tile *t)
+{
+    double keys = 1;
+    for (int a = 0; a < 3; a++)
+        keys *= t->axis[a].any.end - t->axis[a].any.begin;
+    return 1 + (int)(keys / WALK_KEYS);
+}
+
+/* far: its keys are read for the first time. after: the tile that comes next, or NULL. */
+static void bwd_tile(const struct bwd_task *task, struct bwd_tile *t, bool far, const struct tile *after,
+                     struct bwd_block *blocks)
+{
+    struct bwd_block *now = blocks, *next = blocks + 1;
     load_tile(task, t);
-    struct key_walk walk = walk_begin(p, &t->tile);
+    struct key_walk walk = walk_begin(task->call->p, &t->tile);
     if (!task->first)
-        walk.extra = p->extra;
-    while (walk_block(p, &t->tile, &walk, b)) {
-        if (c->dtype != NBHD_F32)
-            unpack_block(b, c->dtype, p->head_dim, p->head_dim_v,
-                         (p->head_dim + VF - 1) / VF * VF + (p->head_dim_v + VF - 1) / VF * VF, t->keys);
-        find_gradient_rows(task, t, b);
-        block_scores(t->qt, p->head_dim, b->k, b->count, t->tile.vectors, t->s);
-        block_scores(t->dt, p->head_dim_v, b->v, b->count, t->tile.vectors, t->ds);
-        if (p->bias)
-            strip_bias(b, 0, b->count, &t->tile, factor, t->s, FWD_LANES, 0, t->tile.vectors);
-        block_weights(t, b, p->bias ? 1.0f : factor, p->scale);
-        if (p->dbias)
-            block_bias_gradient(t, b, p->bias, bias_sums(c, task->batch, task->slot));
-        block_gradient(t->s, t->d, t->tile.lanes, t->dv, b->count, p->head_dim_v);
-        block_gradient(t->ds, t->q, t->tile.lanes, t->dk, b->count, p->head_dim);
-        if (b->masked)
-            silence_keys(b, t->tile.everyone, p->head_dim, t->zeros);
-        block_output(t->ds, b->k, b->count, p->head_dim, t->tile.vectors, t->ones, t->dqt);
+        walk.extra = task->call->p->extra;
+    struct rows_ahead rows = ask_for_tile(task, t, after, far ? 1 : count_blocks(&t->tile));
+    bool more = next_block(task, &t->tile, &walk, now);
+    while (more) {
+        more = next_block(task, &t->tile, &walk, next);
+        struct rows_ahead keys = ask_for_keys(task, &t->tile, next, now->keys.count);
+        tile_block(task, t, now, more && far ? &keys : &rows);
+        struct bwd_block *swap = now;
+        now = next;
+        next = swap;
     }
     store_tile(task, t);
 }
@@ -311,12 +314,40 @@ static bool clip_keys(struct tile *t, const struct nbhd_region region[3])
     return some;
 }
 
+/* The task's tile number *i of heads and axes, the last axis fastest, or the first after it that has work; *i becomes
+ * the number after that. false: there is none. */
+static bool find_tile(const struct bwd_task *task, long long *i, struct tile *t)
+{
+    const struct nbhd_params *p = task->call->p;
+    const struct nbhd_bwd *b = task->call->b;
+    const int share = p->heads / p->kv_heads, first = task->kv_head * share;
+    for (;;) {
+        long long n = (*i)++;
+        for (int a = 2; a >= 0; a--) {
+            const struct nbhd_region *r = &task->region[a];
+            const int tiles = (r->q.end - r->q.begin + b->tile[a] - 1) / b->tile[a];
+            const int begin = r->q.begin + (int)(n % tiles) * b->tile[a];
+            n /= tiles;
+            tile_axis_init(&t->axis[a], p->axis[a],
+                           (struct nbhd_cell){r->group, r->size,
+                                              nbhd_range_of(begin, nbhd_min(begin + b->tile[a], r->q.end))});
+        }
+        const int head = (int)n * b->head_tile;
+        if (head >= share)
+            return false;
+        t->heads = nbhd_range_of(first + head, first + nbhd_min(head + b->head_tile, share));
+        tile_lanes(t, p);
+        if (clip_keys(t, task->region) || task->first)
+            return true;
+    }
+}
+
 static void bwd_broadcast_task(const struct bwd_task *task, char *scratch)
 {
     const struct bwd_call *c = task->call;
     const struct nbhd_bwd *b = c->b;
-    const int share = c->p->heads / c->p->kv_heads, first = task->kv_head * share;
     struct bwd_tile t = {.tile = {.batch = task->batch, .kv_head = task->kv_head}};
+    struct tile after = t.tile;
     t.qt = (float *)(void *)(scratch + b->at_qt);
     t.dt = (float *)(void *)(scratch + b->at_dt);
     t.dqt = (float *)(void *)(scratch + b->at_dqt);
@@ -333,20 +364,12 @@ static void bwd_broadcast_task(const struct bwd_task *task, char *scratch)
     memset(zeros, 0, (size_t)c->p->head_dim * sizeof *zeros);
     t.ones = ones;
     t.zeros = zeros;
-    const struct nbhd_region *region = task->region;
-    struct nbhd_range q[3];
-    for (int h = first; h < first + share; h += b->head_tile)
-        for (q[0].begin = region[0].q.begin; q[0].begin < region[0].q.end; q[0].begin += b->tile[0])
-            for (q[1].begin = region[1].q.begin; q[1].begin < region[1].q.end; q[1].begin += b->tile[1])
-                for (q[2].begin = region[2].q.begin; q[2].begin < region[2].q.end; q[2].begin += b->tile[2]) {
-                    for (int a = 0; a < 3; a++) {
-                        q[a].end = nbhd_min(q[a].begin + b->tile[a], region[a].q.end);
-                        tile_axis_init(&t.tile.axis[a], c->p->axis[a],
-                                       (struct nbhd_cell){region[a].group, region[a].size, q[a]});
-                    }
-                    t.tile.heads = nbhd_range_of(h, nbhd_min(h + b->head_tile, first + share));
-                    tile_lanes(&t.tile, c->p);
-                    if (clip_keys(&t.tile, region) || task->first)
-                        bwd_tile(task, &t, (struct key_block *)(void *)(scratch + b->at_block));
-                }
+    long long number = 0;
+    bool more = find_tile(task, &number, &t.tile);
+    for (bool far = true; more; far = false) {
+        more = find_tile(task, &number, &after);
+        bwd_tile(task, &t, far, more ? &after : NULL, (struct bwd_block *)(void *)(scratch + b->at_block));
+        if (more)
+            t.tile = after;
+    }
 }

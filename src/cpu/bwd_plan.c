@@ -129,7 +129,7 @@ static void place_shared(const struct nbhd_problem *problem, struct nbhd_bwd *b,
     b->at_bias = nbhd_place(end, (size_t)d->batch * slots * (size_t)d->heads * (size_t)b->table * sizeof(float));
 }
 
-static void place_broadcast(const struct nbhd_problem *problem, struct nbhd_bwd *b)
+static void place_broadcast(const struct nbhd_problem *problem, struct nbhd_bwd *b, const struct nbhd_bwd_machine *m)
 {
     const nbhd_desc *d = &problem->desc;
     const size_t row = FWD_LANES * sizeof(float), both = (size_t)(b->width + b->width_v) * sizeof(float);
@@ -142,7 +142,7 @@ static void place_broadcast(const struct nbhd_problem *problem, struct nbhd_bwd 
     b->at_s = nbhd_place(end, FWD_BLOCK * row);
     b->at_ds = nbhd_place(end, FWD_BLOCK * row);
     b->at_lanes = nbhd_place(end, 3 * row);
-    b->at_block = nbhd_place(end, sizeof(struct key_block));
+    b->at_block = nbhd_place(end, 2 * m->block); /* at hand, next */
     b->at_zeros = nbhd_place(end, (size_t)d->head_dim * sizeof(float));
     b->at_keys = nbhd_place(end, d->dtype != NBHD_F32 ? FWD_BLOCK * both : 0);
 }
@@ -283,7 +283,7 @@ nbhd_status nbhd_bwd_build(struct nbhd_plan *plan, const struct nbhd_bwd_machine
     if (permute)
         place_permute(problem, b, machine);
     else
-        place_broadcast(problem, b);
+        place_broadcast(problem, b, machine);
     plan->workspace = b->at_scratch + b->scratch * (size_t)b->threads;
     snprintf(plan->describe, sizeof plan->describe, "%s %dx%dx%d, %d rounds of %lld tasks, %d threads",
              permute ? "permute" : "broadcast", b->tile[0], b->tile[1], b->tile[2], b->rounds, b->tasks, b->threads);

@@ -43,6 +43,7 @@ struct nbhd_bwd_machine {
     struct nbhd_fwd_machine fwd;
     int strip;     /* V_STRIP * VF */
     size_t run;    /* sizeof(struct bwd_keys) */
+    size_t block;  /* sizeof(struct bwd_block) */
 };
 
 int nbhd_bwd_configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room,

@@ -210,9 +210,9 @@ static struct rows_ahead ask_for(const struct key_block *next, int keys, int n, 
                                  const struct nbhd_params *p, int dtype)
 {
     const int size = dtype == NBHD_F32 ? 4 : 2, k = p->head_dim * size, v = p->head_dim_v * size;
-    const int beats = nbhd_max(1, ask_beats(keys, p->head_dim_v)) * n * ((vectors + V_STRIP - 1) / V_STRIP);
-    const int portions = next->count * ((k - 1) / AHEAD_PORTION + (v - 1) / AHEAD_PORTION + 2);
-    return (struct rows_ahead){.b = next, .bytes = {k, v}, .step = (portions + beats - 1) / beats};
+    struct rows_ahead a = {.row = {next->k, next->v}, .kinds = 2, .count = next->count, .bytes = {k, v}};
+    pace_rows(&a, ask_beats(keys, p->head_dim_v) * n * ((vectors + V_STRIP - 1) / V_STRIP));
+    return a;
 }
 
 /* Keys that each lie on a page of their own, and all in one set of the first-level cache: as with many heads. */
