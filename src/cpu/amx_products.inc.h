@@ -14,8 +14,8 @@ enum {
     SCORE_STEP = GROUP * 4
 };
 
-NBHD_STATIC_ASSERT(WALK_KEYS % GROUP == 0 && WALK_KEYS >= 4 * GROUP,
-                   "probabilities of all keys and scores of two units fit c->s");
+NBHD_STATIC_ASSERT(WALK_KEYS % GROUP == 0 && WALK_KEYS >= 2 * GROUP,
+                   "probabilities of half the queries and scores of two units fit c->s");
 
 static void pair_begin(void) { tile_begin(); }
 static void pair_end(void) { tile_end(); }
@@ -238,15 +238,13 @@ static __attribute__((noinline)) void unit_output(const uint16_t *p, int groups,
     sums_store(o, below, step);
 }
 
-/* Of the values that are not in c->values: pair_odd_values. */
-static void add_odd_values(struct pair_slot *x, const struct pair_scratch *c, const uint16_t *probabilities, int groups,
-                           int columns)
+/* Of the values that are not in c->values: pair_odd_values. p: the probabilities of the queries from `first` on. */
+static void add_odd_values(struct pair_slot *x, const struct pair_scratch *c, const uint16_t *p, int first, int columns)
 {
     for (int i = 0; i < c->odds; i++) {
         const int key = c->odd[i];
-        for (int lane = 0; lane < FWD_LANES; lane++) {
-            const int unit = lane / UNIT_ROWS * groups + key / GROUP;
-            const uint16_t *weight = probabilities + unit * UNIT + lane % UNIT_ROWS * GROUP + key % GROUP;
+        for (int lane = first; lane < first + UNIT_ROWS; lane++) {
+            const uint16_t *weight = p + key / GROUP * UNIT + (lane - first) * GROUP + key % GROUP;
             for (int at = 0; at < columns && (c->b->bits[key] >> lane & 1); at++) {
                 const int place = at % VP / 8 * 4 + at % 4 + at % 8 / 4 * VF; /* see v_pair_mix_low */
                 x->ot[lane * padded(columns) + at / VP * VP + place] +=
@@ -256,63 +254,63 @@ static void add_odd_values(struct pair_slot *x, const struct pair_scratch *c, co
     }
 }
 
-static void tiles_output(struct pair_slot *x, struct pair_scratch *c, const uint16_t *probabilities, int groups,
-                         int halves, int columns)
+/* Of the UNIT_ROWS queries from `lane` on. */
+static void half_output(struct pair_slot *x, struct pair_scratch *c, const uint16_t *p, int groups, int lane,
+                        int columns)
 {
+    const int step = padded(columns);
     TILE_FENCE();
     for (int i = 0; i < columns; i += VP)
-        for (int h = 0; h < halves; h++)
-            unit_output(probabilities + h * groups * UNIT, groups, c->values + i * GROUP, GROUP * padded(columns),
-                        x->ot + h * UNIT_ROWS * padded(columns) + i, padded(columns) * 4, x->fresh, &c->ahead);
+        unit_output(p, groups, c->values + i * GROUP, GROUP * step, x->ot + lane * step + i, step * 4, x->fresh,
+                    &c->ahead);
     TILE_FENCE();
-    x->fresh = false;
-    add_odd_values(x, c, probabilities, groups, columns);
+    add_odd_values(x, c, p, lane, columns);
 }
 
 /* ---- a block ---- */
 
-/* Units go through a group's two halves of the queries, then the next group's. The scores of a unit are made beside the
- * softmax of the one before it, those of the next tile's first unit beside the last. c->s holds the probabilities of
- * all keys, then the scores of two units. */
+/* Half of the tile's queries go through all keys, then the other: their probabilities and queries stay in the
+ * first-level cache. The scores of a unit are made beside the softmax of the one before it, those of the next tile's
+ * first unit beside the last. c->s holds the probabilities of a half, then the scores of two units. */
 static void pair_block(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p,
                        struct pair_scratch *c, bool unlike)
 {
     const int d = padded(p->head_dim), columns = padded(p->head_dim_v), groups = (c->b->count + GROUP - 1) / GROUP;
-    const int halves = (x->tile.lanes + UNIT_ROWS - 1) / UNIT_ROWS, units = groups * halves;
+    const int units = groups * ((x->tile.lanes + UNIT_ROWS - 1) / UNIT_ROWS);
     const float factor = p->scale * LOG2E;
     uint16_t *const probabilities = (uint16_t *)(void *)c->s;
-    float *const ring = c->s + WALK_KEYS / 2 * FWD_LANES;
-    uint32_t bits[FWD_LANES];
-    const uint32_t *seen = NULL;
+    float *const ring = c->s + WALK_KEYS / 2 * UNIT_ROWS;
+    uint32_t bits[WALK_KEYS / GROUP][FWD_LANES];
+    const uint32_t *seen[WALK_KEYS / GROUP];
     struct beside b = {.ahead = &c->ahead, .rows = rows_beside(d)};
     struct row_softmax *const softmax = &b.softmax;
     softmax->factor = v_set1(p->bias ? 1.0f : factor);
+    for (int g = 0; g < groups; g++)
+        seen[g] = group_seen(c->b, g * GROUP, x->tile.everyone, unlike, bits[g]);
     if (!c->scored)
         scores_alone(slot_queries(x), c->keys, d, ring + c->ring * UNIT, &b);
     for (int u = 0; u < units; u++, c->ring = 1 - c->ring) {
-        const int group = u / halves, half = u % halves, lane = half * UNIT_ROWS;
+        const int group = u % groups, lane = u / groups * UNIT_ROWS;
         float *const s = ring + c->ring * UNIT, *const next = ring + (1 - c->ring) * UNIT;
         float *const o = x->ot + lane * columns;
-        if (half == 0)
-            seen = group_seen(c->b, group * GROUP, x->tile.everyone, unlike, bits);
         if (p->bias)
             unit_bias(c->b, group * GROUP, &x->tile, lane, factor, s);
         softmax->s = s;
-        softmax->first = probabilities + half * groups * UNIT;
-        softmax->p = softmax->first + group * UNIT;
+        softmax->first = probabilities;
+        softmax->p = probabilities + group * UNIT;
         softmax->reference = x->reference + lane;
-        softmax->from = slot_sums(x, p->head_dim_v, x->turn) + lane * VF;
-        softmax->to = slot_sums(x, p->head_dim_v, x->turn + 1) + lane * VF;
-        softmax->seen = seen ? seen + lane : NULL;
+        softmax->from = slot_sums(x, p->head_dim_v, x->turn + group) + lane * VF;
+        softmax->to = slot_sums(x, p->head_dim_v, x->turn + group + 1) + lane * VF;
+        softmax->seen = seen[group] ? seen[group] + lane : NULL;
         if (x->reference[lane] == -FLT_MAX)
             move_references(softmax, o, columns);
         softmax_begin(softmax);
         const bool last = u + 1 == units;
         const struct pair_slot *of = last ? follow : x;
         if (of) {
-            const uint16_t *q = slot_queries(of) + (last ? 0 : (u + 1) % halves * UNIT_ROWS * d);
-            const uint16_t *k = c->keys + (last ? 0 : (u + 1) / halves * GROUP * d);
-            if (seen)
+            const uint16_t *q = slot_queries(of) + (last ? 0 : (u + 1) / groups * UNIT_ROWS * d);
+            const uint16_t *k = c->keys + (last ? 0 : (u + 1) % groups * GROUP * d);
+            if (softmax->seen)
                 scores_beside_masked(q, k, d, next, &b);
             else
                 scores_beside(q, k, d, next, &b);
@@ -323,8 +321,10 @@ static void pair_block(struct pair_slot *x, const struct pair_slot *follow, cons
             softmax_begin(softmax);
             softmax_rest(softmax);
         }
-        x->turn += half + 1 == halves;
+        if (group + 1 == groups)
+            half_output(x, c, probabilities, groups, lane, p->head_dim_v);
     }
+    x->turn += groups;
+    x->fresh = false;
     c->scored = follow != NULL;
-    tiles_output(x, c, probabilities, groups, halves, p->head_dim_v);
 }
