@@ -216,8 +216,12 @@ static void pair_task(void *context, long long task, int thread)
     const struct pair_call *call = context;
     const struct nbhd_params *p = call->params;
     const struct nbhd_fwd *f = call->fwd;
+    const struct nbhd_fwd_part *part = f->part;
+    for (; task >= part->tasks; part++)
+        task -= part->tasks;
+    const long long begin = part->begin + task * part->run, rest = part->end - begin;
+    const long long end = begin + (rest < part->run ? rest : part->run);
     char *scratch = call->workspace + (size_t)thread * f->scratch;
-    const long long end = (task + 1) * f->run < f->tiles ? (task + 1) * f->run : f->tiles;
     struct pair_scratch c = {.s = (float *)(void *)(scratch + f->at_s),
                              .zeros = (float *)(void *)(scratch + f->at_zeros),
                              .keys = (uint16_t *)(void *)(scratch + f->at_keys),
@@ -237,7 +241,7 @@ static void pair_task(void *context, long long task, int thread)
     const unsigned state = v_flush_begin();
     pair_begin();
     int n;
-    for (long long i = task * f->run; i < end; i += n) {
+    for (long long i = begin; i < end; i += n) {
         n = take_tiles(tiles, FWD_TILES, p, f, i, end);
         run_slots(slots, n, p, &c);
     }

@@ -48,6 +48,12 @@ struct nbhd_fold {
     int first, groups, members; /* groups [first, first + groups) of so many elements */
 };
 
+/* Tiles [begin, end) in tasks of `run`, the last one maybe shorter. */
+struct nbhd_fwd_part {
+    long long begin, end, tasks;
+    int run;
+};
+
 struct nbhd_fwd {
     int variant, threads, dtype;
     struct nbhd_fold fold;
@@ -57,6 +63,7 @@ struct nbhd_fwd {
     int head_tile, head_tiles; /* query heads of one kv head that share a tile; such tiles per kv head */
     long long tiles, tasks;    /* broadcast: tiles, permute: cells of the grid; tasks are runs of them */
     int run;                   /* tiles in a task */
+    struct nbhd_fwd_part part[3]; /* pairs: tasks of `run` tiles, then of a half, then of a quarter */
     int together;              /* broadcast: tiles whose Q and O have room in the scratch */
     size_t q_size, o_size;     /* bytes of a broadcast tile */
     int key_step;              /* broadcast: floats from a copied key, with its value, to the next */

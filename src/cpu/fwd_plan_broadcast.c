@@ -170,6 +170,29 @@ static int run_together(const struct nbhd_problem *problem, const struct nbhd_co
     return together;
 }
 
+/* Threads differ in speed, where others use their cores: the last tasks are a half and a quarter as long, a few for
+ * each thread, lest all wait for one. More of those would cost more copies of keys than they save waiting. */
+static void cut_tasks(struct nbhd_fwd *f, int threads)
+{
+    long long tail[3] = {0};
+    for (int i = 2; i > 0; i--) {
+        const long long tasks = nbhd_whole(threads, 1 << i), tiles = tasks * (f->run >> i);
+        const bool even = f->run % (1 << i) == 0 && f->run >> i > 1;
+        if (threads > 1 && even && f->tiles / 4 >= tail[2] + tiles)
+            tail[i] = tiles;
+    }
+    const long long whole = (f->tiles - tail[1] - tail[2]) / f->run * f->run;
+    const long long ends[3] = {tail[1] + tail[2] ? whole : f->tiles, tail[2] ? whole + tail[1] : f->tiles, f->tiles};
+    f->tasks = 0;
+    for (int i = 0; i < 3; i++) {
+        const long long begin = i ? ends[i - 1] : 0;
+        struct nbhd_fwd_part *part = &f->part[i];
+        *part = (struct nbhd_fwd_part){begin, ends[i], 0, nbhd_max(1, f->run >> i)};
+        part->tasks = (part->end - begin + part->run - 1) / part->run;
+        f->tasks += part->tasks;
+    }
+}
+
 void nbhd_fwd_build_broadcast(const struct nbhd_problem *problem, const struct nbhd_config *config, struct nbhd_fwd *f,
                               const struct nbhd_fwd_machine *m)
 {
@@ -188,4 +211,6 @@ void nbhd_fwd_build_broadcast(const struct nbhd_problem *problem, const struct n
     const int together = run_together(problem, config, f->tiles, f->together);
     f->run = (f->run + together - 1) / together * together;
     f->tasks = (f->tiles + f->run - 1) / f->run;
+    if (m->price.product > 0)
+        cut_tasks(f, config->threads);
 }
