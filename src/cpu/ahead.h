@@ -6,7 +6,7 @@
 
 #include <stddef.h>
 
-enum { AHEAD_ROWS = 256, CACHE_LINE = 64 };
+enum { AHEAD_ROWS = 256, CACHE_LINE = 64, AHEAD_MOST = 28 /* lines asked for at once */ };
 
 struct ahead_row {
     const char *data; /* the first of `count` pieces of so many cache lines, `step` bytes from one to the next */
@@ -19,6 +19,7 @@ struct look_ahead {
     int tile, tiles;        /* of the step during which this is asked for */
     int rows, at, piece;    /* at, piece: what is asked for next */
     long long lines, asked; /* of all rows */
+    long long due;          /* to be asked for by now; what a step leaves over is not asked for */
     long long begin, pace;  /* of the tile: lines due before it; 65,536 times those due in a beat */
     struct ahead_row row[AHEAD_ROWS];
 };
@@ -28,7 +29,7 @@ static inline void ahead_clear(struct look_ahead *a, int tiles)
     a->tile = 0;
     a->tiles = tiles;
     a->rows = a->at = a->piece = 0;
-    a->lines = a->asked = 0;
+    a->lines = a->asked = a->due = 0;
 }
 
 /* Rows past AHEAD_ROWS are not asked for. Pieces that touch become portions of 4 lines: one by one cost more than they
@@ -70,12 +71,18 @@ static inline void ahead_tile(struct look_ahead *a, int beats)
     a->pace = beats ? a->lines * 65536 / ((long long)a->tiles * beats) : 0;
 }
 
-/* What is due at beat number `beat` of the tile's work. */
+/* Some of what is due: a core waits for so few lines at a time that it stands still in longer bursts. */
+static inline void ahead_some(struct look_ahead *a)
+{
+    if (a->due > a->asked)
+        ahead_ask(a, a->due < a->asked + AHEAD_MOST ? a->due : a->asked + AHEAD_MOST);
+}
+
+/* Beat number `beat` of the tile's work. */
 static inline void ahead_beat(struct look_ahead *a, int beat)
 {
-    const long long due = a->begin + (a->pace * beat >> 16);
-    if (due > a->asked)
-        ahead_ask(a, due);
+    a->due = a->begin + (a->pace * beat >> 16);
+    ahead_some(a);
 }
 
 #endif

@@ -395,6 +395,7 @@ static void permute_tile(const struct bwd_box *x, const struct lane_block *b, in
     for (int i = 0; i < x->runs; i++) {
         const struct bwd_keys *run = &x->run[i];
         run_scores(x, b, run);
+        ahead_some(x->ahead);
         run_weights(x, b, run);
         if (c->p->dbias && run->k_line)
             run_bias_gradient(x, b, run, bias_sums(c, x->task->batch, x->task->slot));
@@ -407,6 +408,7 @@ static void permute_tile(const struct bwd_box *x, const struct lane_block *b, in
         key_product(b, run, &of_k);
         ahead_beat(x->ahead, BEATS * i + 3);
         query_product(x, b, run);
+        ahead_some(x->ahead);
     }
     store_rows(x, b, z, y, rows);
 }

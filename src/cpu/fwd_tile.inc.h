@@ -261,11 +261,13 @@ V_FN void pv_group(const struct permute_task *t, const struct lane_block *b, con
                    int lane, const struct row_set *to, bool first, bool last, const int row)
 {
     for (int column = 0; column < t->f->value_width; column += 2 * VF)
-        for (int top = 0; top < to->rows; top += V_LANE_ROWS)
+        for (int top = 0; top < to->rows; top += V_LANE_ROWS) {
             if (t->f->value_width - column > VF)
                 pv_lanes(t, b, runs, n, lane, top, column, to, first, last, row, 2);
             else
                 pv_lanes(t, b, runs, n, lane, top, column, to, first, last, row, 1);
+            ahead_some(t->ahead);
+        }
 }
 
 static __attribute__((noinline)) void pv_whole_group(const struct permute_task *t, const struct lane_block *b,
@@ -369,8 +371,10 @@ static void permute_tile(const struct permute_task *t, const struct lane_block *
                 mask_run(t, b, &runs[end]);
             ahead_beat(t->ahead, at + end);
         }
-        for (int v = 0; v < vectors_of(b, 0, rows->rows).end; v++)
+        for (int v = 0; v < vectors_of(b, 0, rows->rows).end; v++) {
             softmax_vector(t, b, runs + at, end - at, v, t->p->bias ? 1.0f : factor);
+            ahead_some(t->ahead);
+        }
         const bool first = at == 0, last = end == t->run_count;
         if (last)
             tile_sums(t, b, rows);
