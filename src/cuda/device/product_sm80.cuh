@@ -1,7 +1,7 @@
 /* Products of a warp on tensor cores: its rows against columns in shared memory, sums in registers.
  *
  * 16-bit types: m16n8k16. float32: m16n8k8, the operands rounded to TF32 (only where the problem allows it).
- * Fragments are those of mma_sm80.cuh, but for the sums of multiply_nn in float32: see sum_column.
+ * Fragments are those of mma_sm80.cuh, but for the sums of multiply_nn in float32: see there.
  * Parameters: those of rows_sm80.cuh, NBHD_PART (columns computed at once; all, unless it is defined). */
 #ifndef NBHD_DEVICE_PRODUCT_SM80_CUH
 #define NBHD_DEVICE_PRODUCT_SM80_CUH

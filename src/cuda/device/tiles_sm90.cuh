@@ -34,8 +34,8 @@ struct tile {
 #endif
 };
 
-/* Beside the tiles in shared memory. [2]: of K, of V. Tile n of the CTA has place[n], slot n % TILES with its
- * tables and windows, and Q stage n % Q_STAGES. */
+/* Beside the tiles in shared memory. [2]: of K, of V. Tile n of the CTA has place[n], slot n % NBHD_TILES with
+ * its tables and windows, and Q stage n % NBHD_Q_STAGES. */
 struct tables {
     unsigned long long q_full[2], q_empty[2], tile_full[NBHD_TILES], tile_empty[NBHD_TILES];
     unsigned long long full[2][NBHD_STAGES], empty[2][NBHD_STAGES]; /* side by side: FULL_V */
