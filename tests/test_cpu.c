@@ -155,8 +155,8 @@ static void check_thread_counts(void)
             continue;
         static const char *const lines[] = {"b2 h4/2 d32 19x23 w7x5", "h2 d64 300 w100 s10",
                                             "h3 d16 5x9x20 w3x3x5 ecnn", "b2 h4/2 d24/40 11x13 w5x4 s1x2 extra=3 bias",
-                                            "h2 d32 3x23x40 w3x6x7 s1x2x1 epnp"};
-        for (int i = 0; i < 5; i++) {
+                                            "h2 d32 3x23x40 w3x6x7 s1x2x1 epnp", "h4 d8 1100 w300 ec"};
+        for (int i = 0; i < 6; i++) {
             unsigned long long bits = 0;
             for (int threads = 1; threads <= 7; threads += 2) {
                 nbhd_desc desc;

@@ -323,17 +323,21 @@ static void walk_extra(const struct nbhd_params *p, const struct tile *t, struct
         b->k[b->count] = (const float *)(k + w->extra * p->extra_k.axis[2]);
         b->v[b->count] = (const float *)(v + w->extra * p->extra_v.axis[2]);
         b->bias[b->count] = NULL;
-        b->bits[b->count] = t->everyone;
+        b->bits[b->count] = b->seen = t->everyone;
         memcpy(b->token[b->count], (const int[3]){0, 0, w->extra}, sizeof *b->token);
     }
 }
 
+/* Without those of a band that the tile does not see, though kernels of pairs multiply them where its block begins or
+ * ends among them. */
 static void count_block(const struct tile *t, const struct key_block *b)
 {
-    long long masked = 0;
-    for (int i = b->extra; i < b->count; i++)
-        masked += b->bits[i] != t->everyone;
-    nbhd_count_visits(b->count - b->extra, masked);
+    long long seen = 0, masked = 0;
+    for (int i = b->extra; i < b->count; i++) {
+        seen += b->bits[i] != 0;
+        masked += b->bits[i] && b->bits[i] != t->everyone;
+    }
+    nbhd_count_visits(seen, masked);
 }
 
 /* Of the walk along an axis at element at. A block ends there, so that none holds a key twice: its gradients are added
@@ -346,6 +350,7 @@ static bool walk_block(const struct nbhd_params *p, struct tile *t, struct key_w
     struct tile_axis *x = &t->axis[2];
     b->count = 0;
     b->masked = false;
+    b->seen = 0;
     if (w->extra < p->extra)
         walk_extra(p, t, w, b);
     b->extra = b->count;
@@ -368,6 +373,7 @@ static bool walk_block(const struct nbhd_params *p, struct tile *t, struct key_w
             const int stop = w->at[2] + nbhd_together(p->axis[2], x->cell.size, w->at[2], change);
             int at = nbhd_wrap(p->axis[2], x->cell.size, w->at[2]);
             b->masked |= bits != t->everyone;
+            b->seen |= bits;
             for (; w->at[2] < stop; w->at[2]++, at++, b->count++) {
                 b->k[b->count] = (const float *)(k + at * w->k_step[2]);
                 b->v[b->count] = (const float *)(v + at * w->v_step[2]);
@@ -497,27 +503,62 @@ static inline bool sees_alike(const struct tile *t)
     return alike;
 }
 
-/* Some lane of a sees a key just where some lane of b does. */
-static inline bool same_keys(const struct tile *a, const struct tile *b)
+/* Keys of the box around these ranges, of one of the axes' groups. */
+static inline long long box_keys(const struct nbhd_range box[3])
+{
+    long long keys = 1;
+    for (int a = 0; a < 3; a++)
+        keys *= box[a].end - box[a].begin;
+    return keys;
+}
+
+/* Stretches the box to the tile's keys as well; false, and the box as it was, if it then held too many keys that one of
+ * the tiles does not see: over f->stretch percent of the tile with the fewest. */
+static inline bool stretch_box(struct nbhd_range box[3], long long *fewest, const struct tile *t,
+                               const struct nbhd_fwd *f)
+{
+    struct nbhd_range old[3], own[3];
+    for (int a = 0; a < 3; a++) {
+        old[a] = box[a];
+        own[a] = t->axis[a].any;
+        box[a] = nbhd_range_of(nbhd_min(box[a].begin, own[a].begin), nbhd_max(box[a].end, own[a].end));
+    }
+    *fewest = *fewest < box_keys(own) ? *fewest : box_keys(own);
+    if (box_keys(box) * 100 <= *fewest * f->stretch)
+        return true;
+    memcpy(box, old, sizeof old);
+    return false;
+}
+
+/* Same batch, heads and groups of dilated axes: keys of one are those of the other, or its neighbours. */
+static inline bool same_sequence(const struct tile *a, const struct tile *b)
 {
     bool same = a->batch == b->batch && a->kv_head == b->kv_head;
     for (int i = 0; i < 3; i++)
-        same &= a->axis[i].cell.group == b->axis[i].cell.group && a->axis[i].any.begin == b->axis[i].any.begin &&
-                a->axis[i].any.end == b->axis[i].any.end;
+        same &= a->axis[i].cell.group == b->axis[i].cell.group;
     return same;
 }
 
-/* The tiles from number `first` on, up to `end` and `most`, that see the same keys, to where `tile` points; returns how
- * many. */
+/* Tiles from number `first` on to where `tile` points; returns how many go through their keys together: up to `end`
+ * and `most` that see the same keys; or in a band, that see nearly the same: these then all walk the box around them,
+ * and have keys there that none of their lanes sees. Bands begin at multiples of their length, so that sums are made in
+ * the same blocks however the tiles are shared out to threads. */
 static inline int take_tiles(struct tile *const *tile, int most, const struct nbhd_params *p, const struct nbhd_fwd *f,
                              long long first, long long end)
 {
     int n = 1;
     tile_number(tile[0], p, f, first);
+    struct nbhd_range box[3] = {tile[0]->axis[0].any, tile[0]->axis[1].any, tile[0]->axis[2].any};
+    long long fewest = box_keys(box);
+    if (f->band > 1)
+        most = f->band - (int)(first % f->band);
     for (; n < most && first + n < end; n++) {
         tile_number(tile[n], p, f, first + n);
-        if (!same_keys(tile[0], tile[n]))
+        if (!same_sequence(tile[0], tile[n]) || !stretch_box(box, &fewest, tile[n], f))
             break;
     }
+    for (int i = 0; i < n; i++)
+        for (int a = 0; a < 3; a++)
+            tile[i]->axis[a].any = box[a];
     return n;
 }

@@ -88,8 +88,8 @@ static void return_odd_values(struct key_block *b, const struct odd_values *odd)
 
 /* ---- tiles ---- */
 
-/* A tile on its way through its keys. Tiles that see the same keys go through them together, block by block: keys come
- * from far away once for all of them, and 16-bit ones are unpacked once. */
+/* A tile on its way through its keys. Tiles that see the same keys, and bands (take_tiles), go through them together,
+ * block by block: keys come from far away once for all of them, and 16-bit ones are unpacked once. */
 struct slot {
     struct tile tile;
     struct key_walk walk;
@@ -190,7 +190,7 @@ static void slot_block(const struct slot *x, const struct nbhd_params *p, struct
     return_odd_values(b, &odd);
 }
 
-/* The block of another slot that sees the same keys, as this one's lanes see them. */
+/* The block `first` as another slot's lanes see it that goes through the same keys. */
 static struct key_block *slot_keys(struct slot *x, const struct nbhd_params *p, struct key_block *first,
                                    struct key_block *own)
 {
@@ -202,6 +202,24 @@ static struct key_block *slot_keys(struct slot *x, const struct nbhd_params *p, 
     walk_block(p, &x->tile, &x->walk, own);
     memcpy(own->k, first->k, (size_t)first->count * sizeof *own->k); /* where they are unpacked */
     memcpy(own->v, first->v, (size_t)first->count * sizeof *own->v);
+    return own;
+}
+
+/* Of a band's block the keys that some lane of the tile sees, in `own`. b may be `own`. */
+static struct key_block *seen_keys(const struct key_block *b, struct key_block *own)
+{
+    const int count = b->count;
+    int n = 0;
+    for (int i = 0; i < count; i++) {
+        if (!b->bits[i])
+            continue;
+        own->k[n] = b->k[i];
+        own->v[n] = b->v[i];
+        own->bias[n] = b->bias[i];
+        own->bits[n++] = b->bits[i];
+    }
+    own->count = n;
+    own->masked = b->masked;
     return own;
 }
 
@@ -234,9 +252,14 @@ static void run_slots(struct slot *slots, int n, const struct nbhd_params *p, co
         if (f->dtype != NBHD_F32 || copy)
             unpack_block(now, f->dtype, p->head_dim, p->head_dim_v, f->key_step, (float *)(scratch + f->at_keys));
         struct rows_ahead ahead = ask_for(next, now->count, n, slots[0].tile.vectors, p, f->dtype);
-        for (int i = 0; i < n; i++)
-            slot_block(&slots[i], p, i ? slot_keys(&slots[i], p, now, own) : now,
-                       (const float *)(scratch + f->at_zeros), i == 0, &ahead, (float *)(scratch + f->at_s));
+        for (int i = 0; i < n; i++) {
+            struct key_block *keys = i ? slot_keys(&slots[i], p, now, own) : now;
+            if (f->band > 1 && keys->masked && !slots[i].whole)
+                keys = seen_keys(keys, own);
+            if (keys->count)
+                slot_block(&slots[i], p, keys, (const float *)(scratch + f->at_zeros), i == 0, &ahead,
+                           (float *)(scratch + f->at_s));
+        }
         struct key_block *swap = now;
         now = next;
         next = swap;

@@ -105,8 +105,9 @@ static int pair_odd_values(struct key_block *b, uint64_t everyone, int columns, 
 
 /* ---- tiles ---- */
 
-/* A tile on its way through its keys. Tiles that visit the same keys go through them together, up to FWD_TILES of
- * them, so that a block is copied once for all: those of standard attention, those that a stride gives one window. */
+/* A tile on its way through its keys. Up to FWD_TILES tiles go through them together, so that a block is copied once
+ * for all: those that see the same keys, as in standard attention or where a stride gives them one window, and bands
+ * (take_tiles). */
 struct pair_slot {
     struct tile tile;
     struct key_walk walk;
@@ -142,7 +143,8 @@ struct pair_scratch {
     float *s;
     const float *zeros;
     uint16_t *keys, *values;
-    struct key_block *b, *blocks; /* the block at hand; three of them */
+    struct key_block *b;      /* at hand, as the tile sees it */
+    struct key_block *blocks; /* at hand, next; then one for each other tile */
     bool packed; /* values are those of the block, all of them */
     bool scored; /* the scores of the block's first keys are there already; `ring` says where */
     int ring;
@@ -179,24 +181,43 @@ static struct key_block *slot_keys(struct pair_slot *x, const struct nbhd_params
     return first;
 }
 
+/* A block, packed once, for those of n tiles that see some of its keys: all, or if the tiles are a band maybe none. */
+static void slots_block(struct pair_slot *slots, int n, const struct nbhd_params *p, struct pair_scratch *c,
+                        struct key_block *now)
+{
+    struct key_block *keys[FWD_TILES];
+    int last = -1; /* the tile before: its work begins the next one's */
+    keys[0] = now;
+    for (int i = 1; i < n; i++)
+        keys[i] = slot_keys(&slots[i], p, now, c->blocks + 1 + i);
+    pair_keys(now, p->head_dim, c->keys);
+    c->packed = false;
+    for (int i = 0; i < n; i++) {
+        if (!keys[i]->seen)
+            continue;
+        if (last >= 0) {
+            c->b = keys[last];
+            slot_block(&slots[last], &slots[i], p, c);
+        }
+        last = i;
+    }
+    if (last < 0)
+        return;
+    c->b = keys[last];
+    slot_block(&slots[last], NULL, p, c);
+}
+
 static void run_slots(struct pair_slot *slots, int n, const struct nbhd_params *p, struct pair_scratch *c)
 {
     for (int i = 0; i < n; i++)
         slot_begin(&slots[i], p);
-    struct key_block *now = c->blocks, *next = c->blocks + 1, *other = c->blocks + 2;
+    struct key_block *now = c->blocks, *next = c->blocks + 1;
     bool more = walk_block(p, &slots[0].tile, &slots[0].walk, now);
     while (more) {
         more = walk_block(p, &slots[0].tile, &slots[0].walk, next);
         const int beats = n * pair_beats(&slots[0], now->count, p);
         c->ahead = (struct pair_ahead){.b = next, .d = p->head_dim, .columns = p->head_dim_v, .beats = beats};
-        c->b = now;
-        pair_keys(now, p->head_dim, c->keys);
-        c->packed = false;
-        slot_block(&slots[0], n > 1 ? &slots[1] : NULL, p, c);
-        for (int i = 1; i < n; i++) {
-            c->b = slot_keys(&slots[i], p, now, other);
-            slot_block(&slots[i], i + 1 < n ? &slots[i + 1] : NULL, p, c);
-        }
+        slots_block(slots, n, p, c, now);
         struct key_block *swap = now;
         now = next;
         next = swap;

@@ -19,6 +19,7 @@
 struct key_block {
     int count, extra; /* keys; the first of these are extra ones */
     bool masked; /* some key is not seen by all lanes */
+    uint64_t seen; /* lanes that see some key */
     const float *k[FWD_MOST_BLOCK], *v[FWD_MOST_BLOCK];
     const float *bias[FWD_MOST_BLOCK]; /* NULL: none */
     uint64_t bits[FWD_MOST_BLOCK];     /* lanes that see the key */
@@ -65,6 +66,8 @@ struct nbhd_fwd {
     int run;                   /* tiles in a task */
     struct nbhd_fwd_part part[3]; /* pairs: tasks of `run` tiles, then of a half, then of a quarter */
     int together;              /* broadcast: tiles whose Q and O have room in the scratch */
+    int band;                  /* broadcast: tiles that may go through the box around their keys together; 1: none */
+    int stretch;               /* that box's keys at most, percent of any of these tiles' */
     size_t q_size, o_size;     /* bytes of a broadcast tile */
     int key_step;              /* broadcast: floats from a copied key, with its value, to the next */
     /* Permute. */

@@ -147,7 +147,8 @@ static void place_broadcast(const nbhd_desc *d, struct nbhd_fwd *f, const struct
     f->at_o = nbhd_place(&f->scratch, tiles * f->o_size);
     f->at_s = nbhd_place(&f->scratch, block * row);
     f->at_lanes = nbhd_place(&f->scratch, tiles * 3 * row);
-    f->at_block = nbhd_place(&f->scratch, 3 * sizeof(struct key_block)); /* at hand, next; another tile's */
+    const size_t blocks = pairs ? FWD_TILES + 1 : 3; /* at hand, next; other tiles', or one of them at a time */
+    f->at_block = nbhd_place(&f->scratch, blocks * sizeof(struct key_block));
     f->at_zeros = nbhd_place(&f->scratch, (size_t)d->head_dim_v * sizeof(float));
     f->key_step = (int)(k + v) + 16; /* a cache line more: rows 1 KiB apart fall into few sets */
     const bool copies = d->dtype != NBHD_F32 || f->together >= FWD_COPY_TILES;
@@ -157,17 +158,56 @@ static void place_broadcast(const nbhd_desc *d, struct nbhd_fwd *f, const struct
     f->at_values = nbhd_place(&f->scratch, pairs ? block * v * sizeof(uint16_t) : 0);
 }
 
-/* How many tiles, `most` at most, go through the same keys together: fewer where threads would find too few tasks. */
-static int run_together(const struct nbhd_problem *problem, const struct nbhd_config *config, long long tiles, int most)
+/* Tiles in a row that visit the same keys. */
+static int plan_alike(const struct nbhd_problem *problem, const struct nbhd_config *config)
 {
-    enum { TASKS_PER_THREAD = 4 };
     struct axis_cost c[3];
     for (int a = 0; a < 3; a++)
         c[a] = cost_of_extent(problem->axis[a], config->q_tile[a]);
-    int together = nbhd_min(most, tiles_in_a_row(&c[0], &c[1], &c[2]));
+    return tiles_in_a_row(&c[0], &c[1], &c[2]);
+}
+
+/* How many tiles, `most` at most, go through the same keys together: fewer where threads would find too few tasks. */
+static int run_together(const struct nbhd_config *config, long long tiles, int most)
+{
+    enum { TASKS_PER_THREAD = 4 };
+    int together = most;
     while (together > 1 && config->threads > 1 && tiles < (long long)together * TASKS_PER_THREAD * config->threads)
         together /= 2;
     return together;
+}
+
+/* How many neighbouring tiles along the last axis go through the box around their keys together, though each sees
+ * others: more of them ask for and copy each key more rarely; kernels of pairs multiply what a tile does not see, too.
+ * Not by threads, as the blocks that sums are made in depend on it: so there must be enough tiles for many of them. */
+static void choose_band(const struct nbhd_problem *problem, const struct nbhd_config *config, struct nbhd_fwd *f,
+                        const struct nbhd_fwd_machine *m)
+{
+    enum { BANDS = 32, STRETCH = 125 };
+    const struct nbhd_axis a = problem->axis[2];
+    const struct nbhd_grid grid = nbhd_grid_make(a, config->q_tile[2]);
+    const bool pairs = m->price.product > 0;
+    const int lanes = f->head_tile * config->q_tile[0] * config->q_tile[1] * config->q_tile[2];
+    const struct nbhd_fwd_price price = price_of(m);
+    const double width = problem->desc.head_dim + problem->desc.head_dim_v;
+    const double products = (lanes + m->vf - 1) / m->vf * (width * price.product + price.score);
+    const double key = price.key + width * price.key_dim;
+    if (a.edge == NBHD_EDGE_PERIODIC)
+        return;
+    double least = pairs ? products + key : HUGE_VAL;
+    const long long most = nbhd_min(f->together, grid.tiles_long);
+    for (int band = 2; band <= most && f->tiles >= (long long)band * BANDS; band *= 2) {
+        const int first = (grid.tiles_long - band) / 2;
+        const struct nbhd_cell x = nbhd_grid_cell(&grid, first), y = nbhd_grid_cell(&grid, first + band - 1);
+        const struct nbhd_range begin = nbhd_tile_any(a, x.size, x.q), end = nbhd_tile_any(a, y.size, y.q);
+        const double stretch = (double)(end.end - begin.begin) / (begin.end - begin.begin);
+        const double cycles = stretch * (pairs * products + key / band);
+        if (cycles >= least || stretch * 100 > STRETCH)
+            continue;
+        least = cycles;
+        f->band = band;
+        f->stretch = STRETCH;
+    }
 }
 
 /* Threads differ in speed, where others use their cores: the last tasks are a half and a quarter as long, a few for
@@ -177,7 +217,7 @@ static void cut_tasks(struct nbhd_fwd *f, int threads)
     long long tail[3] = {0};
     for (int i = 2; i > 0; i--) {
         const long long tasks = nbhd_whole(threads, 1 << i), tiles = tasks * (f->run >> i);
-        const bool even = f->run % (1 << i) == 0 && f->run >> i > 1;
+        const bool even = f->run % (f->band << i) == 0 && f->run >> i > 1;
         if (threads > 1 && even && f->tiles / 4 >= tail[2] + tiles)
             tail[i] = tiles;
     }
@@ -208,7 +248,12 @@ void nbhd_fwd_build_broadcast(const struct nbhd_problem *problem, const struct n
     const double tile_cycles = config->predicted_ms * NBHD_CYCLES_PER_MS / (double)f->tiles;
     place_broadcast(d, f, m);
     f->run = nbhd_max(1, (int)(TASK_CYCLES / tile_cycles));
-    const int together = run_together(problem, config, f->tiles, f->together);
+    const int alike = nbhd_min(f->together, plan_alike(problem, config));
+    f->band = 1;
+    f->stretch = 100;
+    if (alike == 1)
+        choose_band(problem, config, f, m);
+    const int together = f->band > 1 ? f->band : run_together(config, f->tiles, alike);
     f->run = (f->run + together - 1) / together * together;
     f->tasks = (f->tiles + f->run - 1) / f->run;
     if (m->price.product > 0)
