@@ -103,23 +103,30 @@ static bool is_turn(const struct nbhd_kernel *k, unsigned seed)
     return !compiles || test_full() || seed / TYPES % 2 == (strstr(k->name, "_sm90") != NULL);
 }
 
+/* Returns true if the row took the random problem. */
+static bool check_seed(const struct nbhd_kernel *k, unsigned seed)
+{
+    nbhd_desc desc = case_random(seed, 4e6);
+    set_pass(&desc, k->pass);
+    set_type(&desc, seed % 9 < 8 ? seed % 4 : 4);
+    return is_new(k, &desc) && check_case(k->name, &desc, seed);
+}
+
 static void check_random(void)
 {
+    static const unsigned found[] = {1487, 2481}; /* that once failed */
     const unsigned count = test_random(150, 2500);
     for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++) {
         if (!is_wanted(k))
             continue;
         const double start = now_s();
         int taken = 0;
-        for (unsigned i = 0; i < count; i++) {
-            if (!is_turn(k, i) || !is_mine())
-                continue;
-            nbhd_desc desc = case_random(i, 4e6);
-            set_pass(&desc, k->pass);
-            set_type(&desc, i % 9 < 8 ? i % 4 : 4);
-            if (is_new(k, &desc))
-                taken += check_case(k->name, &desc, i);
-        }
+        for (unsigned i = 0; i < count; i++)
+            if (is_turn(k, i) && is_mine())
+                taken += check_seed(k, i);
+        for (unsigned i = 0; i < sizeof found / sizeof *found; i++)
+            if (is_mine())
+                taken += check_seed(k, found[i]);
         printf("random %s: %d problems, %.1f s\n", k->name, taken, now_s() - start);
     }
 }

@@ -37,6 +37,7 @@ static const char *const lines[] = {
     "bwd bf16 h2 d72 22x5 w15x2 s3x1",
     "bwd bf16 h2 d64 40x37x29 w9x8x7 s9x3x2 r1x2x3 enct",
     "bwd bf16 h2 d128 1000 w101 s100 et",
+    "bwd bf16 h2/1 d96/8 1x4x2 w1x1x1 r1x4x2",
 };
 
 /* One tile of keys, in the group of its axes' first elements. */
@@ -112,10 +113,12 @@ static void check_shape(const char *line, const struct nbhd_problem *p, const st
     CHECK(q->queries == q->extent[0] * q->extent[1] * q->extent[2] && q->queries <= plan->n, "%s: %d queries", line,
           q->queries);
     for (int a = 0; a < 3; a++) {
-        CHECK(plan->mask_bits || q->mask_at[a] == columns || (p->axis[a].length == 1 && p->axis[a].keys == 1),
+        const bool alone = nbhd_group_size(p->axis[a], 0) == 1 && p->axis[a].keys == p->axis[a].length;
+        CHECK(plan->mask_bits || q->mask_at[a] == columns || alone,
               "%s: axis %d has its mask at %d", line, a, q->mask_at[a]);
         columns += q->mask_at[a] >= 0 ? q->extent[a] : 0;
     }
+    CHECK(plan->mask_bits || columns, "%s: nothing masks the rows past a box of keys", line);
     CHECK(columns <= 16 * plan->mask_steps, "%s: %d mask columns in %d steps", line, columns, plan->mask_steps);
 }
 

@@ -95,7 +95,8 @@ int nbhd_sm90_bwd_shared(const struct nbhd_problem *problem, const struct nbhd_s
            (plan->adds_dq == NBHD_DQ_INTEGERS ? NBHD_BWD_SM90_FINENESS(n) : 0);
 }
 
-/* Lays out the mask columns; false if they are too many. A problem of one axis compares coordinates instead. */
+/* Lays out the mask columns; false if they are too many. A problem of one axis compares coordinates instead. There is
+ * one at least, as rows past a box of keys are masked by it: a probability of 0 - logsumexp may be infinite there. */
 static bool lay_out_mask(const struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_plan *p)
 {
     p->mask_bits = s->one_axis;
@@ -104,7 +105,8 @@ static bool lay_out_mask(const struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_p
         int columns = 0;
         for (int a = 0; a < 3; a++) {
             const struct nbhd_bwd_axis *m = &s->memo[a];
-            const bool needed = !s->one_axis && (m->queries > 1 || m->keys > 1);
+            const bool none = a == 2 && columns == 0;
+            const bool needed = !s->one_axis && (m->queries > 1 || m->keys > 1 || none);
             if (needed && m->queries > MOST_MASKED)
                 return false;
             p->mask_at[i][a] = needed ? columns : -1;
