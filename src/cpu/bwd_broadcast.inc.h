@@ -1,4 +1,4 @@
-/* Backward for large windows, in tiles of broadcast.inc.h. Five products of one microkernel shape, none with a
+/* Backward for large windows, in tiles of tiles.inc.h. Five products of one microkernel shape, none with a
  * transposed key:
  *
  *     S[key][64]   = Qt[d][64]  * K[key][d]            dP[key][64] = dOt[d][64] * V[key][d]

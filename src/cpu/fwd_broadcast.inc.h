@@ -1,4 +1,4 @@
-/* Forward for large windows, in tiles of broadcast.inc.h:
+/* Forward for large windows, in tiles of tiles.inc.h:
  *
  *     S[key][64]    = Q[d][64]  * K[key][d]         6 keys x V_STRIP vectors of accumulators
  *     P[key][64]    = exp2(f S - running maximum)   maximum and sum run down the keys: no horizontal step

@@ -1,4 +1,4 @@
-/* Forward in bfloat16 with products of pairs, in the tiles of broadcast.inc.h: up to 64 queries, one a lane.
+/* Forward in bfloat16 with products of pairs, in the tiles of tiles.inc.h: up to 64 queries, one a lane.
  *
  *     S = Q K^T                 sums over pairs of dimensions    float32
  *     P = exp2(f S - reference)                                  rounded to bfloat16
