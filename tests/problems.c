@@ -25,9 +25,6 @@ const char *const case_lines[] = {
     "fwd h2 d16 11x13 w5x5 bias extra=3 epn", "fwd d32 4x9x18 w3x5x5 ennp", "fwd h2 d8 4x5x6 w3x4x3 bias epnp",
     "fwd d16 5x9x11 w3x5x5 r1x1x2 eptp", "fwd d8 7x6x5 w3x4x5 s3x2x1 epcp", "fwd h4/2 d256 9x20 w5x7 extra=9 epp",
     "fwd h2 d16 12x1x9 w5x1x3 bias epnp",
-    /* tiles whose keys overlap, enough of them to go through these together */
-    "fwd h2 d8 2000 w250 ec", "fwd h4 d8/12 1100 w300 bias extra=3", "fwd h4/2 d16 2100 w200 r2 et",
-    "fwd h8 d8 40x44 w18x30 enc", "fwd h4 d16 10x12x20 w5x6x12 s1x2x1 ectn",
     /* two axes */
     "fwd d32 14x14 w7x7", "fwd d32 7x7 w7x7", "fwd h2 d32 9x20 w3x5", "fwd d16 8x33 w8x1", "fwd d16 12x19 w1x6",
     "fwd d32 13x17 w7x7 r1x2", "fwd d32 28x28 w7x7 r4x4", "fwd d32 29x31 w7x7 r4x4", "fwd d24 16x16 w8x8 s4x4",

@@ -59,11 +59,29 @@ static void check_row_on(const struct nbhd_kernel *kernel, const nbhd_desc *desc
     check_case(desc, &options);
 }
 
+/* Tiles whose keys overlap, so many that the forward has them go through these together (take_tiles). */
+static void check_bands(const struct nbhd_kernel *kernel, bool floats)
+{
+    static const char *const lines[] = {"fwd h2 d8 2000 w250 ec", "fwd h4 d8/12 1100 w300 bias extra=3",
+                                        "fwd h4/2 d16 2100 w200 r2 et", "fwd h8 d8 40x44 w18x30 enc",
+                                        "fwd h4 d16 10x12x20 w5x6x12 s1x2x1 ectn"};
+    for (unsigned i = 0; i < 5; i++)
+        for (int type = floats ? NBHD_F32 : NBHD_BF16; type <= NBHD_BF16; type++) {
+            nbhd_desc desc;
+            CHECK(!nbhd_desc_parse(&desc, lines[i]), "%s: %s", lines[i], nbhd_last_error());
+            desc.dtype = type;
+            if (type == NBHD_F32 || type == NBHD_BF16)
+                check_row_on(kernel, &desc, i);
+        }
+}
+
 static void check_row(const struct nbhd_kernel *kernel)
 {
     static const int dtypes[] = {NBHD_F32, NBHD_BF16, NBHD_F16, NBHD_F64};
     const bool floats = takes_floats(kernel);
     unsigned seed = 0;
+    if (kernel->pass == NBHD_FORWARD && kernel->needs != NBHD_ISA_SCALAR && !test_few())
+        check_bands(kernel, floats);
     const int every = test_few() ? 7 : 1;
     for (int i = 0; case_lines[i]; i++)
         for (int type = floats ? 0 : 1; type < (floats ? 4 : 2) && i % every == 0; type++) {
