@@ -271,10 +271,9 @@ static void tile_block(const struct bwd_task *task, struct bwd_tile *t, struct b
 
 static int count_blocks(const struct tile *t)
 {
-    double keys = 1;
-    for (int a = 0; a < 3; a++)
-        keys *= t->axis[a].any.end - t->axis[a].any.begin;
-    return 1 + (int)(keys / WALK_KEYS);
+    struct nbhd_range box[3];
+    tile_box(t, box);
+    return 1 + (int)(box_keys(box) / WALK_KEYS);
 }
 
 /* far: its keys are read for the first time. after: the tile that comes next, or NULL. */

@@ -185,26 +185,21 @@ static struct key_block *slot_keys(struct pair_slot *x, const struct nbhd_params
 static void slots_block(struct pair_slot *slots, int n, const struct nbhd_params *p, struct pair_scratch *c,
                         struct key_block *now)
 {
+    struct pair_slot *slot[FWD_TILES + 1];
     struct key_block *keys[FWD_TILES];
-    int last = -1; /* the tile before: its work begins the next one's */
-    keys[0] = now;
-    for (int i = 1; i < n; i++)
-        keys[i] = slot_keys(&slots[i], p, now, c->blocks + 1 + i);
+    int seeing = 0;
+    for (int i = 0; i < n; i++) {
+        slot[seeing] = &slots[i];
+        keys[seeing] = i ? slot_keys(&slots[i], p, now, c->blocks + 1 + i) : now;
+        seeing += keys[seeing]->seen != 0;
+    }
+    slot[seeing] = NULL;
     pair_keys(now, p->head_dim, c->keys);
     c->packed = false;
-    for (int i = 0; i < n; i++) {
-        if (!keys[i]->seen)
-            continue;
-        if (last >= 0) {
-            c->b = keys[last];
-            slot_block(&slots[last], &slots[i], p, c);
-        }
-        last = i;
+    for (int i = 0; i < seeing; i++) {
+        c->b = keys[i];
+        slot_block(slot[i], slot[i + 1], p, c);
     }
-    if (last < 0)
-        return;
-    c->b = keys[last];
-    slot_block(&slots[last], NULL, p, c);
 }
 
 static void run_slots(struct pair_slot *slots, int n, const struct nbhd_params *p, struct pair_scratch *c)

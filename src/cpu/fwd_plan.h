@@ -12,6 +12,7 @@
 #define FWD_BLOCK 96 /* keys whose scores are held at once, a multiple of 6: 24 KiB */
 #define FWD_MOST_BLOCK 256 /* the same, of rows that ask for another number: struct nbhd_fwd_machine */
 #define FWD_TILES 8 /* most broadcast tiles that go through the same keys together */
+#define FWD_STRETCH 125 /* a band's box: its keys at most, percent of any of the tiles' */
 #define FWD_COPY_TILES 4 /* so many tiles are worth a copy of keys that lie far apart */
 #define FWD_ROWS  4  /* query rows of a permuted tile, a vector each */
 
@@ -67,7 +68,6 @@ struct nbhd_fwd {
     struct nbhd_fwd_part part[3]; /* pairs: tasks of `run` tiles, then of a half, then of a quarter */
     int together;              /* broadcast: tiles whose Q and O have room in the scratch */
     int band;                  /* broadcast: tiles that may go through the box around their keys together; 1: none */
-    int stretch;               /* that box's keys at most, percent of any of these tiles' */
     size_t q_size, o_size;     /* bytes of a broadcast tile */
     int key_step;              /* broadcast: floats from a copied key, with its value, to the next */
     /* Permute. */

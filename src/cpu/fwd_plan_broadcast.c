@@ -79,15 +79,28 @@ static struct nbhd_fwd_price price_of(const struct nbhd_fwd_machine *m)
     return m->price.product > 0 ? m->price : (struct nbhd_fwd_price){1.08, 14.0, 12.0, 0.25};
 }
 
+/* Cycles that a key takes: of the products and softmax of a tile's lanes, a vector of them; and apart from these. */
+struct key_cycles {
+    double per_vector, per_key;
+};
+
+static struct key_cycles cycles_of_key(const nbhd_desc *d, const struct nbhd_fwd_machine *m)
+{
+    const struct nbhd_fwd_price price = price_of(m);
+    const double width = d->head_dim + d->head_dim_v;
+    return (struct key_cycles){width * price.product + price.score, price.key + width * price.key_dim};
+}
+
+static double vectors_of(int lanes, const struct nbhd_fwd_machine *m) { return (lanes + m->vf - 1) / m->vf; }
+
 /* Cycles of `tiles` tiles of so many lanes that visit `keys` keys in all, `alike` tiles the same ones. */
 static double broadcast_cycles(const nbhd_desc *d, double tiles, double keys, int lanes, int alike,
                                const struct nbhd_fwd_machine *m)
 {
-    const struct nbhd_fwd_price price = price_of(m);
-    const double vectors = (lanes + m->vf - 1) / m->vf, width = d->head_dim + d->head_dim_v;
-    const double per_vector = width * price.product + price.score + (d->bias ? 2.0 * m->vf : 0);
-    const double per_key = (price.key + width * price.key_dim) / alike;
-    return keys * (vectors * per_vector + per_key) + tiles * (vectors * width * 6.0 + 500.0);
+    const struct key_cycles key = cycles_of_key(d, m);
+    const double vectors = vectors_of(lanes, m), width = d->head_dim + d->head_dim_v;
+    const double per_vector = key.per_vector + (d->bias ? 2.0 * m->vf : 0);
+    return keys * (vectors * per_vector + key.per_key / alike) + tiles * (vectors * width * 6.0 + 500.0);
 }
 
 struct nbhd_fwd_choice nbhd_fwd_choose_broadcast(const struct nbhd_problem *problem, const struct nbhd_fwd_machine *m)
@@ -183,30 +196,27 @@ static int run_together(const struct nbhd_config *config, long long tiles, int m
 static void choose_band(const struct nbhd_problem *problem, const struct nbhd_config *config, struct nbhd_fwd *f,
                         const struct nbhd_fwd_machine *m)
 {
-    enum { BANDS = 32, STRETCH = 125 };
+    enum { BANDS = 32 };
     const struct nbhd_axis a = problem->axis[2];
     const struct nbhd_grid grid = nbhd_grid_make(a, config->q_tile[2]);
     const bool pairs = m->price.product > 0;
     const int lanes = f->head_tile * config->q_tile[0] * config->q_tile[1] * config->q_tile[2];
-    const struct nbhd_fwd_price price = price_of(m);
-    const double width = problem->desc.head_dim + problem->desc.head_dim_v;
-    const double products = (lanes + m->vf - 1) / m->vf * (width * price.product + price.score);
-    const double key = price.key + width * price.key_dim;
+    const struct key_cycles key = cycles_of_key(&problem->desc, m);
+    const double products = vectors_of(lanes, m) * key.per_vector;
     if (a.edge == NBHD_EDGE_PERIODIC)
         return;
-    double least = pairs ? products + key : HUGE_VAL;
+    double least = pairs ? products + key.per_key : HUGE_VAL;
     const long long most = nbhd_min(f->together, grid.tiles_long);
     for (int band = 2; band <= most && f->tiles >= (long long)band * BANDS; band *= 2) {
         const int first = (grid.tiles_long - band) / 2;
         const struct nbhd_cell x = nbhd_grid_cell(&grid, first), y = nbhd_grid_cell(&grid, first + band - 1);
         const struct nbhd_range begin = nbhd_tile_any(a, x.size, x.q), end = nbhd_tile_any(a, y.size, y.q);
         const double stretch = (double)(end.end - begin.begin) / (begin.end - begin.begin);
-        const double cycles = stretch * (pairs * products + key / band);
-        if (cycles >= least || stretch * 100 > STRETCH)
+        const double cycles = stretch * (pairs * products + key.per_key / band);
+        if (cycles >= least || stretch * 100 > FWD_STRETCH)
             continue;
         least = cycles;
         f->band = band;
-        f->stretch = STRETCH;
     }
 }
 
@@ -250,7 +260,6 @@ void nbhd_fwd_build_broadcast(const struct nbhd_problem *problem, const struct n
     f->run = nbhd_max(1, (int)(TASK_CYCLES / tile_cycles));
     const int alike = nbhd_min(f->together, plan_alike(problem, config));
     f->band = 1;
-    f->stretch = 100;
     if (alike == 1)
         choose_band(problem, config, f, m);
     const int together = f->band > 1 ? f->band : run_together(config, f->tiles, alike);

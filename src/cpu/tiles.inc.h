@@ -271,7 +271,13 @@ static inline bool sees_alike(const struct tile *t)
     return alike;
 }
 
-/* Keys of the box around these ranges, of one of the axes' groups. */
+/* The box of keys around those of a tile's lanes. */
+static inline void tile_box(const struct tile *t, struct nbhd_range box[3])
+{
+    for (int a = 0; a < 3; a++)
+        box[a] = t->axis[a].any;
+}
+
 static inline long long box_keys(const struct nbhd_range box[3])
 {
     long long keys = 1;
@@ -281,18 +287,16 @@ static inline long long box_keys(const struct nbhd_range box[3])
 }
 
 /* Stretches the box to the tile's keys as well; false, and the box as it was, if it then held too many keys that one of
- * the tiles does not see: over f->stretch percent of the tile with the fewest. */
-static inline bool stretch_box(struct nbhd_range box[3], long long *fewest, const struct tile *t,
-                               const struct nbhd_fwd *f)
+ * the tiles does not see: over so many percent of the tile with the fewest. */
+static inline bool stretch_box(struct nbhd_range box[3], long long *fewest, const struct tile *t, int percent)
 {
     struct nbhd_range old[3], own[3];
-    for (int a = 0; a < 3; a++) {
-        old[a] = box[a];
-        own[a] = t->axis[a].any;
+    tile_box(t, own);
+    memcpy(old, box, sizeof old);
+    for (int a = 0; a < 3; a++)
         box[a] = nbhd_range_of(nbhd_min(box[a].begin, own[a].begin), nbhd_max(box[a].end, own[a].end));
-    }
     *fewest = *fewest < box_keys(own) ? *fewest : box_keys(own);
-    if (box_keys(box) * 100 <= *fewest * f->stretch)
+    if (box_keys(box) * 100 <= *fewest * percent)
         return true;
     memcpy(box, old, sizeof old);
     return false;
@@ -314,15 +318,17 @@ static inline bool same_sequence(const struct tile *a, const struct tile *b)
 static inline int take_tiles(struct tile *const *tile, int most, const struct nbhd_params *p, const struct nbhd_fwd *f,
                              long long first, long long end)
 {
+    const int percent = f->band > 1 ? FWD_STRETCH : 100;
     int n = 1;
     tile_number(tile[0], p, f, first);
-    struct nbhd_range box[3] = {tile[0]->axis[0].any, tile[0]->axis[1].any, tile[0]->axis[2].any};
+    struct nbhd_range box[3];
+    tile_box(tile[0], box);
     long long fewest = box_keys(box);
     if (f->band > 1)
         most = f->band - (int)(first % f->band);
     for (; n < most && first + n < end; n++) {
         tile_number(tile[n], p, f, first + n);
-        if (!same_sequence(tile[0], tile[n]) || !stretch_box(box, &fewest, tile[n], f))
+        if (!same_sequence(tile[0], tile[n]) || !stretch_box(box, &fewest, tile[n], percent))
             break;
     }
     for (int i = 0; i < n; i++)
