@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
 """PyTorch's CPU attention beside nbhd's CPU forward, on the same problem lines.
 
-    PYTHONPATH=python python bench/peers/torch_cpu.py [--threads 1] [--methods nbhd,dense,mask,flex] [LINE ... | @FILE]
+    PYTHONPATH=python python bench/peers/torch_cpu.py [--threads 1] [--methods nbhd,dense,gemm,mask,flex]
+        [LINE ... | @FILE]
 
 Needs: pip install torch==2.13.0 (its CPU build will do) and a built libnbhd.so. Per line: the time of nbhd's planned
 kernel, of scaled_dot_product_attention without a mask (dense: other results, the usual alternative), with the
-neighborhood as a boolean mask, and of compiled flex_attention with a block mask. Useful GFLOP/s count visible pairs
-only, for every method. The mask is read from the library (nbhd_desc_keys), not computed here. Results are compared.
+neighborhood as a boolean mask, of compiled flex_attention with a block mask, and of a square matrix product of as many
+FLOPs (gemm). Useful GFLOP/s count visible pairs only, for every method of attention. The methods take turns, as clocks
+and neighbours change. The mask is read from the library (nbhd_desc_keys), not computed here. Results are compared.
 """
 import argparse
 import ctypes
+import statistics
 import time
 
 import torch
@@ -17,6 +20,8 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from nbhd import _lib
+
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
 def parse(line):
@@ -75,13 +80,14 @@ def mask_mod(masks, extents):
     return sees
 
 
-def fastest(function, seconds):
-    function()
-    best, begun = float("inf"), time.perf_counter()
-    while time.perf_counter() - begun < seconds:
+def time_of(function, seconds):
+    """The fastest call of as many as the seconds allow, two at least."""
+    best, begun, calls = float("inf"), time.perf_counter(), 0
+    while calls < 2 or time.perf_counter() - begun < seconds:
         start = time.perf_counter()
         function()
         best = min(best, time.perf_counter() - start)
+        calls += 1
     return best
 
 
@@ -95,38 +101,79 @@ def nbhd_method(desc, q, k, v, threads):
     for name, tensor in (("q", q), ("k", k), ("v", v), ("o", out)):
         getattr(args, name).data = tensor.data_ptr()
 
-    def run(keep=room):  # the workspace lives as long as the function
+    def run(keep=(room, q, k, v)):  # they live as long as the function
         plan.execute(args, workspace)
         return out
     return run
 
 
-def methods_of(desc, line, names, threads):
+def gemm_method(flops, dtype):
+    """A square matrix product of about as many FLOPs: what attention could reach if it were nothing else."""
+    n = max(64, round((flops / 2) ** (1 / 3) / 64) * 64)
+    left, right = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
+    return lambda: left @ right, 2.0 * n ** 3
+
+
+def methods_of(desc, line, names, threads, flops):
+    """Of each method: its name, a call, its FLOPs, and how its result becomes [batch, axes, heads, dim] (None: it
+    computes something else)."""
     rank = desc.rank
     extents = list(desc.length[:rank])
     batch, heads = desc.batch or 1, desc.heads or 1
     if desc.extra or desc.kv_heads not in (0, heads) or desc.bias:
         raise SystemExit(f"'{line}': this comparison has no extra keys, grouped heads or bias")
     shape = [batch, *extents, heads, desc.head_dim]
-    q, k, v = (torch.randn(shape) for _ in range(3))
-    flat = [x.flatten(1, rank).transpose(1, 2) for x in (q, k, v)]  # [batch, heads, tokens, dim], no copy
+    dtype = DTYPES[line.split()[1]]
+    q, k, v = (torch.randn(shape).to(dtype) for _ in range(3))
+    # [batch, heads, tokens, dim], each head's tokens together, as torch has it fastest
+    flat = [x.flatten(1, rank).transpose(1, 2).contiguous() for x in (q, k, v)]
     masks = [axis_mask(desc, axis) for axis in range(rank)]
 
     def unflat(x):
         return x.transpose(1, 2).reshape(shape)
     for name in names:
         if name == "nbhd":
-            yield name, nbhd_method(desc, q, k, v, threads), lambda x: x
+            yield name, nbhd_method(desc, q, k, v, threads), flops, lambda x: x
         elif name == "dense":
-            yield name, lambda: scaled_dot_product_attention(*flat), None
+            same = all(mask.all() for mask in masks)
+            yield name, lambda: scaled_dot_product_attention(*flat), flops, unflat if same else None
+        elif name == "gemm":
+            run, own = gemm_method(flops, dtype)
+            yield name, run, own, None
         elif name == "mask":
             whole = dense_mask(masks)
-            yield name, lambda: scaled_dot_product_attention(*flat, attn_mask=whole), unflat
+            yield name, lambda: scaled_dot_product_attention(*flat, attn_mask=whole), flops, unflat
         elif name == "flex":
             tokens = flat[0].shape[2]
             block = create_block_mask(mask_mod(masks, extents), None, None, tokens, tokens, device="cpu")
             compiled = torch.compile(flex_attention)
-            yield name, lambda: compiled(*flat, block_mask=block), unflat
+            yield name, lambda: compiled(*flat, block_mask=block), flops, unflat
+
+
+def compare(line, args):
+    desc = parse(line)
+    flops = _lib.library().nbhd_desc_flops(ctypes.byref(desc))
+    print(line, flush=True)
+    methods, differs, right = [], {}, None
+    for method in methods_of(desc, line, args.methods.split(","), args.threads, flops):
+        name, run, _, view = method
+        try:
+            result = run()  # to warm up, and to compare
+        except (RuntimeError, NotImplementedError) as error:
+            print(f"  {name:6s} does not run: {str(error).splitlines()[0]}", flush=True)
+            continue
+        methods.append(method)
+        if view:
+            right = view(result).float() if right is None else right
+            differs[name] = f", differs by {(view(result) - right).abs().max():.1e}"
+    times = {name: [] for name, _, _, _ in methods}
+    for _ in range(args.rounds):
+        for name, run, _, _ in methods:
+            times[name].append(time_of(run, args.seconds))
+    for name, _, own, _ in methods:
+        best, median = min(times[name]), statistics.median(times[name])
+        print(f"  {name:6s} {best * 1e3:10.3f} ms ({own / best * 1e-9:6.1f}), {median * 1e3:10.3f} "
+              f"({own / median * 1e-9:6.1f}){differs.get(name, '')}", flush=True)
 
 
 def main():
@@ -134,29 +181,15 @@ def main():
     parser.add_argument("lines", nargs="*", default=["@bench/shapes/cpu.txt"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--methods", default="nbhd,dense,mask,flex")
-    parser.add_argument("--seconds", type=float, default=1.0, help="per method and line")
+    parser.add_argument("--seconds", type=float, default=0.5, help="per method and round")
+    parser.add_argument("--rounds", type=int, default=3, help="in which the methods take turns")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {args.threads} threads; ms (useful GFLOP/s)")
-    for line in lines_of(args.lines):
-        desc = parse(line)
-        flops = _lib.library().nbhd_desc_flops(ctypes.byref(desc))
-        print(line, flush=True)
-        right = None
-        for name, run, view in methods_of(desc, line, args.methods.split(","), args.threads):
-            try:
-                with torch.no_grad():
-                    seconds = fastest(run, args.seconds)
-                    result = view(run()) if view else None
-            except (RuntimeError, NotImplementedError) as error:
-                print(f"  {name:6s} does not run: {str(error).splitlines()[0]}", flush=True)
-                continue
-            differs = ""
-            if result is not None:
-                right = result.clone() if right is None else right
-                differs = f", differs by {(result - right).abs().max():.1e}"
-            print(f"  {name:6s} {seconds * 1e3:10.3f} ({flops / seconds * 1e-9:6.1f}){differs}", flush=True)
+    print(f"torch {torch.__version__}, {args.threads} threads; the best round's ms (GFLOP/s), the median round's")
+    with torch.no_grad():
+        for line in lines_of(args.lines):
+            compare(line, args)
 
 
 if __name__ == "__main__":
