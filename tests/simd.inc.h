@@ -114,6 +114,29 @@ static void check_memory(const struct simd_test *t, const float *a)
     }
 }
 
+static void check_pairs(const struct simd_test *t, const float *a)
+{
+    uint16_t bits[2 * VF], back[2 * VF];
+    float even[VF], odd[VF];
+    for (int l = 0; l < VF; l++) {
+        bits[2 * l] = nbhd_to_bf16(a[l]);
+        bits[2 * l + 1] = nbhd_to_bf16(-a[VF - 1 - l]);
+    }
+    const vf pairs = v_load((const float *)(const void *)bits);
+    v_store(even, v_even_bf16(pairs));
+    v_store(odd, v_odd_bf16(pairs));
+    v_store((float *)(void *)back, v_join_bf16(v_load(a), v_load(odd)));
+    for (int l = 0; l < VF; l++) {
+        t->check(same(even[l], nbhd_from_bf16(bits[2 * l])) || isnan(a[l]), "even_bf16", l, (double)a[l],
+                 (double)even[l]);
+        t->check(same(odd[l], nbhd_from_bf16(bits[2 * l + 1])) || isnan(a[VF - 1 - l]), "odd_bf16", l,
+                 (double)a[VF - 1 - l], (double)odd[l]);
+        t->check(back[2 * l] == bits[2 * l] || isnan(a[l]), "join_bf16 even", l, (double)a[l], back[2 * l]);
+        t->check(back[2 * l + 1] == bits[2 * l + 1] || isnan(odd[l]), "join_bf16 odd", l, (double)odd[l],
+                 back[2 * l + 1]);
+    }
+}
+
 static void check_stream(const struct simd_test *t, const float *a)
 {
     float *to = (float *)(void *)t->page_end - VF;
@@ -182,6 +205,7 @@ static void check_vocabulary(const struct simd_test *t)
             check_arithmetic(t, a, b, c);
             if (j == 0) {
                 check_memory(t, a);
+                check_pairs(t, a);
                 check_stream(t, a);
             }
         }

@@ -14,7 +14,7 @@
 static void pack_values(const struct permute_task *t, const char *v, long long step, const int *token, int n, float *to)
 {
     for (int i = 0; i < n; i++, to += t->f->value_width)
-        unpack_row(to, v + (token ? token[i] : i) * step, t->f->dtype, t->p->head_dim_v);
+        unpack_mixed(to, v + (token ? token[i] : i) * step, t->f->dtype, t->p->head_dim_v);
 }
 
 /* Address of a tensor's row (all of axis 2) at elements e of axis 0 and 1. */

@@ -1,7 +1,8 @@
 /* Forward for small windows. A tile is up to FWD_ROWS neighbouring query rows (along axis 1) of VF queries each (along
- * axis 2): a vector per row, or half a vector where so few are left. Here: what a tile is, its scores, which permute.inc.h
- * makes from lines that fwd_lines.inc.h keeps, and their softmax; fwd_tile.inc.h does the rest. The second product needs
- * no lanes of queries: with the head's dimensions in the lanes, V is read and O written as they lie:
+ * axis 2): a vector per row, or half a vector where so few are left. Here: what a tile is, its scores, which
+ * permute.inc.h makes from lines that fwd_lines.inc.h keeps, and their softmax; fwd_tile.inc.h does the rest. The
+ * second product needs no lanes of queries: with the head's dimensions in the lanes, V is read and O written as they
+ * lie (of bf16 even and odd ones apart):
  *
  *     O[r][lane][dims] += P[j][r][lane] * V[key of lane, j][dims]
  *

@@ -78,7 +78,7 @@ struct nbhd_fwd {
     int entries;      /* scores held per query at once */
     int line_step;    /* floats from one d of a line to the next */
     int value_width;  /* floats of a row of V and O, padded to vectors */
-    bool stream;      /* float32 tensors that outgrow the caches: O is written past them */
+    bool stream;      /* tensors that outgrow the caches: O is written past them, but float16 */
     bool pack_values; /* V's rows are copied: see packs_values */
     size_t line_size, values_size; /* floats of a row's keys and values */
     /* Offsets into a thread's scratch. */

@@ -217,7 +217,7 @@ static void build_part(const struct nbhd_problem *problem, const struct nbhd_con
     f->ring[0] = nbhd_most_keys(a[0], 1);
     f->ring[1] = nbhd_most_keys(a[1], nbhd_min(f->chunk, nbhd_group_size(a[1], 0)));
     f->columns = nbhd_permute_columns(a[2], m->vf, m->columns);
-    f->stream = d->dtype == NBHD_F32 && (tensor_bytes(problem) > STREAM_BYTES || nbhd_fwd_forced() == NBHD_FWD_PERMUTE);
+    f->stream = d->dtype != NBHD_F16 && (tensor_bytes(problem) > STREAM_BYTES || nbhd_fwd_forced() == NBHD_FWD_PERMUTE);
     f->entries = FWD_BLOCK;
     f->line_step = line_step(positions, m->vf);
     f->line_size = (size_t)d->head_dim * (size_t)f->line_step;

@@ -60,6 +60,26 @@ V_FN void pv_runs(vf acc[V_OUT_ROWS][V_OUT_DIMS], const struct key_run *run, int
             acc[r][i] = v_add(acc[r][i], other[r][i]);
 }
 
+/* Elements of bf16 from `column` on, n or `dims` vectors of them, made of values that unpack_mixed has unpacked. */
+V_FN void store_mixed(char *row, int column, const vf *x, int n, const int dims, bool stream)
+{
+    uint16_t *to = (uint16_t *)(void *)row + column;
+#pragma GCC unroll 4
+    for (int i = 0; i < dims; i += 2, n -= 2 * VF, to += 2 * VF) {
+        if (i + 1 < dims && n >= 2 * VF) {
+            const vf both = v_join_bf16(x[i], x[i + 1]);
+            if (stream && (uintptr_t)to % sizeof(vf) == 0)
+                v_stream((float *)(void *)to, both);
+            else
+                v_store((float *)(void *)to, both);
+            continue;
+        }
+        v_store_bf16(to, x[i], nbhd_min(n, VF));
+        if (i + 1 < dims)
+            v_store_bf16(to + VF, x[i + 1], nbhd_min(n - VF, VF));
+    }
+}
+
 /* Writes `dims` vectors of one lane's output, those from `column` on, to query row r. */
 V_FN void pv_write(const struct permute_task *t, const struct lane_block *b, const vf *sum, int lane, int r, int column,
                    const struct row_set *to, const int row, const int dims)
@@ -69,12 +89,18 @@ V_FN void pv_write(const struct permute_task *t, const struct lane_block *b, con
     const vf factor = v_set1(t->sum[r * row + lane]); /* its inverse: see permute_tile */
     float *past = (float *)out + column; /* where f->stream says float32, aligned */
     const bool stream = t->f->stream && (uintptr_t)past % sizeof(vf) == 0 && columns >= dims * VF;
+    vf x[V_OUT_DIMS];
+#pragma GCC unroll 4
+    for (int i = 0; i < dims; i++)
+        x[i] = v_mul(factor, sum[i]);
+    if (t->f->dtype == NBHD_BF16)
+        return store_mixed(out, column, x, columns, dims, t->f->stream);
 #pragma GCC unroll 4
     for (int i = 0; i < dims; i++)
         if (stream)
-            v_stream(past + i * VF, v_mul(factor, sum[i]));
+            v_stream(past + i * VF, x[i]);
         else
-            v_store_as(out, t->f->dtype, column + i * VF, v_mul(factor, sum[i]), nbhd_min(columns - i * VF, VF));
+            v_store_as(out, t->f->dtype, column + i * VF, x[i], nbhd_min(columns - i * VF, VF));
 }
 
 /* One lane's output of V_OUT_ROWS rows, the first of them `from`, from some runs, for `dims` vectors of the head from

@@ -2,8 +2,8 @@
  * different keys; a permute gives each lane its own.
  *
  * Rows of keys are transposed into lines, line[d][position]. Positions count the tokens of axis 2 with the dilation
- * groups one after another, for queries as for keys; so a group's keys are adjacent whatever the dilation, and VF queries
- * may straddle groups. Per key row, d and column j of the window:
+ * groups one after another, for queries as for keys; so a group's keys are adjacent whatever the dilation, and VF
+ * queries may straddle groups. Per key row, d and column j of the window:
  *
  *     table   = line[d][base + j .. base + j + 2 VF)     base: where the first lane's window begins
  *     S[j][r] += X[d][r] * table[start[lane]]            for the rows r that see the key row, 1 to FWD_ROWS of them
@@ -191,7 +191,8 @@ static long long ring_slot(const int ring[2], int member, const int e[2])
 }
 
 /* line[i][key] = element i < d of the key's row; token 0's at `row`. Keys past the last repeat it, never looked up. */
-static void pack_line(const char *row, long long step, const int *token, int keys, int dtype, int d, float *line, int line_step)
+static void pack_line(const char *row, long long step, const int *token, int keys, int dtype, int d, float *line,
+                      int line_step)
 {
     for (int i = 0; i < keys; i += VF) {
         const char *rows[VF];
@@ -214,8 +215,8 @@ V_FN const int *not_kept(const int *p)
 }
 
 /* s[columns][rows] = sum over i < d of xt[i][rows] * line[i][start[lane] + column] */
-V_FN void look_up_micro(const float *xt, const float *line, int line_step, const int *start, int d, float *s, const int rows,
-                        const int columns, const enum look_up how)
+V_FN void look_up_micro(const float *xt, const float *line, int line_step, const int *start, int d, float *s,
+                        const int rows, const int columns, const enum look_up how)
 {
     const bool keep_rows = V_FAST_LOOKUP || rows <= columns; /* in registers; else keys, and each row in turn */
     vf acc[V_COLUMNS][FWD_ROWS];
@@ -302,11 +303,12 @@ V_FN void look_up_rows(const float *xt, const float *line, int line_step, const 
 
 /* s[columns][rows] for all columns of a window; a table of two vectors serves `most` of them at a time. line: of the
  * task's first key. */
-static void look_up_product(const struct lane_block *b, const float *xt, const float *line, int line_step, int d, float *s,
-                            int rows, int columns, int most)
+static void look_up_product(const struct lane_block *b, const float *xt, const float *line, int line_step, int d,
+                            float *s, int rows, int columns, int most)
 {
     const enum look_up how = V_FAST_LOOKUP ? LOOK_FAR : b->straight ? LOOK_STRAIGHT : b->near ? LOOK_NEAR : LOOK_FAR;
-    const int room = nbhd_min(how == LOOK_FAR ? most : columns, look_up_most(rows, how)), parts = (columns + room - 1) / room;
+    const int room = nbhd_min(how == LOOK_FAR ? most : columns, look_up_most(rows, how));
+    const int parts = (columns + room - 1) / room;
     line += b->base;
     for (int part = 0; part < parts; part++) {
         const int j = columns * part / parts, n = columns * (part + 1) / parts - j;

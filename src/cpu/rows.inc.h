@@ -37,6 +37,20 @@ static inline void unpack_row(float *to, const char *row, int dtype, int n)
         v_store(to + i, v_load_as(row, dtype, i, nbhd_min(VF, n - i)));
 }
 
+/* As unpack_row, but where a row of bf16 has two more whole vectors, the elements at even places of both come first: a
+ * load, a shift and a mask instead of a permute for each vector. What is made of such rows goes back by store_mixed. */
+static inline void unpack_mixed(float *to, const char *row, int dtype, int n)
+{
+    int i = 0;
+    for (; dtype == NBHD_BF16 && i + 2 * VF <= n; i += 2 * VF) {
+        const vf pairs = v_load((const float *)(const void *)(row + i * 2));
+        v_store(to + i, v_even_bf16(pairs));
+        v_store(to + i + VF, v_odd_bf16(pairs));
+    }
+    for (; i < n; i += VF)
+        v_store(to + i, v_load_as(row, dtype, i, nbhd_min(VF, n - i)));
+}
+
 /* No NaN and no infinity in row: 0 times them is not 0. */
 static inline bool row_is_finite(const float *row, int n)
 {
@@ -46,13 +60,34 @@ static inline bool row_is_finite(const float *row, int n)
     return v_is_nan(x) == 0;
 }
 
+/* Two vectors' worth of dimensions of bf16 transposed as pairs: half as many permutes. */
+V_FN void pack_pairs(float *qt, int width, const char *const rows[VF], int lanes, int i, vf sign)
+{
+    vf x[VF];
+#pragma GCC unroll 16
+    for (int l = 0; l < VF; l++)
+        x[l] = l < lanes ? v_load((const float *)(const void *)(rows[l] + i * 2)) : v_zero();
+    v_transpose(x);
+#pragma GCC unroll 16
+    for (int j = 0; j < VF; j++) {
+        v_store(qt + (i + 2 * j) * width, v_mul(v_even_bf16(x[j]), sign));
+        v_store(qt + (i + 2 * j + 1) * width, v_mul(v_odd_bf16(x[j]), sign));
+    }
+}
+
 /* qt[i][lane] = rows[lane][i], negated if asked, for i < d and one vector of lanes; lanes from `lanes` on are 0.
  * Row i starts at qt + i * width; rows are of the dtype. */
 static inline void pack_vector(float *qt, int width, const char *const rows[VF], int dtype, int lanes, int d,
                                bool negate)
 {
     const vf sign = v_set1(negate ? -1.0f : 1.0f);
-    for (int i = 0; i < d; i += VF) {
+    int i = 0;
+    for (; dtype == NBHD_BF16 && i + 2 * VF <= d; i += 2 * VF)
+        if (lanes == VF)
+            pack_pairs(qt, width, rows, VF, i, sign);
+        else
+            pack_pairs(qt, width, rows, lanes, i, sign);
+    for (; i < d; i += VF) {
         vf x[VF];
         if (d - i >= VF && lanes == VF && dtype == NBHD_F32) {
 #pragma GCC unroll 16

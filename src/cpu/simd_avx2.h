@@ -175,15 +175,28 @@ V_FN void v_store_f16(uint16_t *p, vf x, int n)
 {
     v_store_16(p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), n);
 }
+/* Rounded bits of a bf16 in the upper half of each lane. */
+V_FN vi v_round_bf16(vf x)
+{
+    const vi u = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), v_iset1(1));
+    const vi nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(v_iadd(u, v_iadd(odd, v_iset1(0x7fff))), v_iset1(0x7fc00000), nan);
+}
 V_FN void v_store_bf16(uint16_t *p, vf x, int n)
 {
-    vi u = _mm256_castps_si256(x);
-    vi odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), v_iset1(1));
-    vi r = _mm256_srli_epi32(v_iadd(u, v_iadd(odd, v_iset1(0x7fff))), 16);
-    vi nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-    r = _mm256_blendv_epi8(r, v_iset1(0x7fc0), nan);
-    __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
-    v_store_16(p, packed, n);
+    const vi r = _mm256_srli_epi32(v_round_bf16(x), 16);
+    v_store_16(p, _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1)), n);
+}
+
+/* Two vectors of bf16 in one, which a lane holds side by side: those at even places, at odd ones; and back, rounded. */
+V_FN vf v_even_bf16(vf x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 16)); }
+V_FN vf v_odd_bf16(vf x)
+{
+    return _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(x), v_iset1((int)0xffff0000u)));
+}
+V_FN vf v_join_bf16(vf even, vf odd)
+{
+    return _mm256_castsi256_ps(_mm256_blend_epi16(_mm256_srli_epi32(v_round_bf16(even), 16), v_round_bf16(odd), 0xaa));
 }
 
 #endif

@@ -147,13 +147,29 @@ V_FN void v_store_f16(uint16_t *p, vf x, int n)
 {
     _mm256_mask_storeu_epi16(p, v_first(n), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+/* Rounded bits of a bf16 in the upper half of each lane. */
+V_FN vi v_round_bf16(vf x)
+{
+    const vi u = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), v_iset1(1));
+    const vi r = v_iadd(u, v_iadd(odd, v_iset1(0x7fff)));
+    return _mm512_mask_mov_epi32(r, (__mmask16)v_is_nan(x), v_iset1(0x7fc00000));
+}
 V_FN void v_store_bf16(uint16_t *p, vf x, int n)
 {
-    vi u = _mm512_castps_si512(x);
-    vi odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), v_iset1(1));
-    vi r = _mm512_srli_epi32(v_iadd(u, v_iadd(odd, v_iset1(0x7fff))), 16);
-    r = _mm512_mask_mov_epi32(r, (__mmask16)v_is_nan(x), v_iset1(0x7fc0));
+    const vi r = _mm512_srli_epi32(v_round_bf16(x), 16);
     _mm256_mask_storeu_epi16(p, v_first(n), _mm512_cvtepi32_epi16(r));
+}
+
+/* Two vectors of bf16 in one, which a lane holds side by side: those at even places, at odd ones; and back, rounded. */
+V_FN vf v_even_bf16(vf x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 16)); }
+V_FN vf v_odd_bf16(vf x)
+{
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), v_iset1((int)0xffff0000u)));
+}
+V_FN vf v_join_bf16(vf even, vf odd)
+{
+    const vi low = _mm512_srli_epi32(v_round_bf16(even), 16), high = v_round_bf16(odd);
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(low, high, v_iset1((int)0xffff0000u), 0xf8)); /* a | b & c */
 }
 
 #endif

@@ -174,11 +174,24 @@ V_FN void v_store_16(uint16_t *p, uint16x4_t x, int n)
 V_FN vf v_load_f16(const uint16_t *p, int n) { return vcvt_f32_f16(vreinterpret_f16_u16(v_load_16(p, n))); }
 V_FN vf v_load_bf16(const uint16_t *p, int n) { return vreinterpretq_f32_u32(vshll_n_u16(v_load_16(p, n), 16)); }
 V_FN void v_store_f16(uint16_t *p, vf x, int n) { v_store_16(p, vreinterpret_u16_f16(vcvt_f16_f32(x)), n); }
-V_FN void v_store_bf16(uint16_t *p, vf x, int n)
+/* Rounded bits of a bf16 in the upper half of each lane. */
+V_FN uint32x4_t v_round_bf16(vf x)
 {
     const uint32x4_t u = vreinterpretq_u32_f32(x), odd = vandq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(1));
-    const uint32x4_t r = vshrq_n_u32(vaddq_u32(u, vaddq_u32(odd, vdupq_n_u32(0x7fff))), 16);
-    v_store_16(p, vmovn_u32(vbslq_u32(vceqq_f32(x, x), r, vdupq_n_u32(0x7fc0))), n);
+    const uint32x4_t r = vaddq_u32(u, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+    return vbslq_u32(vceqq_f32(x, x), r, vdupq_n_u32(0x7fc00000));
+}
+V_FN void v_store_bf16(uint16_t *p, vf x, int n) { v_store_16(p, vshrn_n_u32(v_round_bf16(x), 16), n); }
+
+/* Two vectors of bf16 in one, which a lane holds side by side: those at even places, at odd ones; and back, rounded. */
+V_FN vf v_even_bf16(vf x) { return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(x), 16)); }
+V_FN vf v_odd_bf16(vf x)
+{
+    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(x), vdupq_n_u32(0xffff0000u)));
+}
+V_FN vf v_join_bf16(vf even, vf odd)
+{
+    return vreinterpretq_f32_u32(vsriq_n_u32(v_round_bf16(odd), v_round_bf16(even), 16));
 }
 
 #endif

@@ -5,6 +5,7 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 #include "cpu/cpu.h"
 
 #define VF        4
@@ -175,6 +176,27 @@ V_FN void v_store_bf16(uint16_t *p, vf a, int n)
 {
     for (int i = 0; i < n; i++)
         p[i] = nbhd_to_bf16(a.x[i]);
+}
+
+/* Two vectors of bf16 in one, which a lane holds side by side: those at even places, at odd ones; and back, rounded. */
+V_FN vf v_place_bf16(vf a, int odd)
+{
+    uint16_t bits[2 * VF];
+    memcpy(bits, &a, sizeof bits);
+    V_EACH a.x[i] = nbhd_from_bf16(bits[2 * i + odd]);
+    return a;
+}
+V_FN vf v_even_bf16(vf a) { return v_place_bf16(a, 0); }
+V_FN vf v_odd_bf16(vf a) { return v_place_bf16(a, 1); }
+V_FN vf v_join_bf16(vf even, vf odd)
+{
+    uint16_t bits[2 * VF];
+    for (int i = 0; i < VF; i++) {
+        bits[2 * i] = nbhd_to_bf16(even.x[i]);
+        bits[2 * i + 1] = nbhd_to_bf16(odd.x[i]);
+    }
+    memcpy(&even, bits, sizeof bits);
+    return even;
 }
 
 #endif
