@@ -1,0 +1,3 @@
+"""Of NATTEN's utilities, those that its documentation tells of."""
+
+from . import varlen  # noqa: F401
