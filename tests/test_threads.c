@@ -1,10 +1,13 @@
-/* The worker pool: every task once, thread numbers in range, callers side by side, calls inside a forked child. */
+/* The worker pool: every task once, thread numbers in range, callers side by side, calls inside a forked child;
+ * signals are not the workers'; quotas of control groups. */
 #define _DEFAULT_SOURCE /* usleep */
+#include <limits.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
-#include <sys/wait.h>
 #include <unistd.h>
 #include "cpu/threads.h"
+#include "folder.h"
 #include "test.h"
 
 enum { TASKS = 5000 };
@@ -79,6 +82,48 @@ static void check_fork(void)
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the child ended with status %x", (unsigned)status);
 }
 
+/* A program that blocks a signal to wait for it gets it, though there are workers from before. */
+static void check_signals(void)
+{
+    sigset_t set, before;
+    int got = 0;
+    sigemptyset(&set);
+    sigaddset(&set, SIGUSR1);
+    pthread_sigmask(SIG_BLOCK, &set, &before);
+    kill(getpid(), SIGUSR1); /* in a thread that did not block it, it would end the process */
+    usleep(1000);
+    CHECK(!sigwait(&set, &got) && got == SIGUSR1, "signal %d", got);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    CHECK(!sigismember(&before, SIGUSR1) && !sigismember(&before, SIGINT), "the caller's signals were left blocked");
+}
+
+static void check_quota(void)
+{
+    static const struct {
+        const char *groups, *outer, *inner;
+        int want;
+    } cases[] = {
+        {"0::/a/b\n", "max 100000\n", "max 100000\n", INT_MAX}, {"0::/a/b\n", "400000 100000\n", "max 100000\n", 4},
+        {"0::/a/b\n", "400000 100000\n", "150000 100000\n", 2}, {"0::/a\n", "50000 100000\n", "max 100000\n", 1},
+        {"4:cpu:/a\n0::/a/b\n", "max 100000\n", "300000 100000\n", 3},
+        {"4:cpu:/a\n", "100000 100000\n", "100000 100000\n", INT_MAX}, {"0::/\n", "100000 100000\n", "?", INT_MAX},
+        {"0::/a/c\n", "max\n", "1 1\n", INT_MAX}, {"", "1 1\n", "1 1\n", INT_MAX},
+        {"0::/a/b\n", "-1 100000\n", "0 0\n", INT_MAX}, {"0::/a/b\n", "1e300 1e-300\n", "nan nan\n", INT_MAX},
+    };
+    if (!folder_begin())
+        return;
+    mkdir(in_root("a"), 0700);
+    mkdir(in_root("a/b"), 0700);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        write_text(in_root("groups"), cases[i].groups);
+        write_text(in_root("a/cpu.max"), cases[i].outer);
+        write_text(in_root("a/b/cpu.max"), cases[i].inner);
+        const int quota = nbhd_threads_quota(in_root("groups"), root);
+        CHECK(quota == cases[i].want, "case %zu: %d", i, quota);
+    }
+    CHECK(nbhd_threads_quota("/nowhere", root) == INT_MAX, "without groups");
+}
+
 int main(void)
 {
     static struct record r;
@@ -92,5 +137,7 @@ int main(void)
     pause_us = 0;
     check_callers();
     check_fork();
-    return test_done();
+    check_signals();
+    check_quota();
+    return folder_end();
 }

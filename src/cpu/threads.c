@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -93,13 +94,26 @@ static void forget_workers(void)
 
 static void once(void) { pthread_atfork(NULL, NULL, forget_workers); }
 
+/* Signals to the process are for the program's own threads, one of which may wait for them. Faults are the worker's,
+ * and profilers ask each thread. */
+static void signals_of_workers(sigset_t *blocked)
+{
+    static const int let_in[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS, SIGPROF};
+    sigfillset(blocked);
+    for (size_t i = 0; i < sizeof let_in / sizeof *let_in; i++)
+        sigdelset(blocked, let_in[i]);
+}
+
 int nbhd_threads_prepare(int threads)
 {
     static pthread_once_t control = PTHREAD_ONCE_INIT;
     if (threads <= 1)
         return threads;
+    sigset_t callers, ours;
+    signals_of_workers(&ours);
     pthread_once(&control, once);
     pthread_mutex_lock(&pool.lock);
+    pthread_sigmask(SIG_SETMASK, &ours, &callers); /* workers inherit it */
     while (pool.workers < threads - 1 && pool.workers < MAX_WORKERS) {
         pthread_t thread;
         if (pthread_create(&thread, NULL, worker, NULL))
@@ -107,6 +121,7 @@ int nbhd_threads_prepare(int threads)
         pthread_detach(thread);
         pool.workers++;
     }
+    pthread_sigmask(SIG_SETMASK, &callers, NULL);
     const int ready = pool.workers + 1;
     pthread_mutex_unlock(&pool.lock);
     return ready < threads ? ready : threads;
@@ -126,6 +141,18 @@ static int threads_asked_for(void)
     return 0;
 }
 
+/* The quota is read once: planning a small problem is quicker than reading it. */
+static int within_quota(int count)
+{
+    static atomic_int known; /* 0: not yet */
+    int quota = atomic_load_explicit(&known, memory_order_relaxed);
+    if (!quota) {
+        quota = nbhd_threads_quota("/proc/self/cgroup", "/sys/fs/cgroup");
+        atomic_store_explicit(&known, quota, memory_order_relaxed);
+    }
+    return count < quota ? count : quota;
+}
+
 int nbhd_threads_available(void)
 {
     int count = 0;
@@ -139,6 +166,8 @@ int nbhd_threads_available(void)
     const int wanted = threads_asked_for();
     if (wanted > 0)
         count = wanted;
+    else if (count > 1)
+        count = within_quota(count);
     return count < 1 ? 1 : count > MAX_WORKERS ? MAX_WORKERS : count;
 }
 

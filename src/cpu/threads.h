@@ -2,8 +2,10 @@
 #ifndef NBHD_CPU_THREADS_H
 #define NBHD_CPU_THREADS_H
 
-/* CPUs that this process may use, or what NBHD_THREADS says. */
+/* CPUs that this process may use, by its affinity and its control groups' quota, or what NBHD_THREADS says. */
 int nbhd_threads_available(void);
+/* CPUs that the control groups named in the file `groups` grant, by their files under `mount`; INT_MAX: no quota. */
+int nbhd_threads_quota(const char *groups, const char *mount);
 /* Starts workers until `threads` can run at once (the caller's thread is one of them). For plan creation: it allocates.
  * Returns how many can. */
 int nbhd_threads_prepare(int threads);
