@@ -230,7 +230,7 @@ static void search_boxes(struct nbhd_bwd_search *s, struct nbhd_sm90_bwd_plan *p
     free(ranked);
 }
 
-static int by_ms(const void *a, const void *b)
+int nbhd_sm90_bwd_by_ms(const void *a, const void *b)
 {
     const double x = ((const struct nbhd_sm90_bwd_plan *)a)->ms, y = ((const struct nbhd_sm90_bwd_plan *)b)->ms;
     return (x > y) - (x < y);
@@ -280,7 +280,7 @@ int nbhd_sm90_bwd_plans(const struct nbhd_problem *problem, int adds_dq, int mul
     }
     for (int i = 0; i < best.count; i++)
         nbhd_sm90_bwd_add_shapes(s, &plans[i]);
-    qsort(plans, (size_t)best.count, sizeof *plans, by_ms);
+    qsort(plans, (size_t)best.count, sizeof *plans, nbhd_sm90_bwd_by_ms);
     for (int a = 0; a < 3; a++)
         nbhd_sm90_bwd_drop_tiles(&s->memo[a]);
     free(s);

@@ -28,6 +28,7 @@ struct nbhd_sm90_bwd_plan {
 /* Fills up to room plans, best first by the model; returns their number. 0: nothing fits. */
 int nbhd_sm90_bwd_plans(const struct nbhd_problem *problem, int adds_dq, int multiprocessors, int shared_max,
                         struct nbhd_sm90_bwd_plan *plans, int room);
+int nbhd_sm90_bwd_by_ms(const void *a, const void *b); /* of two plans, for qsort */
 /* What the kernel is told of a plan; but for slice_begin, lse and delta. */
 void nbhd_sm90_bwd_boxes(struct nbhd_bwd_boxes *boxes, const struct nbhd_problem *problem,
                          const struct nbhd_sm90_bwd_plan *plan);
