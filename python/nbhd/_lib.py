@@ -74,7 +74,6 @@ def library():
         "nbhd_version": (c.c_int, []),
         "nbhd_last_error": (c.c_char_p, []),
         "nbhd_desc_parse": (c.c_int, [c.POINTER(Desc), c.c_char_p]),
-        "nbhd_desc_format": (c.c_int, [c.POINTER(Desc), c.c_char_p, c.c_size_t]),
         "nbhd_desc_keys": (c.c_int, [c.POINTER(Desc), c.c_int, c.c_int, c.POINTER(c.c_int), c.POINTER(c.c_int)]),
         "nbhd_desc_flops": (c.c_double, [c.POINTER(Desc)]),
         "nbhd_plan_create_with": (c.c_int, [c.POINTER(c.c_void_p), c.POINTER(Desc), c.c_int, c.c_uint, c.c_char_p]),
@@ -122,19 +121,30 @@ class Plan:
             library().nbhd_plan_destroy(c.byref(self.handle))
 
 
+forks = [0]  # between the first process and this one: plans of before have no worker threads here, so none is kept
+
+
+def _count_fork():
+    forks[0] += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_count_fork)
+
+
 @lru_cache(maxsize=4096)
-def _cached_plan(desc_bytes, device, flags, kernel, context):
+def _cached_plan(desc_bytes, device, flags, kernel, context, fork):
     return Plan(Desc.from_buffer_copy(desc_bytes), device, flags, kernel)
 
 
 @lru_cache(maxsize=256)  # they are larger, and batches seldom repeat
-def _cached_ragged_plan(desc_bytes, device, flags, kernel, context, sequences):
+def _cached_ragged_plan(desc_bytes, device, flags, kernel, context, fork, sequences):
     return Plan(Desc.from_buffer_copy(desc_bytes), device, flags, kernel, sequences)
 
 
 def plan(desc, device=CPU, flags=0, kernel=None, context=0, sequences=None):
     """context: what else the plan is bound to, the CUDA device's ordinal. sequences: _ragged.Sequences."""
-    key = bytes(desc), device, flags, None if kernel is None else kernel.encode(), context
+    key = bytes(desc), device, flags, None if kernel is None else kernel.encode(), context, forks[0]
     return _cached_ragged_plan(*key, sequences) if sequences else _cached_plan(*key)
 
 

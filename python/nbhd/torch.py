@@ -40,10 +40,10 @@ def given(**tensors):
 
 
 class _Call:
-    """A problem planned for inputs of certain shapes, strides and types on one device: all of a call but the
-    addresses."""
+    """A problem planned in this process (fork) for inputs of certain shapes, strides and types on one device: all but
+    the addresses of a call."""
 
-    def __init__(self, describe, facts, options, kernel, flags, sequences):
+    def __init__(self, describe, facts, options, kernel, flags, sequences, fork=0):
         self.device = facts[0][-1]
         if self.device.type not in ("cpu", "cuda"):
             raise _lib.UnsupportedError(f"{facts[0][0]} is on {self.device}; tensors must be on the CPU or a CUDA "
@@ -94,7 +94,8 @@ def call_of(describe, inputs, options, kernel=None, sequences=None):
                    for name, t in inputs.items()])
     same_bits = always_deterministic or torch.are_deterministic_algorithms_enabled()
     options = tuple([tuple(option) if isinstance(option, list) else option for option in options])
-    return _cached_call(describe, facts, options, kernel, _lib.DETERMINISTIC if same_bits else 0, sequences)
+    return _cached_call(describe, facts, options, kernel, _lib.DETERMINISTIC if same_bits else 0, sequences,
+                        _lib.forks[0])
 
 
 def _describe(tensors, pass_, window, stride, dilation, edge, scale, tf32, sequences):
@@ -173,7 +174,7 @@ def _setup(ctx, inputs, output):
 
 def _differentiate(ctx, dout, dlse):
     *tensors, o, lse = ctx.saved_tensors
-    grads = iter(torch.ops.nbhd.backward(*tensors, o, lse, dout, dlse, *ctx.options))
+    grads = iter(_backward_of(*tensors, o, lse, dout, dlse, *ctx.options))
     return (*[None if tensor is None else next(grads) for tensor in tensors], *[None] * 7)
 
 
@@ -185,6 +186,43 @@ def refuse_second(ctx, *_):
 
 
 _backward.register_autograd(refuse_second)
+
+
+def through_transforms(op, setup, differentiate):
+    """op, also inside torch.func's transforms (grad, vmap, jacrev), which do not see through PyTorch's custom
+    operators. Elsewhere the operator itself, for torch.compile."""
+    class Operator(torch.autograd.Function):
+        generate_vmap_rule = True  # by the loop that PyTorch has for operators
+        setup_context, backward = staticmethod(setup), staticmethod(differentiate)
+
+        @staticmethod
+        def forward(*args):
+            result = op(*args)
+            return tuple(result) if isinstance(result, list) else result
+
+    def call(*args):
+        transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+        return Operator.apply(*args) if transformed else op(*args)
+    return call
+
+
+def _map_in_a_loop(definition, op):
+    """vmap of an operator that returns a list, for which PyTorch, from 2.5 on, has no loop of its own."""
+    def loop(info, in_dims, *args):
+        calls = [op(*[one.select(dim, i) if isinstance(dim, int) else one for one, dim in zip(args, in_dims)])
+                 for i in range(info.batch_size)]
+        return [torch.stack(parts) for parts in zip(*calls)], [0] * len(calls[0])
+    if hasattr(definition, "register_vmap"):
+        definition.register_vmap(loop)
+
+
+def keeps_nothing(ctx, inputs, output):
+    """For gradients, which cannot be differentiated again."""
+
+
+_map_in_a_loop(_backward, torch.ops.nbhd.backward)
+_backward_of = through_transforms(torch.ops.nbhd.backward, keeps_nothing, refuse_second)
+_forward_of = through_transforms(torch.ops.nbhd.forward, _setup, _differentiate)
 
 
 # ---- ragged batches. The sequences are lists of integers: rank, then what _ragged.Sequences has, empty for None ----
@@ -233,12 +271,15 @@ def _setup_varlen(ctx, inputs, output):
 
 def _differentiate_varlen(ctx, dout, dlse):
     *tensors, o, lse = ctx.saved_tensors
-    grads = iter(torch.ops.nbhd.backward_varlen(*tensors, o, lse, dout, dlse, *ctx.options))
+    grads = iter(_backward_varlen_of(*tensors, o, lse, dout, dlse, *ctx.options))
     return (*[None if tensor is None else next(grads) for tensor in tensors], *[None] * 12)
 
 
 _forward_varlen.register_autograd(_differentiate_varlen, setup_context=_setup_varlen)
 _backward_varlen.register_autograd(refuse_second)
+_map_in_a_loop(_backward_varlen, torch.ops.nbhd.backward_varlen)
+_backward_varlen_of = through_transforms(torch.ops.nbhd.backward_varlen, keeps_nothing, refuse_second)
+_forward_varlen_of = through_transforms(torch.ops.nbhd.forward_varlen, _setup_varlen, _differentiate_varlen)
 
 
 def _refuse_tangents(tensors):
@@ -268,10 +309,10 @@ def attention(q, k, v, extra_k, extra_v, bias, options, sequences=None):
     arguments = (q, k, v, extra_k, extra_v, bias, options["window"], options["stride"], options["dilation"],
                  options["edge"], options["scale"], options["tf32"])
     if not sequences:
-        return torch.ops.nbhd.forward(*arguments, options["kernel"])
+        return _forward_of(*arguments, options["kernel"])
     lists = (list(values or ()) for values in (sequences.lengths, sequences.kv_lengths, sequences.offsets,
                                                sequences.kv_offsets))
-    return torch.ops.nbhd.forward_varlen(*arguments, sequences.rank, *lists, options["kernel"])
+    return _forward_varlen_of(*arguments, sequences.rank, *lists, options["kernel"])
 
 
 from .torch_unfused import av, merge, qk  # noqa: E402, F401: the same names as of numpy.py

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _lib
-from .torch import call_of, given, one_device, prepare, refuse_second, unit
+from .torch import call_of, given, keeps_nothing, one_device, prepare, refuse_second, through_transforms, unit
 
 
 def _describe_qk(tensors, pass_, window, stride, dilation, edge, scale, _):
@@ -70,12 +70,14 @@ def _setup_qk(ctx, inputs, output):
 
 def _differentiate_qk(ctx, dscores):
     q, k, bias = ctx.saved_tensors
-    dq, dk, dbias = torch.ops.nbhd.qk_backward(q, k, bias, dscores, *ctx.options)
+    dq, dk, dbias = _qk_backward_of(q, k, bias, dscores, *ctx.options)
     return dq, dk, None if bias is None else dbias, *[None] * 6
 
 
 _qk.register_autograd(_differentiate_qk, setup_context=_setup_qk)
 _qk_backward.register_autograd(refuse_second)
+_qk_backward_of = through_transforms(torch.ops.nbhd.qk_backward, keeps_nothing, refuse_second)
+_qk_of = through_transforms(torch.ops.nbhd.qk, _setup_qk, _differentiate_qk)
 
 
 @torch.library.custom_op("nbhd::av", mutates_args=())
@@ -118,24 +120,26 @@ def _setup_av(ctx, inputs, output):
 
 def _differentiate_av(ctx, dout):
     weights, v = ctx.saved_tensors
-    return *torch.ops.nbhd.av_backward(weights, v, dout, *ctx.options), *[None] * 5
+    return *_av_backward_of(weights, v, dout, *ctx.options), *[None] * 5
 
 
 _av.register_autograd(_differentiate_av, setup_context=_setup_av)
 _av_backward.register_autograd(refuse_second)
+_av_backward_of = through_transforms(torch.ops.nbhd.av_backward, keeps_nothing, refuse_second)
+_av_of = through_transforms(torch.ops.nbhd.av, _setup_av, _differentiate_av)
 
 
 def qk(q, k, bias, options):
     q, k = prepare(q, k)
     bias = None if bias is None else bias.float().contiguous()
     names = ("window", "stride", "dilation", "edge", "scale", "kernel")
-    return torch.ops.nbhd.qk(q, k, bias, *[options[name] for name in names])
+    return _qk_of(q, k, bias, *[options[name] for name in names])
 
 
 def av(weights, v, options):
     weights, v = prepare(weights, v)
     names = ("window", "stride", "dilation", "edge", "kernel")
-    return torch.ops.nbhd.av(weights, v, *[options[name] for name in names])
+    return _av_of(weights, v, *[options[name] for name in names])
 
 
 def merge(outputs, lses):

@@ -2,8 +2,10 @@
 right."""
 
 import ctypes as c
+import os
 import pickle
 import subprocess
+import sys
 from pathlib import Path
 
 import nbhd
@@ -124,6 +126,23 @@ def test_the_structs_are_those_of_c(tmp_path):
     include = Path(__file__).resolve().parents[2] / "include"
     subprocess.run(["cc", f"-I{include}", source, "-o", tmp_path / "offsets"], check=True)
     assert [int(n) for n in subprocess.check_output([tmp_path / "offsets"]).split()] == want
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in /proc")
+def test_a_forked_process_has_workers_too():
+    """Plans are kept, and threads are not: a kept plan would compute on one thread there."""
+    program = """
+import os, numpy as np, nbhd
+q = np.ones((1, 64, 64, 4, 16), np.float32)
+nbhd.attention(q, q, q, 5)
+child = os.fork()
+if not child:
+    nbhd.attention(q, q, q, 5)
+    os._exit(len(os.listdir("/proc/self/task")))
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    environment = dict(os.environ, NBHD_THREADS="3", OPENBLAS_NUM_THREADS="1")
+    assert int(subprocess.check_output([sys.executable, "-W", "ignore", "-c", program], env=environment)) == 3
 
 
 def test_tf32_changes_nothing_on_the_cpu():

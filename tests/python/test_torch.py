@@ -268,6 +268,35 @@ def test_second_derivatives_are_refused():
             torch.autograd.grad(first.sum(), q)
 
 
+def _calls_for_transforms():
+    q, k, v, _ = tensors(axes=(8, 9))
+    k, v = k.detach(), v.detach()
+    packed = [t[0].flatten(0, 1) for t in (k, v)]
+    weights = nbhd.qk(q, k, 3).softmax(-1).detach()
+    return q, {"attention": lambda t: nbhd.attention(t, k, v, 3),
+               "lse": lambda t: nbhd.attention(t, k, v, 3, return_lse=True)[1],
+               "varlen": lambda t: nbhd.attention_varlen(t[0].flatten(0, 1), *packed, [(8, 9)], 3),
+               "qk": lambda t: nbhd.qk(t, k, 3), "av": lambda t: nbhd.av(weights * t.sum(-1, keepdim=True), v, 3)}
+
+
+@pytest.mark.parametrize("name", _calls_for_transforms()[1])
+def test_function_transforms(name):
+    """torch.func's, which compute a gradient while they look for the next one's."""
+    q, calls = _calls_for_transforms()
+
+    def loss(t):
+        return calls[name](t).square().sum()
+    want, = torch.autograd.grad(loss(q), q)
+    q = q.detach()
+    torch.testing.assert_close(torch.func.grad(loss)(q), want)
+    several = torch.stack((q, 2 * q, q))
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(several)[::2], torch.stack((want, want)))
+    values, pull = torch.func.vjp(calls[name], q)
+    torch.testing.assert_close(pull(2 * values)[0], want)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        torch.func.grad(lambda t: torch.func.grad(loss)(t).sum())(q)
+
+
 def test_some_inputs_need_no_gradient():
     q, k, v, _ = tensors(axes=(8, 9))
     nbhd.attention(q.detach(), k, v.detach(), 3).sum().backward()
