@@ -11,11 +11,11 @@
 enum {
     TILE = TILE_ROWS * VP, /* bfloat16 values */
     TILE_STEP = 64,        /* bytes between rows of a tile of K, V, or P */
-    SCORE_STEP = GROUP * 4
+    SCORE_STEP = GROUP * 4,
+    SCORES = 2 * UNIT + FWD_GROUPS * UNIT / 2 /* floats of c->s: scores of two units, probabilities of all */
 };
 
-NBHD_STATIC_ASSERT(WALK_KEYS % GROUP == 0 && WALK_KEYS >= 2 * GROUP,
-                   "probabilities of half the queries and scores of two units fit c->s");
+NBHD_STATIC_ASSERT(WALK_KEYS % GROUP == 0 && WALK_KEYS / GROUP <= FWD_GROUPS, "a block's probabilities fit c->s");
 
 static void pair_begin(void) { tile_begin(); }
 static void pair_end(void) { tile_end(); }
@@ -56,34 +56,44 @@ static void pair_queries(struct pair_slot *x, const struct nbhd_params *p)
     x->fresh = true;
 }
 
-/* Keys after the block's last, up to a multiple of GROUP, are zeros. */
-static void pair_keys(const struct key_block *b, int d, uint16_t *to)
+/* Rows that are not there are zeros, so are keys up to a multiple of GROUP. */
+static void pack_keys(const float *const *row, int count, int d, uint16_t *to)
 {
-    const int end = (b->count + GROUP - 1) / GROUP * GROUP;
+    const int end = (count + GROUP - 1) / GROUP * GROUP;
     for (int key = 0; key < end; key += VF)
         for (int i = 0; i < d; i += VP) {
             vi x[VF];
-            for (int k = 0; k < VF; k++)
-                x[k] = pair_load(b->k[nbhd_min(key + k, b->count - 1)], key + k < b->count, i, d);
+            for (int k = 0; k < VF; k++) {
+                const float *from = row[nbhd_min(key + k, count - 1)];
+                x[k] = pair_load(from, from && key + k < count, i, d);
+            }
             v_pair_transpose(x);
             for (int k = 0; k < VF; k++, to += VP)
                 v_pair_store((uint32_t *)(void *)to, x[k]);
         }
 }
 
-static void pair_values(const struct key_block *b, int columns, uint16_t *to)
+static void pack_values(const float *const *row, int count, int columns, uint16_t *to)
 {
-    for (int key = 0; key < b->count; key += GROUP, to += GROUP * padded(columns))
+    for (int key = 0; key < count; key += GROUP, to += GROUP * padded(columns))
         for (int i = 0; i < TILE_ROWS; i++) {
             const int even = key + 2 * i, odd = even + 1;
+            const float *const first = even < count ? row[even] : NULL, *const second = odd < count ? row[odd] : NULL;
             uint16_t *at = to + i * VP;
             for (int c = 0; c < columns; c += VP, at += 2 * TILE) {
-                const vi low = pair_load(b->v[nbhd_min(even, b->count - 1)], even < b->count, c, columns);
-                const vi high = pair_load(b->v[nbhd_min(odd, b->count - 1)], odd < b->count, c, columns);
+                const vi low = pair_load(first, first != NULL, c, columns);
+                const vi high = pair_load(second, second != NULL, c, columns);
                 v_pair_store((uint32_t *)(void *)at, v_pair_mix_low(low, high));
                 v_pair_store((uint32_t *)(void *)(at + TILE), v_pair_mix_high(low, high));
             }
         }
+}
+
+static void pair_keys(const struct key_block *b, int d, uint16_t *to) { pack_keys(b->k, b->count, d, to); }
+
+static void pair_values(const struct key_block *b, int columns, uint16_t *to)
+{
+    pack_values(b->v, b->count, columns, to);
 }
 
 static void pair_outputs(struct pair_slot *x, const struct nbhd_params *p)
@@ -211,8 +221,8 @@ static __attribute__((noinline)) void scores_beside_masked(const uint16_t *q, co
 /* ---- output ---- */
 
 /* O of 32 queries and 32 columns, in rows of `step` bytes, nothing yet where it is fresh; p: the rows' probabilities, a
- * UNIT for 32 keys; values: of the columns, `next` from one group of keys to the next. */
-static __attribute__((noinline)) void unit_output(const uint16_t *p, int groups, const uint16_t *values, int next,
+ * UNIT for 32 keys; values: of each group of keys, of which the columns begin at value `at`. */
+static __attribute__((noinline)) void unit_output(const uint16_t *p, int groups, const uint16_t *const *values, int at,
                                                   float *o, int step, bool fresh, struct pair_ahead *ahead)
 {
     float *const below = o + TILE_ROWS * step / 4;
@@ -224,10 +234,10 @@ static __attribute__((noinline)) void unit_output(const uint16_t *p, int groups,
         TILE_LOAD(2, below, step);
         TILE_LOAD(3, below + VF, step);
     }
-    for (int i = 0; i < groups; i++, p += UNIT, values += next) {
+    for (int i = 0; i < groups; i++, p += UNIT) {
         TILE_LOAD(4, p, TILE_STEP);
-        TILE_LOAD(6, values, TILE_STEP);
-        TILE_LOAD(7, values + TILE, TILE_STEP);
+        TILE_LOAD(6, values[i] + at, TILE_STEP);
+        TILE_LOAD(7, values[i] + at + TILE, TILE_STEP);
         TILE_LOAD(5, p + TILE, TILE_STEP);
         TILE_DOT(0, 4, 6);
         TILE_DOT(1, 4, 7);
@@ -261,34 +271,30 @@ static void half_output(struct pair_slot *x, struct pair_scratch *c, const uint1
     const int step = padded(columns);
     TILE_FENCE();
     for (int i = 0; i < columns; i += VP)
-        unit_output(p, groups, c->values + i * GROUP, GROUP * step, x->ot + lane * step + i, step * 4, x->fresh,
-                    &c->ahead);
+        unit_output(p, groups, c->v, i * GROUP, x->ot + lane * step + i, step * 4, x->fresh, &c->ahead);
     TILE_FENCE();
     add_odd_values(x, c, p, lane, columns);
 }
 
 /* ---- a block ---- */
 
-/* Half of the tile's queries go through all keys, then the other: their probabilities and queries stay in the
- * first-level cache. The scores of a unit are made beside the softmax of the one before it, those of the next tile's
- * first unit beside the last. c->s holds the probabilities of a half, then the scores of two units. */
-static void pair_block(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p,
-                       struct pair_scratch *c, bool unlike)
+/* A tile and the `groups` groups of keys of c->k. Half of its queries go through all of them, then the other: their
+ * queries, and a block's probabilities, stay in the first-level cache. The scores of a unit are made beside the softmax
+ * of the one before it, those of the next tile's first unit beside the last. c->s holds the scores of two units, then
+ * the probabilities of a half. */
+static void groups_block(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p,
+                         struct pair_scratch *c, int groups)
 {
-    const int d = padded(p->head_dim), columns = padded(p->head_dim_v), groups = (c->b->count + GROUP - 1) / GROUP;
+    const int d = padded(p->head_dim), columns = padded(p->head_dim_v);
     const int units = groups * ((x->tile.lanes + UNIT_ROWS - 1) / UNIT_ROWS);
     const float factor = p->scale * LOG2E;
-    uint16_t *const probabilities = (uint16_t *)(void *)c->s;
-    float *const ring = c->s + WALK_KEYS / 2 * UNIT_ROWS;
-    uint32_t bits[WALK_KEYS / GROUP][FWD_LANES];
-    const uint32_t *seen[WALK_KEYS / GROUP];
+    float *const ring = c->s;
+    uint16_t *const probabilities = (uint16_t *)(void *)(c->s + 2 * UNIT);
     struct beside b = {.ahead = &c->ahead, .rows = rows_beside(d)};
     struct row_softmax *const softmax = &b.softmax;
     softmax->factor = v_set1(p->bias ? 1.0f : factor);
-    for (int g = 0; g < groups; g++)
-        seen[g] = group_seen(c->b, g * GROUP, x->tile.everyone, unlike, bits[g]);
     if (!c->scored)
-        scores_alone(slot_queries(x), c->keys, d, ring + c->ring * UNIT, &b);
+        scores_alone(slot_queries(x), c->k[0], d, ring + c->ring * UNIT, &b);
     for (int u = 0; u < units; u++, c->ring = 1 - c->ring) {
         const int group = u % groups, lane = u / groups * UNIT_ROWS;
         float *const s = ring + c->ring * UNIT, *const next = ring + (1 - c->ring) * UNIT;
@@ -301,7 +307,7 @@ static void pair_block(struct pair_slot *x, const struct pair_slot *follow, cons
         softmax->reference = x->reference + lane;
         softmax->from = slot_sums(x, p->head_dim_v, x->turn + group) + lane * VF;
         softmax->to = slot_sums(x, p->head_dim_v, x->turn + group + 1) + lane * VF;
-        softmax->seen = seen[group] ? seen[group] + lane : NULL;
+        softmax->seen = c->seen[group] ? c->seen[group] + lane : NULL;
         if (x->reference[lane] == -FLT_MAX)
             move_references(softmax, o, columns);
         softmax_begin(softmax);
@@ -309,7 +315,7 @@ static void pair_block(struct pair_slot *x, const struct pair_slot *follow, cons
         const struct pair_slot *of = last ? follow : x;
         if (of) {
             const uint16_t *q = slot_queries(of) + (last ? 0 : (u + 1) / groups * UNIT_ROWS * d);
-            const uint16_t *k = c->keys + (last ? 0 : (u + 1) % groups * GROUP * d);
+            const uint16_t *k = c->k[last ? 0 : (u + 1) % groups];
             if (softmax->seen)
                 scores_beside_masked(q, k, d, next, &b);
             else
@@ -327,4 +333,17 @@ static void pair_block(struct pair_slot *x, const struct pair_slot *follow, cons
     x->turn += groups;
     x->fresh = false;
     c->scored = follow != NULL;
+}
+
+static void pair_block(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p,
+                       struct pair_scratch *c, bool unlike)
+{
+    const int groups = (c->b->count + GROUP - 1) / GROUP;
+    uint32_t bits[WALK_KEYS / GROUP][FWD_LANES];
+    for (int g = 0; g < groups; g++) {
+        c->k[g] = c->keys + g * GROUP * padded(p->head_dim);
+        c->v[g] = c->values + g * GROUP * padded(p->head_dim_v);
+        c->seen[g] = group_seen(c->b, g * GROUP, x->tile.everyone, unlike, bits[g]);
+    }
+    groups_block(x, follow, p, c, groups);
 }

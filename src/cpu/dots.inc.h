@@ -10,6 +10,15 @@
 static void pair_begin(void) {}
 static void pair_end(void) {}
 
+static void run_slots(struct pair_slot *slots, int n, const struct nbhd_params *p, struct pair_scratch *c);
+
+static void pair_slots(struct pair_slot *slots, int n, const struct nbhd_params *p, const struct nbhd_fwd *f,
+                       struct pair_scratch *c)
+{
+    (void)f;
+    run_slots(slots, n, p, c);
+}
+
 /* Never. */
 static int pair_beats(const struct pair_slot *x, int keys, const struct nbhd_params *p)
 {

@@ -2,11 +2,14 @@
 #define WALK_KEYS FWD_MOST_BLOCK
 #include "cpu/fwd_pairs.inc.h"
 #include "cpu/amx_products.inc.h"
+#include "cpu/amx_units.inc.h"
 
 static const struct nbhd_fwd_machine machine = {.vf = VF,
                                                 .columns = V_COLUMNS,
                                                 .block = WALK_KEYS,
                                                 .sums = 2 * SUMS * sizeof(float),
+                                                .scores = SCORES * sizeof(float),
+                                                .unit_state = sizeof(struct unit_cache),
                                                 .price = {0.05, 22.0, 14.0, 0.8}};
 
 static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])

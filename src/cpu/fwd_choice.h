@@ -27,6 +27,8 @@ struct nbhd_config nbhd_fwd_config_of(const struct nbhd_problem *problem, int va
 /* Fill f as the configuration says. */
 void nbhd_fwd_build_broadcast(const struct nbhd_problem *problem, const struct nbhd_config *config, struct nbhd_fwd *f,
                               const struct nbhd_fwd_machine *m);
+/* Decides f->units, of tiles as f->grid cuts them, and places them. */
+void nbhd_fwd_choose_units(const struct nbhd_problem *problem, struct nbhd_fwd *f, const struct nbhd_fwd_machine *m);
 nbhd_status nbhd_fwd_build_permute(const struct nbhd_problem *problem, const struct nbhd_config *config,
                                    struct nbhd_fwd *f, const struct nbhd_fwd_machine *m);
 

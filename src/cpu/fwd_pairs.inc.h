@@ -65,6 +65,9 @@ static void pair_keys(const struct key_block *b, int d, uint16_t *to);
 static void pair_values(const struct key_block *b, int columns, uint16_t *to);
 /* How often pair_block of so many keys asks ahead. */
 static int pair_beats(const struct pair_slot *x, int keys, const struct nbhd_params *p);
+/* n tiles that see the same keys, or are a band, through all of them: run_slots, or a way of its own. */
+static void pair_slots(struct pair_slot *slots, int n, const struct nbhd_params *p, const struct nbhd_fwd *f,
+                       struct pair_scratch *c);
 /* A tile and the block c->b, whose keys and values are c->keys and c->values: O += P V for all its keys. unlike: there
  * is a bias, or lanes do not see all keys. follow: the tile that the same keys are for next, or NULL. */
 static void pair_block(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p,
@@ -151,6 +154,12 @@ struct pair_scratch {
     int odds, odd[WALK_KEYS]; /* keys whose values are not in c->values: pair_odd_values */
     const uint16_t *odd_row[WALK_KEYS];
     struct pair_ahead ahead;
+    /* Tiles. */
+    const uint16_t *k[FWD_GROUPS], *v[FWD_GROUPS]; /* each group of keys, as copied */
+    const uint32_t *seen[FWD_GROUPS]; /* which of the group's keys lanes see, a bit a key; NULL: all see all */
+    uint16_t *units;
+    struct unit_cache *unit_state; /* of `units`, once there is a sequence */
+    int sequence[5]; /* whose units these are: batch entry, head, and group of each axis; -1: nobody's */
 };
 
 static void slot_block(struct pair_slot *x, const struct pair_slot *follow, const struct nbhd_params *p,
@@ -242,6 +251,9 @@ static void pair_task(void *context, long long task, int thread)
                              .zeros = (float *)(void *)(scratch + f->at_zeros),
                              .keys = (uint16_t *)(void *)(scratch + f->at_keys),
                              .values = (uint16_t *)(void *)(scratch + f->at_values),
+                             .units = (uint16_t *)(void *)(scratch + f->at_units),
+                             .unit_state = (struct unit_cache *)(void *)(scratch + f->at_unit_state),
+                             .sequence = {-1},
                              .blocks = (struct key_block *)(void *)(scratch + f->at_block)};
     memset(scratch + f->at_zeros, 0, (size_t)p->head_dim_v * sizeof(float));
     struct pair_slot slots[FWD_TILES];
@@ -259,7 +271,7 @@ static void pair_task(void *context, long long task, int thread)
     int n;
     for (long long i = begin; i < end; i += n) {
         n = take_tiles(tiles, FWD_TILES, p, f, i, end);
-        run_slots(slots, n, p, &c);
+        pair_slots(slots, n, p, f, &c);
     }
     pair_end();
     v_flush_end(state);

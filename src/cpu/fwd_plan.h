@@ -11,6 +11,9 @@
 #define FWD_LANES 64 /* queries in a broadcast tile: one bit each */
 #define FWD_BLOCK 96 /* keys whose scores are held at once, a multiple of 6: 24 KiB */
 #define FWD_MOST_BLOCK 256 /* the same, of rows that ask for another number: struct nbhd_fwd_machine */
+#define FWD_GROUPS 32 /* groups of 32 keys whose probabilities are held at once where keys go by units */
+#define FWD_MOST_UNITS 4096 /* of 32 keys, of a sequence whose keys go by them */
+#define FWD_MOST_KEPT 1024 /* of those, in the scratch of a thread */
 #define FWD_TILES 8 /* most broadcast tiles that go through the same keys together */
 #define FWD_STRETCH 125 /* a band's box: its keys at most, percent of any of the tiles' */
 #define FWD_COPY_TILES 4 /* so many tiles are worth a copy of keys that lie far apart */
@@ -56,6 +59,14 @@ struct nbhd_fwd_part {
     int run;
 };
 
+/* Pairs: keys in units, boxes of 32 keys that begin at multiples of `shape`, where every tile's queries see the same
+ * ones, and all of each. */
+struct nbhd_fwd_units {
+    int shape[3];
+    int slots; /* units that a thread keeps, at least FWD_GROUPS or all of a sequence; 0: keys do not go by units */
+    int size;  /* bfloat16 values of a unit's keys and values */
+};
+
 struct nbhd_fwd {
     int variant, threads, dtype;
     struct nbhd_fold fold;
@@ -69,6 +80,7 @@ struct nbhd_fwd {
     int together;              /* broadcast: tiles whose Q and O have room in the scratch */
     int band;                  /* broadcast: tiles that may go through the box around their keys together; 1: none */
     size_t q_size, o_size;     /* bytes of a broadcast tile */
+    struct nbhd_fwd_units units;
     int key_step;              /* broadcast: floats from a copied key, with its value, to the next */
     /* Permute. */
     int group;        /* kv heads of a task */
@@ -83,7 +95,7 @@ struct nbhd_fwd {
     size_t line_size, values_size; /* floats of a row's keys and values */
     /* Offsets into a thread's scratch. */
     size_t at_q, at_o, at_s, at_lanes, at_block, at_zeros, at_token, at_runs, at_lines, at_values, at_extra, at_tags;
-    size_t at_keys, at_ahead;
+    size_t at_keys, at_ahead, at_units, at_unit_state;
     size_t scratch; /* bytes a thread */
 };
 
@@ -98,6 +110,8 @@ struct nbhd_fwd_machine {
     int vf, columns;   /* VF, V_COLUMNS */
     int block;         /* keys of a block of pairs; else FWD_BLOCK */
     size_t sums;       /* of a tile of pairs, beside its outputs: bytes */
+    size_t scores;     /* held at once, and probabilities: bytes; 0: scores of a block */
+    size_t unit_state; /* sizeof(struct unit_cache); 0: run knows no units */
     size_t lane_block; /* sizeof(struct lane_block) */
     struct nbhd_fwd_price price; /* of fwd_pairs.inc.h, bfloat16 only; product 0: of fwd_broadcast.inc.h, in float32 */
     bool unfolded; /* run knows no struct nbhd_fold */

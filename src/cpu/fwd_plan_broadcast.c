@@ -158,7 +158,7 @@ static void place_broadcast(const nbhd_desc *d, struct nbhd_fwd *f, const struct
     const size_t tiles = (size_t)(f->together = most_together(f, pairs));
     f->at_q = nbhd_place(&f->scratch, tiles * f->q_size);
     f->at_o = nbhd_place(&f->scratch, tiles * f->o_size);
-    f->at_s = nbhd_place(&f->scratch, block * row);
+    f->at_s = nbhd_place(&f->scratch, m->scores ? m->scores : block * row);
     f->at_lanes = nbhd_place(&f->scratch, tiles * 3 * row);
     const size_t blocks = pairs ? FWD_TILES + 1 : 3; /* at hand, next; other tiles', or one of them at a time */
     f->at_block = nbhd_place(&f->scratch, blocks * sizeof(struct key_block));
@@ -220,6 +220,25 @@ static void choose_band(const struct nbhd_problem *problem, const struct nbhd_co
     }
 }
 
+/* Tiles of a task: a multiple of those that visit the same keys together. A thread that keeps units of keys finds the
+ * more of them the longer its tasks are: more than one such multiple, if that leaves tasks to share out. */
+static int tiles_of_task(const struct nbhd_problem *problem, const struct nbhd_config *config, const struct nbhd_fwd *f,
+                         int together)
+{
+    enum { TASKS = 4 }; /* for a thread */
+    const double tile_cycles = config->predicted_ms * NBHD_CYCLES_PER_MS / (double)f->tiles;
+    long long run = nbhd_max(1, (int)(TASK_CYCLES / tile_cycles));
+    if (f->units.slots) {
+        const long long sequence = f->tiles / problem->desc.batch / problem->desc.kv_heads;
+        long long share = config->threads > 1 ? f->tiles / config->threads / TASKS : sequence;
+        if (share < 2LL * together && 2 * share >= together)
+            share = 2LL * together;
+        share = share < sequence ? share : sequence;
+        run = run > share ? run : share;
+    }
+    return (int)((run + together - 1) / together * together);
+}
+
 /* Threads differ in speed, where others use their cores: the last tasks are a half and a quarter as long, a few for
  * each thread, lest all wait for one. More of those would cost more copies of keys than they save waiting. */
 static void cut_tasks(struct nbhd_fwd *f, int threads)
@@ -255,15 +274,14 @@ void nbhd_fwd_build_broadcast(const struct nbhd_problem *problem, const struct n
         f->grid[a] = nbhd_grid_make(problem->axis[a], config->q_tile[a]);
         f->tiles *= f->grid[a].count;
     }
-    const double tile_cycles = config->predicted_ms * NBHD_CYCLES_PER_MS / (double)f->tiles;
     place_broadcast(d, f, m);
-    f->run = nbhd_max(1, (int)(TASK_CYCLES / tile_cycles));
+    nbhd_fwd_choose_units(problem, f, m);
     const int alike = nbhd_min(f->together, plan_alike(problem, config));
     f->band = 1;
     if (alike == 1)
         choose_band(problem, config, f, m);
     const int together = f->band > 1 ? f->band : run_together(config, f->tiles, alike);
-    f->run = (f->run + together - 1) / together * together;
+    f->run = tiles_of_task(problem, config, f, together);
     f->tasks = (f->tiles + f->run - 1) / f->run;
     if (m->price.product > 0)
         cut_tasks(f, config->threads);
