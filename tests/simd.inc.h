@@ -117,15 +117,17 @@ static void check_memory(const struct simd_test *t, const float *a)
 static void check_pairs(const struct simd_test *t, const float *a)
 {
     uint16_t bits[2 * VF], back[2 * VF];
-    float even[VF], odd[VF];
+    float both[VF], even[VF], odd[VF];
     for (int l = 0; l < VF; l++) {
         bits[2 * l] = nbhd_to_bf16(a[l]);
         bits[2 * l + 1] = nbhd_to_bf16(-a[VF - 1 - l]);
     }
-    const vf pairs = v_load((const float *)(const void *)bits);
+    memcpy(both, bits, sizeof both);
+    const vf pairs = v_load(both);
     v_store(even, v_even_bf16(pairs));
     v_store(odd, v_odd_bf16(pairs));
-    v_store((float *)(void *)back, v_join_bf16(v_load(a), v_load(odd)));
+    v_store(both, v_join_bf16(v_load(a), v_load(odd)));
+    memcpy(back, both, sizeof back);
     for (int l = 0; l < VF; l++) {
         t->check(same(even[l], nbhd_from_bf16(bits[2 * l])) || isnan(a[l]), "even_bf16", l, (double)a[l],
                  (double)even[l]);

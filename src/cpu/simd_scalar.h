@@ -42,8 +42,14 @@ V_FN void v_store_part(float *p, vf a, int n)
     for (int i = 0; i < n; i++)
         p[i] = a.x[i];
 }
-V_FN vf v_load(const float *p) { return v_load_part(p, VF); }
-V_FN void v_store(float *p, vf a) { v_store_part(p, a, VF); }
+/* Whole vectors may lie where the memory's type is another one: pairs of bf16. */
+V_FN vf v_load(const float *p)
+{
+    vf r;
+    memcpy(&r, p, sizeof r);
+    return r;
+}
+V_FN void v_store(float *p, vf a) { memcpy(p, &a, sizeof a); }
 V_FN void v_stream(float *p, vf a) { v_store(p, a); }
 V_FN void v_stream_end(void) {}
 V_FN vf v_select(unsigned bits, vf yes, vf no)
