@@ -15,6 +15,7 @@ if(NOT CMAKE_SCRIPT_MODE_FILE)
     return()
 endif()
 
+cmake_minimum_required(VERSION 3.20) # a script has no project's policies: before CMake 4 no IN_LIST
 file(GLOB shared RELATIVE ${ROOT} ${ROOT}/nbhd_*.h)
 file(GLOB kernels RELATIVE ${ROOT}/cuda ${ROOT}/cuda/*.cu ${ROOT}/cuda/device/*.cuh)
 list(SORT kernels)
