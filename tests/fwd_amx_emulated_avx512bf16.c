@@ -1,4 +1,4 @@
-/* The row fwd_amx over emulated tiles, in place of the library's: for test_amx_emulated. */
+/* The row fwd_amx over emulated tiles, in place of the library's: for test_fwd_amx_emulated. */
 #include "cpu/simd_avx512bf16.h"
 #include "amx_emulated.h"
 #include "cpu/fwd_amx.inc.h"

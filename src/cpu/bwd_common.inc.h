@@ -46,11 +46,11 @@ static float dot_rows(const char *a, const char *b, int dtype, int n)
     return v_sum(sum);
 }
 
-/* Of a query: scale (o.dout - dlse); dlse: where it lies, or NULL. */
+/* Of a query: o.dout - dlse; dlse: where it lies, or NULL. */
 V_FN float make_delta(const struct bwd_call *c, const char *o, const char *dout, const char *dlse)
 {
     float less = 0;
     if (dlse)
         memcpy(&less, dlse, sizeof less);
-    return c->p->scale * (dot_rows(dout, o, c->dtype, c->p->head_dim_v) - less);
+    return dot_rows(dout, o, c->dtype, c->p->head_dim_v) - less;
 }

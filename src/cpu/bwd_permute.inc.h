@@ -361,7 +361,7 @@ static void load_rows(const struct bwd_box *x, const struct lane_block *b, int z
             x->lse[lane] = lse * LOG2E;
             unpack_row(x->q + lane * width, row.q + token * p->q.axis[2], c->dtype, p->head_dim);
             unpack_row(x->d + lane * width_v, dout, c->dtype, p->head_dim_v);
-            x->delta[lane] = make_delta(c, row.o + token * p->o.axis[2], dout, dlse);
+            x->delta[lane] = p->scale * make_delta(c, row.o + token * p->o.axis[2], dout, dlse);
         }
         const int first = r * VF + b->lanes, rest = VF - b->lanes;
         memset(x->lse + first, 0, (size_t)rest * sizeof(float));

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include "cpu/bwd_plan.h"
 #include "cpu/cpu.h"
+#include "cpu/isa.h"
 #include "cpu/place.h"
 
 /* Work is cut for so many threads, whatever there are: the order of sums depends on it. */
@@ -28,9 +29,8 @@ int nbhd_bwd_configs(const struct nbhd_problem *problem, struct nbhd_config *con
 
 enum { MOST_CUTS = 24 };
 
-/* Cycles that a round costs each thread beyond its tasks; that a tile loaded again costs, for an element of a row. */
+/* Cycles that a round costs each thread beyond its tasks. */
 #define ROUND_CYCLES 3e4
-#define LOAD_CYCLES  2.5
 
 struct cut {
     struct nbhd_rounds rounds;
@@ -63,7 +63,7 @@ static int list_cuts(const struct nbhd_bwd *b, int axis, int vf, struct cut cuts
 
 /* Time of the whole on DESIGN_THREADS threads, relative to that of its products there. */
 static double cost_of_cuts(const struct nbhd_problem *problem, double pairs, const struct cut *cuts[3], int group,
-                           int vf)
+                           const struct nbhd_bwd_machine *m)
 {
     const nbhd_desc *d = &problem->desc;
     double rounds = 1, visits = 1;
@@ -74,25 +74,25 @@ static double cost_of_cuts(const struct nbhd_problem *problem, double pairs, con
         visits *= cuts[a]->visits;
         queries *= problem->axis[a].length;
     }
-    const double products = pairs * (3.0 * d->head_dim + 2.0 * d->head_dim_v) / vf;
-    const double loads = queries * visits * LOAD_CYCLES * (d->head_dim + d->head_dim_v);
+    const double products = pairs * (3.0 * d->head_dim + 2.0 * d->head_dim_v) / m->fwd.vf * m->product;
+    const double loads = queries * visits * m->load * (d->head_dim + d->head_dim_v);
     const double turns = ceil(tasks / DESIGN_THREADS) * DESIGN_THREADS / tasks;
     return (1 + loads / products) * turns + rounds * ROUND_CYCLES * DESIGN_THREADS / products;
 }
 
-static void cut_into_rounds(const struct nbhd_problem *problem, struct nbhd_bwd *b, int vf)
+static void cut_into_rounds(const struct nbhd_problem *problem, struct nbhd_bwd *b, const struct nbhd_bwd_machine *m)
 {
     struct cut cuts[3][MOST_CUTS];
     int n[3];
     for (int a = 0; a < 3; a++)
-        n[a] = list_cuts(b, a, vf, cuts[a]);
+        n[a] = list_cuts(b, a, m->fwd.vf, cuts[a]);
     const double pairs = nbhd_desc_pairs(&problem->desc);
     double best = HUGE_VAL;
     for (int i = 0; i < n[0]; i++)
         for (int j = 0; j < n[1]; j++)
             for (int k = 0; k < n[2]; k++) {
                 const struct cut *chosen[3] = {&cuts[0][i], &cuts[1][j], &cuts[2][k]};
-                const double cost = cost_of_cuts(problem, pairs, chosen, b->group, vf);
+                const double cost = cost_of_cuts(problem, pairs, chosen, b->group, m);
                 if (cost >= best)
                     continue;
                 best = cost;
@@ -145,6 +145,34 @@ static void place_broadcast(const struct nbhd_problem *problem, struct nbhd_bwd 
     b->at_block = nbhd_place(end, 2 * m->block); /* at hand, next */
     b->at_zeros = nbhd_place(end, (size_t)d->head_dim * sizeof(float));
     b->at_keys = nbhd_place(end, d->dtype != NBHD_F32 ? FWD_BLOCK * both : 0);
+}
+
+/* Pairs: units are 32 keys, queries or columns long; tiles take a good half of the second-level cache at most. */
+static void place_pairs(const struct nbhd_problem *problem, struct nbhd_bwd *b, const struct nbhd_bwd_machine *m)
+{
+    enum { UNIT = 32 };
+    const nbhd_desc *d = &problem->desc;
+    const size_t k = (size_t)nbhd_whole(d->head_dim, UNIT), v = (size_t)nbhd_whole(d->head_dim_v, UNIT);
+    const size_t keys = (size_t)m->fwd.block, pair = sizeof(uint16_t);
+    struct nbhd_bwd_slot *s = &b->slot;
+    s->qt = nbhd_place(&s->size, FWD_LANES * k * pair);
+    s->dt = nbhd_place(&s->size, FWD_LANES * v * pair);
+    s->q = nbhd_place(&s->size, FWD_LANES * k * pair);
+    s->d = nbhd_place(&s->size, FWD_LANES * v * pair);
+    s->p = nbhd_place(&s->size, FWD_LANES * keys * pair);
+    s->ds = nbhd_place(&s->size, FWD_LANES * keys * pair);
+    s->dqt = nbhd_place(&s->size, FWD_LANES * k * sizeof(float));
+    s->lanes = nbhd_place(&s->size, 2 * FWD_LANES * sizeof(float));
+    s->own = nbhd_place(&s->size, sizeof(struct key_block));
+    b->together = nbhd_max(1, nbhd_min(BWD_TILES, (int)(nbhd_l2_bytes() / 8 * 5 / s->size)));
+    size_t *end = &b->scratch;
+    b->at_slots = nbhd_place(end, (size_t)b->together * s->size);
+    b->at_keys = nbhd_place(end, keys * k * pair);
+    b->at_values = nbhd_place(end, keys * v * pair);
+    b->at_columns = nbhd_place(end, keys * k * pair);
+    b->at_pairs = nbhd_place(end, UNIT * keys * pair);
+    b->at_s = nbhd_place(end, 4 * UNIT * UNIT * sizeof(float));
+    b->at_block = nbhd_place(end, m->block);
 }
 
 /* ---- permute ---- */
@@ -276,17 +304,22 @@ nbhd_status nbhd_bwd_build(struct nbhd_plan *plan, const struct nbhd_bwd_machine
     const bool permute = b->variant == NBHD_FWD_PERMUTE;
     if (permute)
         build_permute(problem, b, machine);
-    cut_into_rounds(problem, b, machine->fwd.vf);
+    cut_into_rounds(problem, b, machine);
     b->threads = c->threads = nbhd_plan_threads(problem, b->tasks);
     bundle_heads(d, b);
     place_shared(problem, b, &b->at_scratch);
     if (permute)
         place_permute(problem, b, machine);
+    else if (machine->fwd.price.product > 0)
+        place_pairs(problem, b, machine);
     else
         place_broadcast(problem, b, machine);
     plan->workspace = b->at_scratch + b->scratch * (size_t)b->threads;
     snprintf(plan->describe, sizeof plan->describe, "%s %dx%dx%d, %d rounds of %lld tasks, %d threads",
-             permute ? "permute" : "broadcast", b->tile[0], b->tile[1], b->tile[2], b->rounds, b->tasks, b->threads);
+             permute                          ? "permute"
+             : machine->fwd.price.product > 0 ? "pairs"
+                                              : "broadcast",
+             b->tile[0], b->tile[1], b->tile[2], b->rounds, b->tasks, b->threads);
     return NBHD_OK;
 }
 

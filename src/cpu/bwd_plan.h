@@ -7,6 +7,13 @@
 #include "cpu/bwd_rounds.h"
 #include "cpu/fwd_plan.h"
 
+#define BWD_TILES 8 /* most broadcast tiles of pairs that go through the same keys together */
+
+/* Where the parts of a tile of pairs lie, in bytes; all of them. */
+struct nbhd_bwd_slot {
+    size_t qt, dt, q, d, p, ds, dqt, lanes, own, size;
+};
+
 struct nbhd_bwd {
     int variant, threads;
     int tile[3];               /* queries of a broadcast tile, or most of a box of permuted ones, on each axis */
@@ -21,6 +28,8 @@ struct nbhd_bwd {
     long long table;           /* entries of a head's bias table; 0: its gradient may not be asked for */
     int width, width_v;        /* head_dim and head_dim_v in whole vectors */
     int strip;                 /* broadcast: columns of a strip of the tile's rows */
+    int together;              /* pairs: tiles whose parts have room in the scratch */
+    struct nbhd_bwd_slot slot;
     /* Permute. */
     int columns;   /* window columns that a microkernel takes at once */
     int ring[2];   /* slots of lines, per element of axis 0 and 1 */
@@ -36,14 +45,17 @@ struct nbhd_bwd {
     /* Offsets into a thread's scratch. */
     size_t at_qt, at_dt, at_dqt, at_q, at_d, at_s, at_ds, at_lanes, at_block, at_zeros, at_keys;
     size_t at_k_lines, at_v_lines, at_token, at_tags, at_runs, at_extra_keys, at_ahead;
+    size_t at_slots, at_values, at_columns, at_pairs;
 };
 
 /* What the planner must know of an instruction set. */
 struct nbhd_bwd_machine {
     struct nbhd_fwd_machine fwd;
-    int strip;     /* V_STRIP * VF */
-    size_t run;    /* sizeof(struct bwd_keys) */
-    size_t block;  /* sizeof(struct bwd_block) */
+    double product; /* cycles of a vector's multiply-adds */
+    double load;    /* cycles of an element of a tile's rows, in and out */
+    int strip;      /* V_STRIP * VF */
+    size_t run;     /* sizeof(struct bwd_keys) */
+    size_t block;   /* sizeof(struct bwd_block) */
 };
 
 int nbhd_bwd_configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room,

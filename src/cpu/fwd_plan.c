@@ -77,8 +77,8 @@ bool nbhd_fwd_refuse_pairs(const struct nbhd_problem *problem, const struct nbhd
     const double permuted = nbhd_fwd_choose_permute(problem, machine, 1).cycles;
     if (permuted < HUGE_VAL && (pairs > permuted || forced == NBHD_FWD_PERMUTE))
         return nbhd_refuse(
-            why, "the windows are small: it would take %.2g times as long as fwd_avx512 with keys permuted in float32",
-            pairs / permuted);
+            why, "the windows are small: it would take %.2g times as long as %s_avx512 with keys permuted in float32",
+            pairs / permuted, d->pass == NBHD_BACKWARD ? "bwd" : "fwd");
     return false;
 }
 

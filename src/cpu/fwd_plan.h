@@ -100,9 +100,9 @@ struct nbhd_fwd {
 };
 
 /* Cycles of broadcast tiles: a vector of lanes times a dimension of a key; a vector of scores; a key; a dimension of a
- * key. */
+ * key; a tile, beyond what all kernels need for its rows. */
 struct nbhd_fwd_price {
-    double product, score, key, key_dim;
+    double product, score, key, key_dim, tile;
 };
 
 /* What the planner must know of an instruction set. */
@@ -121,7 +121,8 @@ struct nbhd_fwd_machine {
 bool nbhd_fwd_refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT]);
 int nbhd_fwd_configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room,
                      const struct nbhd_fwd_machine *machine);
-/* fwd_pairs.inc.h takes bfloat16, and leaves to fwd_avx512 what that has faster with permuted keys in float32. */
+/* Rows of pairs take bfloat16, and leave to fwd_avx512 or bwd_avx512 what that has faster with permuted keys in
+ * float32. */
 bool nbhd_fwd_refuse_pairs(const struct nbhd_problem *problem, const struct nbhd_fwd_machine *machine,
                            char why[NBHD_TEXT]);
 nbhd_status nbhd_fwd_build(struct nbhd_plan *plan, const struct nbhd_fwd_machine *machine);

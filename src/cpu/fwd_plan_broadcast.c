@@ -76,7 +76,8 @@ static int axis_costs(struct nbhd_axis a, struct axis_cost costs[MAX_EXTENTS])
 
 static struct nbhd_fwd_price price_of(const struct nbhd_fwd_machine *m)
 {
-    return m->price.product > 0 ? m->price : (struct nbhd_fwd_price){1.08, 14.0, 12.0, 0.25};
+    const struct nbhd_fwd_price floats = {1.08, 14.0, 12.0, 0.25, 0.0};
+    return m->price.product > 0 ? m->price : floats;
 }
 
 /* Cycles that a key takes: of the products and softmax of a tile's lanes, a vector of them; and apart from these. */
@@ -100,7 +101,7 @@ static double broadcast_cycles(const nbhd_desc *d, double tiles, double keys, in
     const struct key_cycles key = cycles_of_key(d, m);
     const double vectors = vectors_of(lanes, m), width = d->head_dim + d->head_dim_v;
     const double per_vector = key.per_vector + (d->bias ? 2.0 * m->vf : 0);
-    return keys * (vectors * per_vector + key.per_key / alike) + tiles * (vectors * width * 6.0 + 500.0);
+    return keys * (vectors * per_vector + key.per_key / alike) + tiles * (vectors * width * 6.0 + 500.0 + price_of(m).tile);
 }
 
 struct nbhd_fwd_choice nbhd_fwd_choose_broadcast(const struct nbhd_problem *problem, const struct nbhd_fwd_machine *m)
