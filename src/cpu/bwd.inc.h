@@ -31,6 +31,7 @@
 #include "cpu/bwd_broadcast.inc.h"
 #include "cpu/permute.inc.h"
 #include "cpu/bwd_permute.inc.h"
+#include "cpu/bwd_permute_tile.inc.h"
 #include "cpu/bwd_lines.inc.h"
 
 static void bwd_do_task(const struct bwd_task *task, const struct bwd_task *after, char *scratch)
