@@ -10,11 +10,12 @@
 #include "folder.h"
 #include "test.h"
 
-enum { TASKS = 5000 };
+enum { TASKS = 5000, MOST_THREADS = 8 };
 
 struct record {
     int threads;
-    atomic_int done[TASKS], out_of_range;
+    atomic_int done[TASKS], out_of_range, shared;
+    atomic_flag at_work[MOST_THREADS];
 };
 
 static int pause_us; /* of each task, so that all workers come who may */
@@ -22,11 +23,16 @@ static int pause_us; /* of each task, so that all workers come who may */
 static void mark(void *context, long long task, int thread)
 {
     struct record *r = context;
+    if (thread < 0 || thread >= r->threads) {
+        atomic_fetch_add(&r->out_of_range, 1);
+        return;
+    }
+    if (atomic_flag_test_and_set(&r->at_work[thread])) /* by its number a thread finds its scratch */
+        atomic_fetch_add(&r->shared, 1);
     if (pause_us)
         usleep((useconds_t)pause_us);
     atomic_fetch_add(&r->done[task], 1);
-    if (thread < 0 || thread >= r->threads)
-        atomic_fetch_add(&r->out_of_range, 1);
+    atomic_flag_clear(&r->at_work[thread]);
 }
 
 static bool run_once(struct record *r, int threads, int tasks)
@@ -34,10 +40,33 @@ static bool run_once(struct record *r, int threads, int tasks)
     memset(r, 0, sizeof *r);
     r->threads = threads;
     nbhd_parallel(threads, tasks, mark, r);
-    bool ok = !atomic_load(&r->out_of_range);
+    bool ok = !atomic_load(&r->out_of_range) && !atomic_load(&r->shared);
     for (int i = 0; i < TASKS; i++)
         ok &= atomic_load(&r->done[i]) == (i < tasks);
     return ok;
+}
+
+/* Tasks that each need the one three before. */
+struct chain {
+    atomic_uchar done[TASKS];
+    int length[TASKS];
+};
+
+static void link_task(void *context, long long task, int thread)
+{
+    struct chain *c = context;
+    (void)thread;
+    if (task >= 3)
+        nbhd_wait_for(&c->done[task - 3]);
+    c->length[task] = task >= 3 ? c->length[task - 3] + 1 : 1;
+    atomic_store_explicit(&c->done[task], 1, memory_order_release);
+}
+
+static void check_waiting(void)
+{
+    static struct chain c;
+    nbhd_parallel(5, TASKS, link_task, &c);
+    CHECK(c.length[TASKS - 1] == (TASKS + 2) / 3, "a task began before the one that it waits for had ended");
 }
 
 static void *call_many_times(void *context)
@@ -135,6 +164,7 @@ int main(void)
     pause_us = 1000;
     CHECK(run_once(&r, 2, 40), "of four workers more than one took part in a call of two threads");
     pause_us = 0;
+    check_waiting();
     check_callers();
     check_fork();
     check_signals();

@@ -13,6 +13,7 @@
 
 #include "core/counters.h"
 #include "core/kernel.h"
+#include "cpu/bwd_order.h"
 #include "cpu/bwd_plan.h"
 #include "cpu/cpu.h"
 #include "cpu/threads.h"

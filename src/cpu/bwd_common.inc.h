@@ -7,8 +7,8 @@ struct bwd_call {
     struct nbhd_view dq, dk, dv; /* float32 sums: the caller's tensors, or the workspace's */
     struct nbhd_view delta;      /* a float a query and head: the workspace's, or no data */
     float *extra, *bias;         /* the workspace's, of all slots */
+    atomic_uchar *done;          /* bwd_order.h */
     char *scratch;
-    int round;
 };
 
 /* A task: a region of queries against its keys, of all heads of one kv head, or of some from kv_head on. */

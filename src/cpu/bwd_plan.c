@@ -127,6 +127,7 @@ static void place_shared(const struct nbhd_problem *problem, struct nbhd_bwd *b,
     b->at_dv = nbhd_place(end, half ? keys * width_v * sizeof(float) : 0);
     b->at_extra = nbhd_place(end, extra * (width + width_v) * sizeof(float));
     b->at_bias = nbhd_place(end, (size_t)d->batch * slots * (size_t)d->heads * (size_t)b->table * sizeof(float));
+    b->at_done = nbhd_place(end, (size_t)b->rounds * (size_t)b->tasks);
 }
 
 static void place_broadcast(const struct nbhd_problem *problem, struct nbhd_bwd *b, const struct nbhd_bwd_machine *m)
@@ -275,6 +276,7 @@ static void bundle_heads(const nbhd_desc *d, struct nbhd_bwd *b)
         if (d->kv_heads % i == 0 && (b->threads == 1 || tasks / i >= 2 * b->threads))
             b->heads = i;
     b->tasks = tasks / b->heads;
+    b->parts = d->kv_heads / b->heads;
 }
 
 /* ---- the plan ---- */
@@ -301,6 +303,7 @@ nbhd_status nbhd_bwd_build(struct nbhd_plan *plan, const struct nbhd_bwd_machine
         b->tile[i] = c->q_tile[i];
         b->table *= 2 * problem->axis[i].window - 1;
     }
+    b->slot_sums = d->bias || d->extra;
     const bool permute = b->variant == NBHD_FWD_PERMUTE;
     if (permute)
         build_permute(problem, b, machine);

@@ -23,8 +23,10 @@ struct nbhd_bwd {
     int rounds, slots;         /* products over the axes */
     int group;                 /* kv heads that go step by step together; more than 1 only where permuted */
     int heads;                 /* kv heads of a task, groups of them box by box: on this no bit depends */
+    int parts;                 /* kv_heads / heads */
     long long tasks;           /* of a round */
     bool sum_dq;               /* dq is summed over rounds */
+    bool slot_sums;            /* slots have sums of extra keys or of the bias table */
     long long table;           /* entries of a head's bias table; 0: its gradient may not be asked for */
     int width, width_v;        /* head_dim and head_dim_v in whole vectors */
     int strip;                 /* broadcast: columns of a strip of the tile's rows */
@@ -41,6 +43,7 @@ struct nbhd_bwd {
     size_t at_delta;            /* float32 [batch][axes][heads], where dq is summed over rounds */
     size_t at_extra;            /* [batch][kv_heads][slots][extra][head_dim + head_dim_v] */
     size_t at_bias;             /* [batch][slots][heads][table] */
+    size_t at_done;             /* a byte for each task */
     size_t at_scratch, scratch; /* scratch: bytes a thread */
     /* Offsets into a thread's scratch. */
     size_t at_qt, at_dt, at_dqt, at_q, at_d, at_s, at_ds, at_lanes, at_block, at_zeros, at_keys;

@@ -64,19 +64,43 @@ double nbhd_rounds_visits(const struct nbhd_rounds *r, struct nbhd_axis a, int t
     return (double)visits / SAMPLES;
 }
 
+/* The regions of a dilation group. */
+static int count_regions(const struct nbhd_rounds *r, int group)
+{
+    return group < r->regions.longs ? r->regions.tiles_long : r->regions.tiles_short;
+}
+
+/* The region of a turn, and its group; -1: there is none. */
+static int region_of(const struct nbhd_rounds *r, struct nbhd_axis a, struct nbhd_turn turn, int *group)
+{
+    const int each = r->slots / r->groups, place = turn.slot % each;
+    *group = turn.slot / each;
+    const int regions = count_regions(r, *group), whole = coloured(r, a, regions);
+    if (r->paired)
+        return place < regions && turn.round < regions ? place : -1;
+    const bool past = turn.round >= r->colours; /* those that a circle has left over */
+    const int i = past ? whole + turn.round - r->colours : place * r->colours + turn.round;
+    return i >= (past ? regions : whole) || (past && place) ? -1 : i;
+}
+
+/* The other way round; paired: with key region j. */
+static struct nbhd_turn turn_of(const struct nbhd_rounds *r, struct nbhd_axis a, int group, int i, int j)
+{
+    const int first = group * (r->slots / r->groups), regions = count_regions(r, group);
+    const int whole = coloured(r, a, regions);
+    if (r->paired)
+        return (struct nbhd_turn){(j - i + regions) % regions, first + i};
+    if (i < whole)
+        return (struct nbhd_turn){i % r->colours, first + i / r->colours};
+    return (struct nbhd_turn){r->colours + i - whole, first};
+}
+
 bool nbhd_rounds_at(const struct nbhd_rounds *r, struct nbhd_axis a, int round, int slot, struct nbhd_region *region)
 {
-    const int each = r->slots / r->groups, group = slot / each, n = nbhd_group_size(a, group);
-    const int regions = group < r->regions.longs ? r->regions.tiles_long : r->regions.tiles_short;
-    const int whole = coloured(r, a, regions);
-    int i = r->paired ? slot % each : slot % each * r->colours + round, end = regions;
-    if (!r->paired && round < r->colours)
-        end = whole;
-    else if (!r->paired)
-        i = slot % each ? regions : whole + round - r->colours;
-    if (i >= end || (r->paired && round >= regions))
+    const int i = region_of(r, a, (struct nbhd_turn){round, slot}, &region->group);
+    if (i < 0)
         return false;
-    region->group = group;
+    const int n = nbhd_group_size(a, region->group), regions = count_regions(r, region->group);
     region->size = n;
     region->q = nbhd_range_of(i * r->regions.tile, nbhd_min((i + 1) * r->regions.tile, n));
     region->keys = nbhd_tile_any(a, n, region->q);
@@ -86,4 +110,23 @@ bool nbhd_rounds_at(const struct nbhd_rounds *r, struct nbhd_axis a, int round, 
         region->keys.end = nbhd_min(region->keys.end, key_region_begin(keys, j + 1, regions));
     }
     return true;
+}
+
+int nbhd_rounds_rivals(const struct nbhd_rounds *r, struct nbhd_axis a, struct nbhd_turn turn, bool queries,
+                       struct nbhd_turn rivals[NBHD_MOST_REGIONS])
+{
+    int group, count = 0;
+    const int i = region_of(r, a, turn, &group);
+    if (i < 0)
+        return 0;
+    const int regions = count_regions(r, group), j = (i + turn.round) % regions;
+    const int around = a.edge == NBHD_EDGE_PERIODIC ? regions : 2 * regions; /* no way around other axes */
+    for (int other = 0; other < regions; other++) {
+        const int apart = other < i ? i - other : other - i;
+        if (r->paired)
+            rivals[count++] = queries ? turn_of(r, a, group, i, other) : turn_of(r, a, group, other, j);
+        else if (queries ? apart == 0 : nbhd_min(apart, around - apart) < r->colours)
+            rivals[count++] = turn_of(r, a, group, other, 0);
+    }
+    return count;
 }

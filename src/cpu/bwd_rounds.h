@@ -2,8 +2,8 @@
  * number of threads, without a second copy of dk and dv.
  *
  * Each axis of queries is cut into regions. A task is one region (of all three axes, of one kv head of a batch entry);
- * it adds to dk and dv of the keys that its queries see. Tasks run in rounds: within a round no two touch the same key
- * or query; rounds follow one another. An axis is divided in one of two ways:
+ * it adds to dk and dv of the keys that its queries see. Tasks have rounds: within a round no two touch the same key or
+ * query, and of two that do, that of the earlier round comes first (bwd_order.h). An axis is divided in one of two ways:
  *
  *   coloured: region i runs in round i mod c, with all its keys; c is the least for which regions i and i + c have no
  *             key in common. Two or three rounds where windows are small beside the axis. Around a periodic axis the
@@ -38,5 +38,17 @@ struct nbhd_rounds nbhd_rounds_make(struct nbhd_axis a, int tile, int regions, b
 double nbhd_rounds_visits(const struct nbhd_rounds *r, struct nbhd_axis a, int tile);
 /* The region of a round and slot; false: there is none. Its keys may be an empty range. */
 bool nbhd_rounds_at(const struct nbhd_rounds *r, struct nbhd_axis a, int round, int slot, struct nbhd_region *region);
+
+/* A region's task on one axis. */
+struct nbhd_turn {
+    int round, slot;
+};
+
+enum { NBHD_MOST_REGIONS = 64 }; /* of a dilation group */
+
+/* The tasks of the axis that may touch a key (or with `queries` a query) that this one touches, in any round, and it
+ * among them. Returns how many; 0 if there is no such task. */
+int nbhd_rounds_rivals(const struct nbhd_rounds *r, struct nbhd_axis a, struct nbhd_turn turn, bool queries,
+                       struct nbhd_turn rivals[NBHD_MOST_REGIONS]);
 
 #endif

@@ -1,5 +1,5 @@
-/* The phases of a vector backward, whatever its tasks do: zero the sums; rounds of tasks (bwd_rounds.h); add up what
- * tasks of a round had to keep apart (extra keys, the bias table); round 16-bit results. Included by kernels after
+/* The phases of a vector backward, whatever its tasks do: zero the sums; tasks (bwd_rounds.h, bwd_order.h); add up what
+ * they had to keep apart (extra keys, the bias table); round 16-bit results. Included by kernels after
  * bwd_common.inc.h. */
 
 /* What the including file defines: a task, and the one that its thread will probably do next, or NULL. */
@@ -45,44 +45,39 @@ static void zero_task(void *context, long long task, int thread)
     zero_share(c->bias, slots * (size_t)p->heads * (size_t)c->b->table, task, zero_tasks(p));
 }
 
-/* Task number `task` of a round; false: it is void. The heads of a region follow one another, for they share pages. */
-static bool find_task(const struct bwd_call *c, int round, long long task, struct bwd_task *t)
+/* False: that task is void. */
+static bool find_task(const struct bwd_call *c, long long number, struct bwd_task *t)
 {
     const struct nbhd_bwd *b = c->b;
-    const int parts = c->p->kv_heads / b->heads;
-    *t = (struct bwd_task){.call = c, .kv_head = (int)(task % parts) * b->heads, .first = true};
-    t->slot = (int)(task / parts % b->slots);
-    t->batch = (int)(task / parts / b->slots);
-    int slot = t->slot;
-    for (int i = 2; i >= 0; i--) {
-        const struct nbhd_rounds *axis = &b->axis[i];
-        if (!nbhd_rounds_at(axis, b->cut[i], round % axis->rounds, slot % axis->slots, &t->region[i]))
+    const struct nbhd_bwd_task at = nbhd_bwd_task_at(b, number);
+    *t = (struct bwd_task){.call = c, .batch = at.batch, .kv_head = at.part * b->heads, .slot = at.slot, .first = true};
+    for (int i = 0; i < 3; i++) {
+        const struct nbhd_turn turn = at.turn[i];
+        if (!nbhd_rounds_at(&b->axis[i], b->cut[i], turn.round, turn.slot, &t->region[i]))
             return false;
-        t->first &= !axis->paired || round % axis->rounds == 0;
-        slot /= axis->slots;
-        round /= axis->rounds;
+        t->first &= !b->axis[i].paired || turn.round == 0;
     }
     return true;
 }
 
 /* What a thread that does the task will do next, where threads take turns. */
-static bool next_task(const struct bwd_call *c, long long task, struct bwd_task *t)
+static bool next_task(const struct bwd_call *c, long long number, struct bwd_task *t)
 {
-    const long long next = task + c->b->threads;
-    if (next < c->b->tasks)
-        return find_task(c, c->round, next, t);
-    return c->round + 1 < c->b->rounds && find_task(c, c->round + 1, next - c->b->tasks, t);
+    const long long next = number + c->b->threads;
+    return next < c->b->rounds * c->b->tasks && find_task(c, next, t);
 }
 
-static void round_task(void *context, long long task, int thread)
+static void run_task(void *context, long long number, int thread)
 {
     const struct bwd_call *c = context;
     const struct nbhd_bwd *b = c->b;
     char *scratch = c->scratch + b->scratch * (size_t)thread;
     struct bwd_task t, after;
-    if (!find_task(c, c->round, task, &t))
-        return;
-    bwd_do_task(&t, next_task(c, task, &after) ? &after : NULL, scratch);
+    const bool there = find_task(c, number, &t);
+    nbhd_bwd_wait(b, number, c->done);
+    if (there)
+        bwd_do_task(&t, next_task(c, number, &after) ? &after : NULL, scratch);
+    atomic_store_explicit(&c->done[number], 1, memory_order_release);
 }
 
 /* row = sum over slots of row i of the tables at `sums`, a slot's `step` floats after the last one's. */
@@ -176,8 +171,9 @@ static nbhd_status bwd_run(const struct nbhd_plan *plan, const struct nbhd_param
     char *w = workspace;
     struct bwd_call c = {.p = p, .b = b, .dtype = plan->problem.desc.dtype, .dq = p->dq, .dk = p->dk, .dv = p->dv,
                          .extra = (float *)(void *)(w + b->at_extra), .bias = (float *)(void *)(w + b->at_bias),
-                         .scratch = w + b->at_scratch};
+                         .done = (atomic_uchar *)(w + b->at_done), .scratch = w + b->at_scratch};
     (void)stream;
+    memset(w + b->at_done, 0, (size_t)(b->rounds * b->tasks));
     if (c.dtype != NBHD_F32) {
         c.dk = sums_view(w + b->at_dk, p, true, p->kv_heads, p->head_dim);
         c.dv = sums_view(w + b->at_dv, p, true, p->kv_heads, p->head_dim_v);
@@ -187,8 +183,7 @@ static nbhd_status bwd_run(const struct nbhd_plan *plan, const struct nbhd_param
     if (b->sum_dq)
         c.delta = sums_view(w + b->at_delta, p, false, p->heads, 1);
     nbhd_parallel(b->threads, zero_tasks(p), zero_task, &c);
-    for (c.round = 0; c.round < b->rounds; c.round++)
-        nbhd_parallel(b->threads, b->tasks, round_task, &c);
+    nbhd_parallel(b->threads, b->rounds * b->tasks, run_task, &c);
     if (p->extra)
         nbhd_parallel(b->threads, (long long)p->batch * p->kv_heads * p->extra, extra_task, &c);
     if (p->dbias)

@@ -20,26 +20,44 @@ struct job {
     int threads;
 };
 
-/* lock guards job, open, joined, active and workers; the atomics let waiting threads spin a while before they sleep. */
+/* `state` says it all to a thread that spins: which call it is (its high half), how many more workers may join it, and
+ * how many are in it. Joining, leaving and the end of a call are one atomic operation each, so a call of a few
+ * microseconds is shared without a lock, for which sixteen threads would queue. The lock and the conditions are for
+ * those that have spun in vain and sleep. Each line of its own: one is written for every task. */
+#define CALL  (1ull << 32)
+#define PLACE (1ull << 16)
+
 static struct {
+    _Alignas(64) atomic_ullong state;
+    _Alignas(64) atomic_llong next; /* the next task */
+    _Alignas(64) struct job job;    /* of the call that `state` counts; stands while somebody is in it */
+    atomic_flag busy;               /* some caller has the pool */
     pthread_mutex_t lock;
     pthread_cond_t wake, done;
-    struct job job;
-    bool open;
-    int joined; /* workers that entered this job; also the last one's thread number */
-    int workers;
-    atomic_int active;
-    atomic_uint generation;
-    atomic_llong next; /* the next task */
-    atomic_flag busy;  /* some caller has the pool */
+    atomic_int asleep;     /* workers that wait for `wake`, or are about to */
+    atomic_bool waited_for; /* the caller waits for `done`, or is about to */
+    int workers;           /* guarded by lock */
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER, .done = PTHREAD_COND_INITIALIZER,
           .busy = ATOMIC_FLAG_INIT};
+
+static unsigned call_of(unsigned long long state) { return (unsigned)(state / CALL); }
+static int places_of(unsigned long long state) { return (int)(state % CALL / PLACE); }
+static int active_of(unsigned long long state) { return (int)(state % PLACE); }
 
 static void relax(void)
 {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #endif
+}
+
+void nbhd_wait_for(atomic_uchar *flag)
+{
+    for (int i = 0; !atomic_load_explicit(flag, memory_order_acquire); i++)
+        if (i < SPINS)
+            relax();
+        else
+            sched_yield(); /* its thread may want this processor */
 }
 
 static void take_tasks(const struct job *job, int thread)
@@ -52,30 +70,54 @@ static void take_tasks(const struct job *job, int thread)
     }
 }
 
+/* Returns the first call after `seen`. Who sleeps has said so before it looks a last time, and who begins a call looks
+ * for sleepers after that: one of them sees the other. */
+static unsigned next_call(unsigned seen)
+{
+    for (int i = 0; i < SPINS && call_of(atomic_load(&pool.state)) == seen; i++)
+        relax();
+    if (call_of(atomic_load(&pool.state)) == seen) {
+        pthread_mutex_lock(&pool.lock);
+        atomic_fetch_add(&pool.asleep, 1);
+        while (call_of(atomic_load(&pool.state)) == seen)
+            pthread_cond_wait(&pool.wake, &pool.lock);
+        atomic_fetch_sub(&pool.asleep, 1);
+        pthread_mutex_unlock(&pool.lock);
+    }
+    return call_of(atomic_load(&pool.state));
+}
+
+/* Returns the number of the place taken in this call, or 0: it has none left, or is over. */
+static int join_call(unsigned call)
+{
+    unsigned long long state = atomic_load(&pool.state);
+    while (call_of(state) == call && places_of(state) > 0)
+        if (atomic_compare_exchange_weak(&pool.state, &state, state - PLACE + 1))
+            return places_of(state);
+    return 0;
+}
+
+static void leave_call(void)
+{
+    const bool last = active_of(atomic_fetch_sub(&pool.state, 1)) == 1;
+    if (!last || !atomic_load(&pool.waited_for))
+        return;
+    pthread_mutex_lock(&pool.lock);
+    pthread_cond_signal(&pool.done);
+    pthread_mutex_unlock(&pool.lock);
+}
+
 static void *worker(void *unused)
 {
     (void)unused;
-    unsigned seen = 0;
+    unsigned call = 0;
     for (;;) {
-        for (int i = 0; i < SPINS && atomic_load(&pool.generation) == seen; i++)
-            relax();
-        pthread_mutex_lock(&pool.lock);
-        while (atomic_load(&pool.generation) == seen)
-            pthread_cond_wait(&pool.wake, &pool.lock);
-        seen = atomic_load(&pool.generation);
-        const bool join = pool.open && pool.joined + 1 < pool.job.threads;
-        const struct job job = pool.job;
-        const int thread = join ? ++pool.joined : 0;
-        if (join)
-            atomic_fetch_add(&pool.active, 1);
-        pthread_mutex_unlock(&pool.lock);
-        if (!join)
+        call = next_call(call);
+        const int thread = join_call(call);
+        if (!thread)
             continue;
-        take_tasks(&job, thread);
-        pthread_mutex_lock(&pool.lock);
-        if (atomic_fetch_sub(&pool.active, 1) == 1)
-            pthread_cond_signal(&pool.done);
-        pthread_mutex_unlock(&pool.lock);
+        take_tasks(&pool.job, thread);
+        leave_call();
     }
     return NULL;
 }
@@ -87,8 +129,9 @@ static void forget_workers(void)
     pthread_cond_init(&pool.wake, NULL);
     pthread_cond_init(&pool.done, NULL);
     pool.workers = 0;
-    pool.open = false;
-    atomic_store(&pool.active, 0);
+    atomic_store(&pool.asleep, 0);
+    atomic_store(&pool.waited_for, false);
+    atomic_store(&pool.state, call_of(atomic_load(&pool.state)) * CALL);
     atomic_flag_clear(&pool.busy);
 }
 
@@ -171,26 +214,42 @@ int nbhd_threads_available(void)
     return count < 1 ? 1 : count > MAX_WORKERS ? MAX_WORKERS : count;
 }
 
-static void run_shared(const struct job *job)
+static void begin_call(const struct job *job)
 {
-    pthread_mutex_lock(&pool.lock);
+    const unsigned call = call_of(atomic_load(&pool.state)) + 1;
     pool.job = *job;
-    pool.joined = 0;
-    pool.open = true;
     atomic_store(&pool.next, 0);
-    atomic_fetch_add(&pool.generation, 1);
+    atomic_store(&pool.state, call * CALL + (unsigned)(job->threads - 1) * PLACE);
+    if (!atomic_load(&pool.asleep))
+        return;
+    pthread_mutex_lock(&pool.lock);
     pthread_cond_broadcast(&pool.wake);
     pthread_mutex_unlock(&pool.lock);
-    take_tasks(job, 0);
-    pthread_mutex_lock(&pool.lock);
-    pool.open = false;
-    pthread_mutex_unlock(&pool.lock);
-    for (int i = 0; i < SPINS && atomic_load(&pool.active); i++)
+}
+
+static bool workers_left(void) { return active_of(atomic_load(&pool.state)) == 0; }
+
+/* Nobody joins any more; returns when those that had have left. */
+static void end_call(void)
+{
+    atomic_fetch_and(&pool.state, ~(CALL - PLACE));
+    for (int i = 0; i < SPINS && !workers_left(); i++)
         relax();
+    if (workers_left())
+        return;
     pthread_mutex_lock(&pool.lock);
-    while (atomic_load(&pool.active))
+    atomic_store(&pool.waited_for, true);
+    while (!workers_left())
         pthread_cond_wait(&pool.done, &pool.lock);
+    atomic_store(&pool.waited_for, false);
     pthread_mutex_unlock(&pool.lock);
+}
+
+static void run_shared(const struct job *job)
+{
+    begin_call(job);
+    take_tasks(job, 0);
+    end_call();
 }
 
 void nbhd_parallel(int threads, long long tasks, void (*work)(void *context, long long task, int thread),

@@ -2,6 +2,8 @@
 #ifndef NBHD_CPU_THREADS_H
 #define NBHD_CPU_THREADS_H
 
+#include <stdatomic.h>
+
 /* CPUs that this process may use, by its affinity and its control groups' quota, or what NBHD_THREADS says. */
 int nbhd_threads_available(void);
 /* CPUs that the control groups named in the file `groups` grant, by their files under `mount`; INT_MAX: no quota. */
@@ -14,5 +16,8 @@ int nbhd_threads_prepare(int threads);
  * caller does all of its tasks alone. Work must not depend on which thread does it. */
 void nbhd_parallel(int threads, long long tasks, void (*work)(void *context, long long task, int thread),
                    void *context);
+/* For work that needs what an earlier task has made: returns when that has set *flag. Tasks are begun in the order of
+ * their numbers. */
+void nbhd_wait_for(atomic_uchar *flag);
 
 #endif
