@@ -236,7 +236,8 @@ static void list_ahead(struct bwd_box *x, const struct bwd_step *s, bool in_this
         ahead_heads(x, s, &p->dout, e, p->heads, p->head_dim_v, element, q);
         ahead_heads(x, s, &p->o, e, p->heads, p->head_dim_v, element, q);
         ahead_heads(x, s, &p->q, e, p->heads, p->head_dim, element, q);
-        ahead_heads(x, s, &c->dq, e, p->heads, p->head_dim, element, q);
+        if (!c->b->stream)
+            ahead_heads(x, s, &c->dq, e, p->heads, p->head_dim, element, q);
     }
     const struct nbhd_range outer = nbhd_keys(p->axis[0], region[0].size, s->z);
     const int begin = nbhd_keys(p->axis[1], region[1].size, s->y).begin;
@@ -313,4 +314,5 @@ static void bwd_permute_task(const struct bwd_task *task, const struct bwd_task 
         if (more && !same_box(&now, &next))
             begin_box(&x, &next);
     }
+    v_stream_end();
 }

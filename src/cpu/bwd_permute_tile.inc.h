@@ -1,5 +1,5 @@
-/* A tile of the permuted backward: its rows of queries in; scores, weights and the products of bwd_permute.inc.h, row of
- * keys by row of keys; dQ out. Included by bwd.inc.h. */
+/* A tile of the permuted backward: its rows of queries in; scores, weights and the products of bwd_permute.inc.h, a row
+ * of keys at a time; dQ out. Included by bwd.inc.h. */
 
 /* ---- scores ---- */
 
@@ -144,10 +144,16 @@ static void store_rows(const struct bwd_box *x, const struct lane_block *b, int 
     const struct bwd_call *c = x->task->call;
     for (int r = 0; r < rows; r++) {
         char *dq = row_at(x->task, &c->dq, (const int[2]){z, y + r}, x->head);
-        for (int l = 0; l < b->lanes; l++)
+        for (int l = 0; l < b->lanes; l++) {
+            char *to = dq + b->query[l] * c->dq.axis[2];
+            const float *from = x->dq + (r * VF + l) * c->b->width;
+            const bool stream = c->b->stream && (uintptr_t)to % sizeof(vf) == 0;
             for (int i = 0; i < c->p->head_dim; i += VF)
-                v_store_as(dq + b->query[l] * c->dq.axis[2], c->dtype, i,
-                           v_load(x->dq + (r * VF + l) * c->b->width + i), nbhd_min(VF, c->p->head_dim - i));
+                if (stream)
+                    v_stream((float *)(void *)to + i, v_load(from + i));
+                else
+                    v_store_as(to, c->dtype, i, v_load(from + i), nbhd_min(VF, c->p->head_dim - i));
+        }
     }
 }
 

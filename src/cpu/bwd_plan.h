@@ -37,6 +37,7 @@ struct nbhd_bwd {
     int ring[2];   /* slots of lines, per element of axis 0 and 1 */
     int positions; /* most key positions of a line */
     int line_step; /* floats from one element to the next in lines */
+    bool stream;   /* float32 tensors that outgrow the caches: dq is written past them */
     bool unpack;   /* rows of K are unpacked: see build_permute */
     /* The workspace: shared parts first, then each thread's scratch. Offsets in bytes. */
     size_t at_dq, at_dk, at_dv; /* float32 sums of 16-bit gradients, contiguous */
