@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include "cpu/bwd_plan.h"
 #include "cpu/cpu.h"
+#include "cpu/fwd_choice.h"
 #include "cpu/isa.h"
 #include "cpu/place.h"
 
