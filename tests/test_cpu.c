@@ -175,6 +175,24 @@ static void check_choices(void)
     check_choice("bwd f32 d128 2048", "cpu.bwd_avx512");
 }
 
+/* What the tests allow is little in each type: a bound as large as the values would let anything pass. */
+static void check_bounds(void)
+{
+    static const double most[] = {[NBHD_F32] = 1e-4, [NBHD_F16] = 0.03, [NBHD_BF16] = 0.2, [NBHD_F64] = 1e-5};
+    for (int dtype = NBHD_F32; dtype <= NBHD_F64; dtype++)
+        for (int pass = NBHD_FORWARD; pass <= NBHD_AV_BACKWARD; pass++) {
+            nbhd_desc desc;
+            struct case_result result;
+            const struct case_options options = {.threads = 1};
+            nbhd_desc_parse(&desc, "h2 d16 12x13 w5x4");
+            desc.pass = pass;
+            desc.dtype = dtype;
+            CHECK(!case_run(&desc, &options, &result) && result.ok, "%s, dtype %d: %s", result.kernel, dtype, result.why);
+            CHECK(result.allowed_error < most[dtype], "%s, dtype %d: of %s %g is allowed", result.kernel, dtype,
+                  result.worst, result.allowed_error);
+        }
+}
+
 static void check_thread_counts(void)
 {
     for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++) {
@@ -216,6 +234,7 @@ int main(void)
     if (!only_row()) {
         check_planned();
         check_choices();
+        check_bounds();
     }
     check_thread_counts();
     return test_done();
