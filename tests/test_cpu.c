@@ -221,6 +221,23 @@ static void check_thread_counts(void)
     }
 }
 
+/* A sequence of one head is a single row, and work for several threads. */
+static void check_sequences(void)
+{
+    for (const struct nbhd_kernel *k = nbhd_kernels; k->name; k++) {
+        nbhd_desc desc;
+        nbhd_plan *plan;
+        nbhd_desc_parse(&desc, "d32 4000 w33 threads=3");
+        desc.pass = k->pass;
+        desc.dtype = !runs_here(k) || takes_floats(k) ? NBHD_F32 : NBHD_BF16;
+        if (!runs_here(k) || nbhd_plan_create_with(&plan, &desc, NBHD_DEVICE_CPU, 0, k->name))
+            continue;
+        CHECK(strstr(nbhd_plan_describe(plan), "3 threads"), "%s on one sequence: %s", k->name,
+              nbhd_plan_describe(plan));
+        nbhd_plan_destroy(&plan);
+    }
+}
+
 int main(void)
 {
 #ifdef TEST_EMULATED_ROW
@@ -235,6 +252,7 @@ int main(void)
         check_planned();
         check_choices();
         check_bounds();
+        check_sequences();
     }
     check_thread_counts();
     return test_done();

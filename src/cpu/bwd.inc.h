@@ -26,6 +26,7 @@
 #include "cpu/broadcast.inc.h"
 
 #include "cpu/bwd_common.inc.h"
+#include "cpu/bwd_sums.inc.h"
 #include "cpu/bwd_run.inc.h"
 #include "cpu/bwd_products.inc.h"
 #include "cpu/bwd_tiles.inc.h"

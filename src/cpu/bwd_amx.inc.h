@@ -22,6 +22,7 @@
 #include "cpu/broadcast.inc.h"
 
 #include "cpu/bwd_common.inc.h"
+#include "cpu/bwd_sums.inc.h"
 #include "cpu/bwd_run.inc.h"
 #include "cpu/bwd_tiles.inc.h"
 #include "cpu/bwd_units.inc.h"

@@ -1,49 +1,9 @@
 /* The phases of a vector backward, whatever its tasks do: zero the sums; tasks (bwd_rounds.h, bwd_order.h); add up what
  * they had to keep apart (extra keys, the bias table); round 16-bit results. Included by kernels after
- * bwd_common.inc.h. */
+ * bwd_common.inc.h and bwd_sums.inc.h. */
 
 /* What the including file defines: a task, and the one that its thread will probably do next, or NULL. */
 static void bwd_do_task(const struct bwd_task *task, const struct bwd_task *after, char *scratch);
-
-static void zero_rows(const struct bwd_call *c, const struct nbhd_view *view, int width, int batch, int y)
-{
-    const struct nbhd_params *p = c->p;
-    const int keys = p->axis[2].keys, bytes = width * (int)sizeof(float);
-    const int heads = view->head == bytes ? p->kv_heads : 1; /* in one piece */
-    const int tokens = view->axis[2] == (long long)bytes * heads && heads == p->kv_heads ? keys : 1;
-    for (int x = 0; x < p->axis[0].keys; x++)
-        for (int z = 0; z < keys; z += tokens)
-            for (int h = 0; h < p->kv_heads; h += heads)
-                memset(nbhd_view_at(view, batch, (const int[3]){x, y, z}, h), 0,
-                       (size_t)bytes * (size_t)heads * (size_t)tokens);
-}
-
-/* A task is a batch entry and a coordinate of axis 1, and a share of the workspace's sums. */
-static long long zero_tasks(const struct nbhd_params *p)
-{
-    return (long long)p->batch * p->axis[1].keys;
-}
-
-static void zero_share(float *array, size_t count, long long task, long long tasks)
-{
-    const size_t begin = count / (size_t)tasks * (size_t)task;
-    const size_t end = task + 1 == tasks ? count : begin + count / (size_t)tasks;
-    memset(array + begin, 0, (end - begin) * sizeof *array);
-}
-
-static void zero_task(void *context, long long task, int thread)
-{
-    const struct bwd_call *c = context;
-    const struct nbhd_params *p = c->p;
-    const int rows = p->axis[1].keys, batch = (int)(task / rows), y = (int)(task % rows);
-    const size_t slots = (size_t)p->batch * (size_t)c->b->slots;
-    const size_t width = (size_t)(p->head_dim + p->head_dim_v);
-    (void)thread;
-    zero_rows(c, &c->dk, p->head_dim, batch, y);
-    zero_rows(c, &c->dv, p->head_dim_v, batch, y);
-    zero_share(c->extra, slots * (size_t)p->kv_heads * (size_t)p->extra * width, task, zero_tasks(p));
-    zero_share(c->bias, slots * (size_t)p->heads * (size_t)c->b->table, task, zero_tasks(p));
-}
 
 /* False: that task is void. */
 static bool find_task(const struct bwd_call *c, long long number, struct bwd_task *t)
@@ -122,49 +82,6 @@ static void bias_task(void *context, long long task, int thread)
     }
 }
 
-static void round_rows(const struct bwd_call *c, const struct nbhd_view *from, const struct nbhd_view *to, bool of_keys,
-                       int heads, int width, int batch, int y)
-{
-    const struct nbhd_axis *a = c->p->axis;
-    for (int x = 0; x < (of_keys ? a[0].keys : a[0].length); x++)
-        for (int z = 0; z < (of_keys ? a[2].keys : a[2].length); z++)
-            for (int h = 0; h < heads; h++) {
-                const int at[3] = {x, y, z};
-                const float *sums = (const float *)(const void *)nbhd_view_at(from, batch, at, h);
-                for (int i = 0; i < width; i += VF) {
-                    const int n = nbhd_min(VF, width - i);
-                    v_store_as(nbhd_view_at(to, batch, at, h), c->dtype, i, v_load_part(sums + i, n), n);
-                }
-            }
-}
-
-/* 16-bit gradients from their float32 sums. */
-static void round_off_task(void *context, long long task, int thread)
-{
-    const struct bwd_call *c = context;
-    const struct nbhd_params *p = c->p;
-    const int rows = nbhd_max(p->axis[1].length, p->axis[1].keys), batch = (int)(task / rows), y = (int)(task % rows);
-    (void)thread;
-    if (y < p->axis[1].keys) {
-        round_rows(c, &c->dk, &p->dk, true, p->kv_heads, p->head_dim, batch, y);
-        round_rows(c, &c->dv, &p->dv, true, p->kv_heads, p->head_dim_v, batch, y);
-    }
-    if (c->b->sum_dq && y < p->axis[1].length)
-        round_rows(c, &c->dq, &p->dq, false, p->heads, p->head_dim, batch, y);
-}
-
-static struct nbhd_view sums_view(char *data, const struct nbhd_params *p, bool of_keys, int heads, int width)
-{
-    struct nbhd_view v = {.data = data, .head = (long long)width * (long long)sizeof(float)};
-    long long step = v.head * heads;
-    for (int i = 2; i >= 0; i--) {
-        v.axis[i] = step;
-        step *= of_keys ? p->axis[i].keys : p->axis[i].length;
-    }
-    v.batch = step;
-    return v;
-}
-
 static nbhd_status bwd_run(const struct nbhd_plan *plan, const struct nbhd_params *p, void *workspace, void *stream)
 {
     const struct nbhd_bwd *b = plan->state;
@@ -174,22 +91,14 @@ static nbhd_status bwd_run(const struct nbhd_plan *plan, const struct nbhd_param
                          .done = (atomic_uchar *)(w + b->at_done), .scratch = w + b->at_scratch};
     (void)stream;
     memset(w + b->at_done, 0, (size_t)(b->rounds * b->tasks));
-    if (c.dtype != NBHD_F32) {
-        c.dk = sums_view(w + b->at_dk, p, true, p->kv_heads, p->head_dim);
-        c.dv = sums_view(w + b->at_dv, p, true, p->kv_heads, p->head_dim_v);
-        if (b->sum_dq)
-            c.dq = sums_view(w + b->at_dq, p, false, p->heads, p->head_dim);
-    }
-    if (b->sum_dq)
-        c.delta = sums_view(w + b->at_delta, p, false, p->heads, 1);
-    nbhd_parallel(b->threads, zero_tasks(p), zero_task, &c);
+    place_sums(&c, w);
+    nbhd_parallel(b->threads, pieces(p, OF_KEYS), zero_task, &c);
     nbhd_parallel(b->threads, b->rounds * b->tasks, run_task, &c);
     if (p->extra)
         nbhd_parallel(b->threads, (long long)p->batch * p->kv_heads * p->extra, extra_task, &c);
     if (p->dbias)
         nbhd_parallel(b->threads, p->heads * b->table / (2 * p->axis[2].window - 1), bias_task, &c);
-    const int rows = nbhd_max(p->axis[1].length, p->axis[1].keys);
     if (c.dtype != NBHD_F32)
-        nbhd_parallel(b->threads, (long long)p->batch * rows, round_off_task, &c);
+        nbhd_parallel(b->threads, pieces(p, OF_KEYS) + (b->sum_dq ? pieces(p, OF_QUERIES) : 0), round_off_task, &c);
     return NBHD_OK;
 }

@@ -26,16 +26,26 @@ static long long count_query_rows(const struct nbhd_problem *p)
     return (long long)p->desc.batch * p->desc.heads * p->axis[0].length * p->axis[1].length;
 }
 
-/* A task is a row of keys along axis 2, or one extra key. */
-static long long count_key_rows(const struct nbhd_problem *p)
+static long long count_query_tasks(const struct nbhd_problem *p)
 {
-    return (long long)p->desc.batch * p->desc.kv_heads * ((long long)p->axis[0].keys * p->axis[1].keys + p->desc.extra);
+    return count_query_rows(p) * nbhd_segments(p->axis[2].length);
+}
+
+/* A task is a segment of keys, or one extra key. */
+static long long key_segments(const struct nbhd_axis axis[3])
+{
+    return (long long)axis[0].keys * axis[1].keys * nbhd_segments(axis[2].keys);
+}
+
+static long long count_key_tasks(const struct nbhd_problem *p)
+{
+    return (long long)p->desc.batch * p->desc.kv_heads * (key_segments(p->axis) + p->desc.extra);
 }
 
 static int configs(const struct nbhd_problem *problem, struct nbhd_config *config, int room)
 {
     (void)room;
-    const long long queries = count_query_rows(problem), keys = count_key_rows(problem);
+    const long long queries = count_query_tasks(problem), keys = count_key_tasks(problem);
     *config = (struct nbhd_config){.threads = nbhd_plan_threads(problem, queries > keys ? queries : keys)};
     return 1;
 }
@@ -194,17 +204,18 @@ static void query_gradient(const struct call *call, int batch, int head, const i
     store_row(call, nbhd_view_at(&p->dq, batch, x, head), s->sum_a, (double)p->scale, p->head_dim);
 }
 
-static void query_row(void *context, long long task, int thread)
+static void query_task(void *context, long long task, int thread)
 {
     const struct call *call = context;
     const struct nbhd_params *p = call->p;
+    const struct nbhd_range segment = nbhd_segment(&task, p->axis[2].length);
     int x[3];
     x[1] = (int)(task % p->axis[1].length);
     task /= p->axis[1].length;
     x[0] = (int)(task % p->axis[0].length);
     task /= p->axis[0].length;
     struct side s = side_at(call, thread);
-    for (x[2] = 0; x[2] < p->axis[2].length; x[2]++)
+    for (x[2] = segment.begin; x[2] < segment.end; x[2]++)
         query_gradient(call, (int)(task / p->heads), (int)(task % p->heads), x, &s);
 }
 
@@ -252,19 +263,21 @@ static void extra_gradient(const struct call *call, int batch, int kv_head, int 
     store_row(call, nbhd_view_at(&p->dextra_v, batch, at, kv_head), s->sum_b, 1, p->head_dim_v);
 }
 
-static void key_row(void *context, long long task, int thread)
+static void key_task(void *context, long long task, int thread)
 {
     const struct call *call = context;
     const struct nbhd_params *p = call->p;
-    const long long rows = (long long)p->axis[0].keys * p->axis[1].keys, each = rows + p->extra, row = task % each;
+    const long long segments = key_segments(p->axis), each = segments + p->extra;
     const int kv_head = (int)(task / each % p->kv_heads), batch = (int)(task / each / p->kv_heads);
     struct side s = side_at(call, thread);
-    if (row >= rows) {
-        extra_gradient(call, batch, kv_head, (int)(row - rows), &s);
+    long long row = task % each;
+    if (row >= segments) {
+        extra_gradient(call, batch, kv_head, (int)(row - segments), &s);
         return;
     }
-    int y[3] = {(int)(row / p->axis[1].keys), (int)(row % p->axis[1].keys), 0};
-    for (; y[2] < p->axis[2].keys; y[2]++)
+    const struct nbhd_range segment = nbhd_segment(&row, p->axis[2].keys);
+    int y[3] = {(int)(row / p->axis[1].keys), (int)(row % p->axis[1].keys), segment.begin};
+    for (; y[2] < segment.end; y[2]++)
         key_gradient(call, batch, kv_head, y, &s);
 }
 
@@ -320,8 +333,8 @@ static nbhd_status run(const struct nbhd_plan *plan, const struct nbhd_params *p
     const struct nbhd_problem *problem = &plan->problem;
     struct call call = {p, problem->desc.dtype, workspace, (char *)workspace + states_size(problem),
                         scratch_size(problem)};
-    nbhd_parallel(plan->config.threads, count_query_rows(problem), query_row, &call);
-    nbhd_parallel(plan->config.threads, count_key_rows(problem), key_row, &call);
+    nbhd_parallel(plan->config.threads, count_query_tasks(problem), query_task, &call);
+    nbhd_parallel(plan->config.threads, count_key_tasks(problem), key_task, &call);
     if (p->dbias) {
         long long table = p->heads;
         for (int i = 0; i < 3; i++)

@@ -43,6 +43,19 @@ uint16_t nbhd_to_f16(float value);
 double nbhd_load(const char *array, int dtype, long long i);
 void nbhd_store(char *array, int dtype, long long i, double value);
 
+/* Rows along axis 2 are done in segments, so that threads share them where there are few: a sequence is one row. */
+enum { NBHD_SEGMENT = 64 };
+
+static inline long long nbhd_segments(int extent) { return (extent + NBHD_SEGMENT - 1) / NBHD_SEGMENT; }
+
+/* The segment that is the last digit of a task's number; *task becomes the digits before it. */
+static inline struct nbhd_range nbhd_segment(long long *task, int extent)
+{
+    const int begin = (int)(*task % nbhd_segments(extent)) * NBHD_SEGMENT;
+    *task /= nbhd_segments(extent);
+    return nbhd_range_of(begin, nbhd_min(begin + NBHD_SEGMENT, extent));
+}
+
 /* How many threads a plan should use for so many tasks: desc.threads or all, no more than tasks; starts them. */
 int nbhd_plan_threads(const struct nbhd_problem *problem, long long tasks);
 

@@ -16,7 +16,8 @@ static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
 
 static long long count_tasks(const struct nbhd_problem *p)
 {
-    return (long long)p->desc.batch * p->desc.heads * p->axis[0].length * p->axis[1].length;
+    return (long long)p->desc.batch * p->desc.heads * p->axis[0].length * p->axis[1].length *
+           nbhd_segments(p->axis[2].length);
 }
 
 static int configs(const struct nbhd_problem *problem, struct nbhd_config *config, int room)
@@ -103,13 +104,14 @@ static void work(void *context, long long task, int thread)
 {
     const struct call *call = context;
     const struct nbhd_params *p = call->params;
+    const struct nbhd_range segment = nbhd_segment(&task, p->axis[2].length);
     int x[3];
     x[1] = (int)(task % p->axis[1].length);
     task /= p->axis[1].length;
     x[0] = (int)(task % p->axis[0].length);
     task /= p->axis[0].length;
     double *scratch_row = (double *)(void *)(call->workspace + (size_t)thread * scratch(&call->plan->problem));
-    for (x[2] = 0; x[2] < p->axis[2].length; x[2]++)
+    for (x[2] = segment.begin; x[2] < segment.end; x[2]++)
         attend(call, (int)(task / p->heads), (int)(task % p->heads), x, scratch_row);
 }
 

@@ -104,11 +104,12 @@ static void backward_row(const struct merge *m, int batch, const int x[3], int h
 static void each_token(const struct merge *m, long long task,
                        void (*row)(const struct merge *m, int batch, const int x[3], int head))
 {
+    const struct nbhd_range segment = nbhd_segment(&task, m->length[2]);
     int x[3];
     x[1] = (int)(task % m->length[1]);
     task /= m->length[1];
     x[0] = (int)(task % m->length[0]);
-    for (x[2] = 0; x[2] < m->length[2]; x[2]++)
+    for (x[2] = segment.begin; x[2] < segment.end; x[2]++)
         for (int head = 0; head < m->heads; head++)
             row(m, (int)(task / m->length[0]), x, head);
 }
@@ -163,7 +164,8 @@ static nbhd_status begin(struct merge *m, struct nbhd_problem *problem, const nb
 
 static nbhd_status finish(struct merge *m, const struct nbhd_problem *problem, void (*task)(void *, long long, int))
 {
-    const long long tasks = (long long)problem->desc.batch * m->length[0] * m->length[1];
+    const long long tasks =
+        (long long)problem->desc.batch * m->length[0] * m->length[1] * nbhd_segments(m->length[2]);
     nbhd_parallel(nbhd_plan_threads(problem, tasks), tasks, task, m);
     return NBHD_OK;
 }

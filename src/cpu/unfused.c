@@ -67,9 +67,9 @@ bool nbhd_unfused_refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT]
 int nbhd_unfused_configs(const struct nbhd_problem *problem, struct nbhd_config *configs, int room)
 {
     (void)room;
-    const long long lines = (long long)problem->desc.batch * problem->desc.heads * problem->axis[0].length *
-                            problem->axis[1].length;
-    configs[0] = (struct nbhd_config){.threads = nbhd_plan_threads(problem, lines)};
+    const long long segments = (long long)problem->desc.batch * problem->desc.heads * problem->axis[0].length *
+                               problem->axis[1].length * nbhd_segments(problem->axis[2].length);
+    configs[0] = (struct nbhd_config){.threads = nbhd_plan_threads(problem, segments)};
     return 1;
 }
 

@@ -255,9 +255,9 @@ V_FN void naive_sums(const struct nbhd_product *p, const struct line *l, int dty
 V_FN void naive_row(const struct nbhd_product *p, long long task, int dtype)
 {
     const bool of_keys = p->kind == WRITES_KEYS;
+    const struct nbhd_range segment = nbhd_segment(&task, of_keys ? p->axis[2].keys : p->axis[2].length);
     struct line l = line_of(p, task, of_keys);
-    const int extent = of_keys ? p->axis[2].keys : p->axis[2].length;
-    for (l.x[2] = 0; l.x[2] < extent; l.x[2]++) {
+    for (l.x[2] = segment.begin; l.x[2] < segment.end; l.x[2]++) {
         line_axis(p, &l, 2, of_keys);
         if (p->kind == WRITES_SCORES)
             scores_of_query(p, &l, dtype);
@@ -361,10 +361,12 @@ static nbhd_status naive_run(const struct nbhd_plan *plan, const struct nbhd_par
     for (int i = 0; i < count; i++) {
         struct nbhd_product *p = &products[i];
         const bool of_keys = p->kind == WRITES_KEYS;
-        long long rows = (long long)p->batch * (of_keys ? p->kv_heads : p->heads);
-        for (int a = 0; a < 2; a++)
-            rows *= of_keys ? p->axis[a].keys : p->axis[a].length;
-        nbhd_parallel(plan->config.threads, rows, naive_task, p);
+        long long tasks = (long long)p->batch * (of_keys ? p->kv_heads : p->heads);
+        for (int a = 0; a < 3; a++) {
+            const int extent = of_keys ? p->axis[a].keys : p->axis[a].length;
+            tasks *= a < 2 ? extent : nbhd_segments(extent);
+        }
+        nbhd_parallel(plan->config.threads, tasks, naive_task, p);
     }
     if (params->dbias)
         differentiate_bias(plan, &products[0], params, workspace);
