@@ -98,10 +98,10 @@ struct nbhd_softmax {
 #define NBHD_SOFTMAX_INIT {-INFINITY, 0}
 
 /* Takes one more score in. Returns its weight, relative to the new maximum; what was weighted before is to be scaled by
- * *keep. */
+ * *keep. A score of -inf (of a bias) weighs nothing, also where it is the first. */
 static inline double nbhd_softmax_add(struct nbhd_softmax *s, double score, double *keep)
 {
-    const double max = score > s->max ? score : s->max, weight = exp(score - max);
+    const double max = score > s->max ? score : s->max, weight = score == -INFINITY ? 0 : exp(score - max);
     *keep = s->sum > 0 ? exp(s->max - max) : 0;
     s->sum = s->sum * *keep + weight;
     s->max = max;

@@ -96,6 +96,8 @@ MISTAKES = [
     (lambda q, k, v: nbhd.attention(q, k, v.double(), 3), "v is float64; it must be float32"),
     (lambda q, k, v: nbhd.attention(q, k, v, 3, bias=torch.zeros(2, 3, 3)),
      r"bias has the shape \(2, 3, 3\); it must be \(2, 5, 5\)"),
+    (lambda q, k, v: nbhd.attention(q, k, v, 3, bias=torch.zeros(2, 5, 5, dtype=torch.complex64)),
+     "bias is torch.complex64; it must be float32"),
     (lambda q, k, v: nbhd.attention(q, k, v, 3, extra_kv=(k[:, 0, :5], v[:, 0, :3])), "extra_v has the shape"),
     (lambda q, k, v: nbhd.attention(q, k, v, 3, extra_kv=(k[:, 0, :5].half(), v[:, 0, :5].half())),
      "extra_k is float16"),
@@ -227,6 +229,20 @@ def test_extra_keys_of_any_strides():
     turned = tuple(t.transpose(-1, -2).contiguous().transpose(-1, -2) for t in extra_kv)
     assert turned[0].stride(-1) != 1
     assert torch.equal(nbhd.attention(q, k, v, 5, extra_kv=turned), nbhd.attention(q, k, v, 5, extra_kv=extra_kv))
+
+
+@pytest.mark.parametrize("dtype, kernel", [(torch.float32, None), (torch.float32, "cpu.fwd_scalar"),
+                                           (torch.float64, None)])
+def test_a_bias_of_minus_infinity_hides_keys(dtype, kernel):
+    q, k, v = (t.requires_grad_() for t in tensors(axes=(9, 9), dtype=dtype)[:3])
+    bias = torch.randn(2, 9, 9)
+    bias[:, :, :4] = -math.inf  # keys to the left, so the first ones of a row
+    o = nbhd.attention(q, k, v, 5, bias=bias, kernel=kernel)
+    want = nbhd.av(nbhd.qk(q, k, 5, bias=bias).softmax(-1), v, 5)
+    torch.testing.assert_close(o, want)
+    direction = torch.randn_like(o)
+    torch.testing.assert_close(torch.autograd.grad(o, (q, k, v), direction),
+                               torch.autograd.grad(want, (q, k, v), direction))
 
 
 def test_autocast():
