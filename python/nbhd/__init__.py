@@ -28,6 +28,13 @@ def version() -> int:
     return _lib.library().nbhd_version()
 
 
+def __getattr__(name):
+    if name == "__version__":  # asked for seldom: the library is loaded by what needs it
+        number = version()
+        return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def _backend(**tensors):
     """The module for the tensors' kind, which is that of the first of them."""
     torch = sys.modules.get("torch")
@@ -45,6 +52,8 @@ def _backend(**tensors):
                             "arrays, or all PyTorch tensors")
         if getattr(tensor, "is_nested", False):
             raise InvalidError(f"{name} is a nested tensor; attention_varlen() takes its values() and the lengths")
+        if name == "bias" and "complex" in str(tensor.dtype):  # float32 would be half of it
+            raise InvalidError(f"bias is {tensor.dtype}; it must be float32")
         if name in ("extra_k", "extra_v") and tensor.ndim != 4:
             raise InvalidError(f"{name} has {tensor.ndim} extents; it must have 4: [batch, extra, kv_heads, head_dim]")
     return backend

@@ -108,6 +108,8 @@ def test_settings():
     (nbhd.InvalidError, "num_heads, 3, must divide", lambda q: natten.NeighborhoodAttention1D(16, 3, 5)),
     (nbhd.InvalidError, "kernel_size has 3 numbers", lambda q: natten.NeighborhoodAttention2D(16, 2, (3, 3, 3))),
     (nbhd.InvalidError, "kernel_size is None", lambda q: natten.NeighborhoodAttention2D(16, 2, None)),
+    (nbhd.InvalidError, "kernel_size is None", lambda q: natten.na1d(q, q, q, None)),
+    (nbhd.InvalidError, "kernel_size is None", lambda q: natten.functional.na1d_qk(q, q, None)),
     (nbhd.InvalidError, "embed_dim 32, and got", lambda q: natten.NeighborhoodAttention2D(32, 2, 3)(q)),
     (nbhd.InvalidError, "NeighborhoodAttention2D takes tensors of 4 extents",
      lambda q: natten.NeighborhoodAttention2D(16, 2, 3)(q[0]))])

@@ -104,6 +104,11 @@ def test_the_c_sentence_is_raised(change, says):
         nbhd.attention(q, k, v, **change)
 
 
+def test_the_version_is_the_librarys():
+    major, minor, patch = map(int, nbhd.__version__.split("."))
+    assert 10000 * major + 100 * minor + patch == nbhd.version()
+
+
 def test_errors_travel_between_processes():
     q, k, v = arrays(axes=(8, 9))
     with pytest.raises(nbhd.UnsupportedError, match="cpu.bwd_scalar") as caught:

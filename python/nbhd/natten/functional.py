@@ -24,12 +24,19 @@ def edges(is_causal):
     return "causal" if is_causal else "nearest"
 
 
+def check_kernel_size(kernel_size):
+    """None would be the whole axis, which NATTEN has no word for; so it is a mistake."""
+    if kernel_size is None:
+        raise InvalidError("kernel_size is None; it must be a whole number, or one per axis")
+
+
 def neighborhood_attention_generic(query, key, value, kernel_size, stride=1, dilation=1, is_causal=False, scale=None,
                                    additional_keys=None, additional_values=None, *, return_lse=False, rpb=None,
                                    **choices):
     """Of one to three axes, as the tensors have: [batch, axes..., heads, head_dim]. rpb, which NATTEN took up to 0.19,
     is added to the scores by relative position: [heads, 2 kernel_size - 1, ...]."""
     _check_choices("neighborhood_attention_generic", choices)
+    check_kernel_size(kernel_size)
     extra = None if additional_keys is None and additional_values is None else (additional_keys, additional_values)
     return _attention(query, key, value, kernel_size, stride=stride, dilation=dilation, edge=edges(is_causal),
                       scale=scale, extra_kv=extra, bias=rpb, return_lse=return_lse)

@@ -4,7 +4,7 @@ import torch
 
 from .. import _lib, attention, av, qk
 from .._lib import InvalidError
-from .functional import check_rank, edges
+from .functional import check_kernel_size, check_rank, edges
 
 
 class _NeighborhoodAttention(torch.nn.Module):
@@ -19,8 +19,7 @@ class _NeighborhoodAttention(torch.nn.Module):
         super().__init__()
         if embed_dim % num_heads:
             raise InvalidError(f"embed_dim is {embed_dim}; num_heads, {num_heads}, must divide it")
-        if kernel_size is None:
-            raise InvalidError("kernel_size is None; it must be a whole number, or one per axis")
+        check_kernel_size(kernel_size)
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
         self.scale = qk_scale or self.head_dim ** -0.5
         self.kernel_size = tuple(_lib.per_axis(kernel_size, self.na_dim, "kernel_size"))

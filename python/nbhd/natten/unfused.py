@@ -5,7 +5,7 @@ queries come scaled. na1d_qk(), na1d_av() and the like are those of 0.17; natten
 import torch
 
 from .. import av, qk
-from .functional import check_rank, edges
+from .functional import check_kernel_size, check_rank, edges
 
 
 def _heads_last(tensor):
@@ -15,6 +15,7 @@ def _heads_last(tensor):
 def _scores(name, rank, query, key, kernel_size, dilation, additional_keys, is_causal, rpb):
     check_rank(name, query, rank + 3)
     check_rank(name, key, rank + 3)
+    check_kernel_size(kernel_size)
     scores = qk(_heads_last(query), _heads_last(key), kernel_size, dilation=dilation, edge=edges(is_causal), bias=rpb,
                 scale=1).movedim(-2, 1)
     if additional_keys is None:
@@ -26,6 +27,7 @@ def _scores(name, rank, query, key, kernel_size, dilation, additional_keys, is_c
 def _sums(name, rank, attn, value, kernel_size, dilation, additional_values, is_causal):
     check_rank(name, attn, rank + 3)
     check_rank(name, value, rank + 3)
+    check_kernel_size(kernel_size)
     more = 0 if additional_values is None else additional_values.shape[-2]
     near, far = attn.split((attn.shape[-1] - more, more), -1)
     o = av(_heads_last(near), _heads_last(value), kernel_size, dilation=dilation, edge=edges(is_causal)).movedim(-2, 1)
