@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "infile.h"
+#include "json.h"
 #include "outfile.h"
 #include "tool.h"
 
@@ -243,7 +244,8 @@ static int open_safetensors(struct outputs *files, const struct spec *specs, str
             names[n] = *specs[i].name ? specs[i].name : "o";
             for (int k = 0; k < n; k++)
                 if (!strcmp(names[k], names[n]))
-                    return tool_fail(TOOL_USAGE, "%s: two outputs have the name '%s'", specs[i].path, names[n]);
+                    return tool_fail(TOOL_USAGE, "%s: two outputs have the name '%s'%s", specs[i].path, names[n],
+                                     *specs[i].name ? "" : "; FILE.safetensors:NAME gives each its own");
             of[n++] = &list[i];
         }
     size_t length = 0;
@@ -267,6 +269,17 @@ static bool same_file(const char *one, const char *other)
 {
     struct stat a, b;
     return !stat(one, &a) && !stat(other, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
+/* Of a tensor in a .safetensors file, which nothing could read under some names. */
+static int check_name(const struct spec *spec)
+{
+    if (!strcmp(spec->name, "__metadata__"))
+        return tool_fail(TOOL_USAGE, "%s: no tensor can have the name __metadata__, which stands for a file's notes",
+                         spec->path);
+    if (!json_can_hold(spec->name))
+        return tool_fail(TOOL_USAGE, "%s: a tensor's name must be UTF-8, and '%s' is not", spec->path, spec->name);
+    return TOOL_DONE;
 }
 
 int outputs_spare(const char *input, const struct output *list, int count)
@@ -300,6 +313,8 @@ int outputs_open(struct outputs **result, struct output *list, int count)
     int status = files ? TOOL_DONE : tool_fail(TOOL_FAILED, "out of memory");
     for (int i = 0; !status && i < count; i++) {
         status = spec_split(list[i].spec, &specs[i]);
+        if (!status)
+            status = check_name(&specs[i]);
         if (!status && !output_bytes(&list[i]))
             status = tool_fail(TOOL_USAGE, "%s: it would have more bytes than can be addressed", list[i].spec);
     }

@@ -49,6 +49,7 @@ static int parse(int argc, char **argv, struct run_options *o)
         .synopsis = "nbhd run Q K V -o OUT [OPTIONS]",
         .about = "Computes neighborhood attention over tensors in files. A tensor is FILE.npy (float16, 32, 64) or\n"
                  "FILE.safetensors:NAME (bfloat16 too), laid out [batch, axis0(, axis1(, axis2)), heads, head_dim].\n"
+                 "NAME may be left out where the file holds one tensor; of an output it is then o.\n"
                  "K and V may have fewer heads than Q, and V another head_dim. Outputs have the inputs' type, and\n"
                  "may share a .safetensors file. Inputs are mapped, not loaded (a .npy in Fortran order or\n"
                  "big-endian is copied); outputs get their names when they are whole.\n"

@@ -17,6 +17,14 @@ static int utf8_length(const unsigned char *text)
     return shorter || beyond ? 0 : length;
 }
 
+bool json_can_hold(const char *text)
+{
+    for (int length; *text; text += length)
+        if (!(length = utf8_length((const unsigned char *)text)))
+            return false;
+    return true;
+}
+
 /* A file's name may be any bytes; what is not UTF-8 would not be JSON, and becomes the replacement character. */
 static void put_text(const char *text)
 {

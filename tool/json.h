@@ -16,6 +16,8 @@ void json_list(struct json *j, const char *name); /* of objects */
 void json_object(struct json *j);                 /* an object within a list */
 void json_object_end(struct json *j);
 void json_list_end(struct json *j);
+/* Whether text is UTF-8, as JSON's strings must be. */
+bool json_can_hold(const char *text);
 void json_end(struct json *j); /* ends the line */
 
 #endif

@@ -260,9 +260,10 @@ static bool members(struct reader *r, const char *name, size_t base, size_t room
         return fail(r, "its header goes on after the JSON object");
     if (!*name && tensors > 1)
         return fail(r, "it holds %d tensors; say which as FILE.safetensors:NAME (%s)", tensors, names);
+    if (!tensors)
+        return fail(r, "it holds no tensor");
     if (!found)
-        return fail(r, tensors ? "it holds no tensor '%.80s' (it holds %s)" : "it holds no tensor '%.80s'%.0s", name,
-                    names);
+        return fail(r, "it holds no tensor '%.80s' (it holds %s)", name, names);
     return found == 1 || fail(r, "it holds '%.80s' %d times", name, found);
 }
 

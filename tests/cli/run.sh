@@ -67,6 +67,12 @@ ln -s o.npy link.npy
 t run q.npy k.npy v.npy -o o.npy --lse link.npy
 rm link.npy
 t run q.npy k.npy v.npy -o o.safetensors:a --lse o.safetensors:a
+t run q.npy k.npy v.npy -o o.safetensors --lse o.safetensors
+t run q.npy k.npy v.npy -o o.safetensors:__metadata__
+t run q.npy k.npy v.npy -o o.safetensors:$'na\377me' | cat -v
+printf '\002\0\0\0\0\0\0\0{}' >none.safetensors
+t run none.safetensors k.npy v.npy -o o.npy
+rm none.safetensors
 t run q.npy k.npy v.npy -o o.safetensors:a --lse ./o.safetensors:b
 t run q.npy k.npy nofile.npy -o o.npy
 t run q.npy "" v.npy -o o.npy
