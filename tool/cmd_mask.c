@@ -38,7 +38,8 @@ static int read_query(const char *text, const nbhd_desc *desc, int query[3])
             return tool_fail(TOOL_USAGE, "--query is '%s'; it must be one coordinate per axis, such as 3,5", text);
     }
     if (count != desc->rank)
-        return tool_fail(TOOL_USAGE, "--query has %d coordinates where the problem has %d axes", count, desc->rank);
+        return tool_fail(TOOL_USAGE, "--query has %d coordinate%s for %d ax%s", count, count > 1 ? "s" : "", desc->rank,
+                         desc->rank > 1 ? "es" : "is");
     return TOOL_DONE;
 }
 
@@ -60,8 +61,8 @@ static int mask_one(const nbhd_desc *desc, const char *line, void *context)
     if (o->output && o->drawn++)
         return tool_fail(TOOL_USAGE, "-o %s: one picture holds one problem, here are more", o->output);
     nbhd_sim_tiles tiles;
-    int status = sim_args_tiles(&o->tiles, desc, &tiles);
-    if (status || (status = read_query(o->query, desc, query)))
+    int status = sim_args_one_tiling(&o->tiles);
+    if (status || (status = sim_args_tiles(&o->tiles, desc, &tiles)) || (status = read_query(o->query, desc, query)))
         return status;
     if (tiles.tiling == NBHD_SIM_FLAT)
         return tool_fail(TOOL_USAGE, "--flat: such tiles are no boxes, so there is nothing to draw");

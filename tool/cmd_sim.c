@@ -159,22 +159,13 @@ static int count_one(const struct options *o, const nbhd_desc *desc, const char 
     return TOOL_DONE;
 }
 
-static int copy_extents(const char *name, const struct extents *from, int rank, int to[3])
-{
-    if (from->count && from->count != rank)
-        return tool_fail(TOOL_USAGE, "--%s has %d numbers where the problem has %d axes", name, from->count, rank);
-    for (int i = 0; i < from->count; i++)
-        to[i] = from->at[i];
-    return TOOL_DONE;
-}
-
 static int find_one(const struct options *o, const nbhd_desc *desc, nbhd_sim_setting *rows)
 {
     nbhd_sim_tiles tiles;
     nbhd_sim_search search = NBHD_SIM_SEARCH_INIT;
     int count = 0, status = sim_args_tiles(&o->tiles, desc, &tiles);
-    if (status || (status = copy_extents("window-min", &o->window_min, desc->rank, search.window_min)) ||
-        (status = copy_extents("window-max", &o->window_max, desc->rank, search.window_max)))
+    if (status || (status = sim_args_extents("window-min", &o->window_min, desc->rank, search.window_min)) ||
+        (status = sim_args_extents("window-max", &o->window_max, desc->rank, search.window_max)))
         return status;
     search.sparsity = o->sparsity;
     search.tolerance = o->tolerance;
@@ -206,7 +197,9 @@ static int one(const nbhd_desc *desc, const char *line, void *context)
         nbhd_sim_tiles tiles;
         if (o->drawn++)
             return tool_fail(TOOL_USAGE, "--plot %s: one picture holds one problem, here are more", o->plot);
-        int status = sim_args_tiles(&o->tiles, desc, &tiles);
+        int status = sim_args_one_tiling(&o->tiles);
+        if (!status)
+            status = sim_args_tiles(&o->tiles, desc, &tiles);
         return status ? status : sim_plot(desc, &tiles, o->samples, o->sample_count, o->plot);
     }
     nbhd_sim_setting *rows = malloc(MOST_ROWS * sizeof *rows);
@@ -275,31 +268,56 @@ static int fit(struct options *o)
 
 /* ---- the command ---- */
 
+/* What an option is for, and whether that was asked for: none is passed over in silence. */
+static int check_together(const struct options *o)
+{
+    const bool counts = !o->fit && !o->plot;
+    const struct {
+        bool given, fits;
+        const char *name, *use;
+    } options[] = {
+        {o->sparsity > 0, o->find, "sparsity", "--find"},
+        {o->tolerance > 0, o->find, "tolerance", "--find"},
+        {o->efficiency > 0, o->find, "efficiency", "--find"},
+        {o->perfect, o->find, "perfect", "--find"},
+        {o->window_min.count > 0, o->find, "window-min", "--find"},
+        {o->window_max.count > 0, o->find, "window-max", "--find"},
+        {o->measured != NULL, o->plot != NULL, "measured", "--plot"},
+        {o->model_text != NULL, !o->find && !o->plot, "model", "counts of tiles and --fit"},
+        {!isnan(o->share), counts, "share", "counts of tiles and --find"},
+        {o->json, !o->plot, "json", "what is printed, and --plot prints nothing"},
+    };
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++)
+        if (options[i].given && !options[i].fits)
+            return tool_fail(TOOL_USAGE, "--%s is for %s", options[i].name, options[i].use);
+    return TOOL_DONE;
+}
+
 static int check(struct options *o, int operands)
 {
+    int status;
     if (o->fit && operands)
         return tool_fail(TOOL_USAGE, "--fit takes its problems from the table, not from the command line");
     if (!o->fit && !operands)
         return tool_fail(TOOL_USAGE, "needs a problem line or @FILE");
     if (o->find + (o->fit != NULL) + (o->plot != NULL) > 1)
         return tool_fail(TOOL_USAGE, "--find, --fit and --plot are three things; ask for one");
-    if (o->measured && !o->plot)
-        return tool_fail(TOOL_USAGE, "--measured is for --plot");
-    if (!o->steps != !(o->share > 0))
+    if ((status = check_together(o)))
+        return status;
+    if (!o->steps != isnan(o->share))
         return tool_fail(TOOL_USAGE, "--share and --steps go together");
+    if (o->dense_steps && !o->steps)
+        return tool_fail(TOOL_USAGE, "--dense-steps needs --steps, how many there are in all");
     if (o->dense_steps > o->steps)
         return tool_fail(TOOL_USAGE, "--dense-steps is %d; there are only %d steps", o->dense_steps, o->steps);
-    if (o->model_text) {
-        int status = sim_model_read(o->model_text, &o->model);
-        if (status)
-            return status;
-    }
+    if (o->model_text && (status = sim_model_read(o->model_text, &o->model)))
+        return status;
     return o->measured ? sim_table_read(o->measured, &o->samples, &o->sample_count) : TOOL_DONE;
 }
 
 static int run(int argc, char **argv)
 {
-    struct options o = {.top = 10};
+    struct options o = {.top = 10, .share = NAN};
     const struct option table[] = {
         SIM_TILE_OPTIONS(&o.tiles),
         opt_int("q-tokens", 0, &o.q_tokens, 1, 65536, "N", "all query tiles of N tokens (128)"),

@@ -27,6 +27,10 @@ struct sim_args {
 /* The tile extents and the first tiling asked for (static if none), checked against the problem's rank only; extents
  * that were not given are 0. Exit status. */
 int sim_args_tiles(const struct sim_args *a, const nbhd_desc *desc, nbhd_sim_tiles *tiles);
+/* Of the option --name, whose numbers are of the problem's axes, to `to`; left alone if it was not given. */
+int sim_args_extents(const char *name, const struct extents *from, int rank, int to[3]);
+/* TOOL_USAGE, told, if more than one tiling was asked for: of what shows one. */
+int sim_args_one_tiling(const struct sim_args *a);
 /* Bits 1 << nbhd_sim_tiling of what was asked for; `otherwise` if nothing was. */
 unsigned sim_args_tilings(const struct sim_args *a, unsigned otherwise);
 

@@ -163,7 +163,7 @@ def _triple(value, rank, name):
     many = not alone and hasattr(value, "__iter__") and getattr(value, "ndim", 1)
     values = list(value) if many else [value] * rank
     if len(values) != rank:
-        raise InvalidError(f"{name} has {len(values)} numbers where the problem has {rank} axes")
+        raise InvalidError(f"{name} has {len(values)} values for {rank} ax{'es' if rank > 1 else 'is'}")
     return values
 
 

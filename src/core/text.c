@@ -169,6 +169,16 @@ static bool read_value(struct parse *p, int field, const char *value)
     }
 }
 
+/* A number that an int cannot hold is of no other form than one that it can. */
+static bool is_too_large(const char *word)
+{
+    const char *digits = word + strcspn(word, "0123456789");
+    errno = 0;
+    for (; *digits && !errno && strtol(digits, NULL, 10) <= INT_MAX; digits += strcspn(digits, "0123456789"))
+        digits += strspn(digits, "0123456789");
+    return *digits;
+}
+
 static nbhd_status read_word(struct parse *p, const char *word)
 {
     const char *value;
@@ -179,7 +189,8 @@ static nbhd_status read_word(struct parse *p, const char *word)
         return nbhd_fail(NBHD_ERROR_INVALID, "'%s': %s is given twice", word, fields[field].name);
     p->seen |= 1u << field;
     if (!read_value(p, field, value))
-        return nbhd_fail(NBHD_ERROR_INVALID, "'%s': %s must be %s", word, fields[field].name, fields[field].form);
+        return nbhd_fail(NBHD_ERROR_INVALID, "'%s': %s must be %s%s", word, fields[field].name, fields[field].form,
+                         field != SCALE && is_too_large(word) ? ", and at most 2147483647" : "");
     return NBHD_OK;
 }
 
@@ -191,8 +202,9 @@ static nbhd_status check_axis_counts(const struct parse *p)
         return nbhd_fail(NBHD_ERROR_INVALID, "d (head_dim) is missing, e.g. d64");
     for (int i = WINDOW; i <= EDGE; i++)
         if (p->counts[i] && p->counts[i] != p->desc.rank)
-            return nbhd_fail(NBHD_ERROR_INVALID, "%s has %d %s where the problem has %d axes", fields[i].name,
-                             p->counts[i], i == EDGE ? "letters" : "numbers", p->desc.rank);
+            return nbhd_fail(NBHD_ERROR_INVALID, "%s has %d %s%s for %d ax%s", fields[i].name,
+                             p->counts[i], i == EDGE ? "letter" : "number", p->counts[i] > 1 ? "s" : "",
+                             p->desc.rank, p->desc.rank > 1 ? "es" : "is");
     return NBHD_OK;
 }
 

@@ -21,6 +21,7 @@ t mask "d64 12 w5 s2 ep" --dynamic
 t mask "bwd d64 12 w5 ep" --query 11
 t sim "d64 24x48 w5x7 enp" --flat
 t mask "d64 30x48 w5x3" --flat
+t mask "d64 30x48 w5x3" --dynamic --permuted
 t mask "d64 30x48 w5x3" -o picture.gif
 t mask "d64 30x48 w5x3" -o nowhere/picture.svg
 t mask "d64 3000 w5" -o picture.svg

@@ -35,6 +35,15 @@ t sim --find "d64 30x48" --sparsity 1.2
 t sim "d64 8 w3" --share 0.5
 t sim "d64 8 w3" --share 1.5 --steps 3
 t sim "d64 8 w3" --share 0.5 --steps 3 --dense-steps 4
+t sim "d64 8 w3" --share 0 --steps 3 | grep model
+t sim "d64 8 w3" --dense-steps 4
+t sim "d64 8 w3" --sparsity 0.5
+t sim "d64 8 w3" --perfect
+t sim --find "bf16 d64 800" -m h200
+t sim "d64 8 w3" --plot plot.svg --json
+t sim "d64 8 w3" --plot plot.svg --static --dynamic
+t sim "d64 3000000000 w3"
+t sim "d64 8x8 w3" # one number for two axes
 t sim "d64 8 w3" -m abacus
 t sim "d64 8 w3" -m h200
 t sim "d64 8 w3" -m matrix=3

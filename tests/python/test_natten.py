@@ -106,7 +106,7 @@ def test_settings():
     (nbhd.InvalidError, "batch is 2", lambda q: natten.attention(*[q.expand(2, -1, -1, -1)] * 3, seqlens_Q=[9])),
     (nbhd.InvalidError, "not those of the queries", lambda q: natten.attention(q, q, q, seqlens_KV=[4, 5])),
     (nbhd.InvalidError, "num_heads, 3, must divide", lambda q: natten.NeighborhoodAttention1D(16, 3, 5)),
-    (nbhd.InvalidError, "kernel_size has 3 numbers", lambda q: natten.NeighborhoodAttention2D(16, 2, (3, 3, 3))),
+    (nbhd.InvalidError, "kernel_size has 3 values", lambda q: natten.NeighborhoodAttention2D(16, 2, (3, 3, 3))),
     (nbhd.InvalidError, "kernel_size is None", lambda q: natten.NeighborhoodAttention2D(16, 2, None)),
     (nbhd.InvalidError, "kernel_size is None", lambda q: natten.na1d(q, q, q, None)),
     (nbhd.InvalidError, "kernel_size is None", lambda q: natten.functional.na1d_qk(q, q, None)),

@@ -92,7 +92,7 @@ def test_the_other_byte_order():
 
 
 @pytest.mark.parametrize("change, says", [
-    (dict(window=99), "window[0] is 99"), (dict(window=(3, 3, 3)), "window has 3 numbers"),
+    (dict(window=99), "window[0] is 99"), (dict(window=(3, 3, 3)), "window has 3 values"),
     (dict(window="7x7"), "window is '7x7'; it must be a whole number"), (dict(edge="round"), "round"),
     (dict(window=3, stride=5), "stride[0] is 5"), (dict(kernel="cpu.none"), "cpu.none"),
     (dict(window=3, kernel="cpu.fwd_scalar\0"), "kernel is"), (dict(kernel=""), "kernel is ''; there is no kernel"),
