@@ -143,7 +143,7 @@ static void test_safetensors_tensors(void)
         "q\n\xf0\x9f\x98\x80", NULL);
     expect_safetensors(safetensors("{\"e\":{\"dtype\":\"F64\",\"shape\":[0,7],\"data_offsets\":[0,0]}}", 0), "e", NULL);
     expect_safetensors(safetensors(Q "}", 15), "q", "[0, 16] are not within the file's 15 bytes");
-    expect_safetensors(safetensors(Q "}", 16), "k", "holds no tensor (it holds q)");
+    expect_safetensors(safetensors(Q "}", 16), "k", "holds no tensor 'k' (it holds q)");
     expect_safetensors(safetensors("{}", 0), "k", "holds no tensor");
     expect_safetensors(safetensors(Q ",\"k\":{}}", 16), "", "holds 2 tensors");
     expect_safetensors(safetensors(Q ",\"q\":{\"dtype\":\"F32\",\"shape\":[1,2,2],\"data_offsets\":[0,16]}}", 16), "q",
