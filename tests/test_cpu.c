@@ -187,7 +187,8 @@ static void check_bounds(void)
             nbhd_desc_parse(&desc, "h2 d16 12x13 w5x4");
             desc.pass = pass;
             desc.dtype = dtype;
-            CHECK(!case_run(&desc, &options, &result) && result.ok, "%s, dtype %d: %s", result.kernel, dtype, result.why);
+            CHECK(!case_run(&desc, &options, &result) && result.ok, "%s, dtype %d: %s", result.kernel, dtype,
+                  result.why);
             CHECK(result.allowed_error < most[dtype], "%s, dtype %d: of %s %g is allowed", result.kernel, dtype,
                   result.worst, result.allowed_error);
         }

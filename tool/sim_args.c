@@ -9,8 +9,8 @@
 int sim_args_extents(const char *name, const struct extents *from, int rank, int to[3])
 {
     if (from->count && from->count != rank)
-        return tool_fail(TOOL_USAGE, "--%s has %d number%s for %d ax%s", name, from->count, from->count > 1 ? "s" : "", rank,
-                         rank > 1 ? "es" : "is");
+        return tool_fail(TOOL_USAGE, "--%s has %d number%s for %d ax%s", name, from->count,
+                         from->count > 1 ? "s" : "", rank, rank > 1 ? "es" : "is");
     for (int i = 0; i < from->count; i++)
         to[i] = from->at[i];
     return TOOL_DONE;
