@@ -158,16 +158,18 @@ NBHD_API nbhd_status nbhd_sim_rank(const nbhd_desc *desc, const nbhd_sim_tiles *
 /* What to look for. Of desc, the axes, heads and so on are used; its windows and strides are what is sought. */
 typedef struct nbhd_sim_search {
     size_t size;                         /* sizeof(nbhd_sim_search) */
-    int window_min[3], window_max[3];    /* default: the key tile's extent, and the axis */
-    double sparsity, tolerance;          /* wanted share of pairs left out, and how far from it; default any, 0.02 */
-    double efficiency;                   /* least 1 / work_ratio; default 0.9; 1 for perfectly block-sparse only */
+    int window_min[3], window_max[3];    /* default: a sixteenth of the axis, but 2 at least, and the axis */
+    double sparsity, tolerance;          /* wanted share of pairs left out, extra keys aside, and how far from it;
+                                            default any, 0.02 */
+    double efficiency;                   /* least useful share of a visited tile, extra keys and what reaches past an
+                                            axis' end aside; default 0.9; 1 for perfectly block-sparse only */
     int q_tokens, kv_tokens;             /* tokens of a tile; default 128 */
 } nbhd_sim_search;
 #define NBHD_SIM_SEARCH_INIT {sizeof(nbhd_sim_search), {0, 0, 0}, {0, 0, 0}, 0, 0, 0, 0, 0}
 
 /* Windows, strides and tilings that waste little, perfectly block-sparse ones first among equals; sorted by bound_mean,
- * then by the smaller stride. tiles and tilings as in nbhd_sim_rank, box tilings only; ms stays 0.
- * *considered (may be NULL): how many settings were looked at. */
+ * then by the smaller stride. tiles and tilings as in nbhd_sim_rank, box tilings and whole query tiles only; ms stays
+ * 0. *considered (may be NULL): how many settings were looked at. */
 NBHD_API nbhd_status nbhd_sim_find(const nbhd_desc *desc, const nbhd_sim_tiles *tiles, unsigned tilings,
                                    const nbhd_sim_search *search, nbhd_sim_setting *settings, int room, int *count,
                                    double *considered);

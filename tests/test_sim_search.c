@@ -91,6 +91,29 @@ static void check_find(void)
         CHECK(settings[i].counts.computed_mean > 0 && settings[i].counts.bound_mean > 0, "setting %d", i);
 }
 
+/* Extra keys count in the bounds that settings are sorted by, and the last tile of theirs may need a mask. */
+static void check_find_with_extra(void)
+{
+    static const char *const lines[] = {"d64 32x6 epn extra=10", "bwd d64 48x40 extra=100", "d64 30x31 r2x1 extra=128",
+                                        "d64 600 extra=1000"};
+    const nbhd_sim_tiles any = NBHD_SIM_TILES_INIT;
+    for (int l = 0; l < 4; l++)
+        for (int perfect = 0; perfect < 2; perfect++) {
+            const nbhd_desc desc = parse(lines[l]);
+            nbhd_sim_search search = NBHD_SIM_SEARCH_INIT;
+            int count = 0;
+            search.efficiency = perfect ? 1 : 0.3;
+            CHECK(!nbhd_sim_find(&desc, &any, 3, &search, settings, ROOM, &count, NULL), "%s", nbhd_last_error());
+            CHECK(count || perfect, "'%s': nothing found", lines[l]);
+            for (int i = 0; i < count; i++) {
+                const nbhd_sim_counts *c = &settings[i].counts;
+                CHECK(!i || settings[i - 1].counts.bound_mean >= c->bound_mean - 1e-9, "'%s': setting %d, %g after %g",
+                      lines[l], i, c->bound_mean, settings[i - 1].counts.bound_mean);
+                CHECK(c->block_sparse || !perfect, "'%s': setting %d needs masks", lines[l], i);
+            }
+        }
+}
+
 /* What the search says of its best settings, nothing beats: every stride of every window in range, one by one. */
 static void check_find_exhaustively(void)
 {
@@ -289,6 +312,9 @@ static void check_bad_requests(void)
     refused(nbhd_sim_find(&desc, &any, 3, &s, settings, ROOM, &count, NULL), NBHD_ERROR_INVALID, "q_tokens");
     s.q_tokens = 0;
     refused(nbhd_sim_find(&desc, &any, 8, &s, settings, ROOM, &count, NULL), NBHD_ERROR_INVALID, "box tilings");
+    any.warpgroups = 2;
+    refused(nbhd_sim_find(&desc, &any, 3, &s, settings, ROOM, &count, NULL), NBHD_ERROR_INVALID, "warpgroups is 2");
+    any.warpgroups = 0;
     any.q_tile[1] = 4;
     refused(nbhd_sim_find(&desc, &any, 3, &s, settings, ROOM, &count, NULL), NBHD_ERROR_INVALID, "q_tile[0] is 0");
     CHECK(count == 0, "%d settings after a failure", count);
@@ -329,6 +355,7 @@ int main(void)
 {
     check_rank();
     check_find();
+    check_find_with_extra();
     check_find_exhaustively();
     check_model("h200-forward-sm90.csv", "h200");
     check_model("h200-backward-prototype.csv", "h200-bwd");
