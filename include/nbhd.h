@@ -88,7 +88,8 @@ typedef struct nbhd_desc {
                          attended to whole (window = kv_length, stride and dilation 1, NBHD_NEAREST) */
     int extra;        /* additional keys and values without a position, seen by every query */
     float scale;      /* factor on q.k before the softmax; default head_dim^-1/2 */
-    int bias;         /* 1: a table of relative positional biases, args.bias, is added to the scaled scores */
+    int bias;         /* 1: a table of relative positional biases, args.bias, is added to the scaled scores; -inf hides
+                         keys, and a query that sees none then gets NaN, and a logsumexp of -inf */
     int threads;      /* CPU threads; default as many as this process may use, by affinity and a container's quota */
     int tf32;         /* 1: products of f32 may round their operands to TF32 (11 bits of precision, as bf16 has 8), to
                          run on a GPU's tensor cores; sums stay float32. No effect on other types, nor where no kernel

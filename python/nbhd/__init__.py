@@ -98,7 +98,7 @@ def attention(q: Array, k: Array, v: Array, window: Window = None, *, stride: Pe
     edge: "nearest", "causal", "truncated" or "periodic", one for all axes or one per axis.
     scale: factor on q.k, default head_dim ** -0.5.
     extra_kv: (k, v) of shape [batch, extra, kv_heads, dim], seen by every query.
-    bias: float32 [heads, 2 w0 - 1, ...], added to the scores by relative position.
+    bias: float32 [heads, 2 w0 - 1, ...], added to the scores by relative position; -inf hides keys.
     tf32: True lets a GPU's tensor cores round the operands of float32 products to TF32, 5 to 10 times as fast; the
         result then has errors of about 1e-3 of its size, as float16 has. Other types, and the CPU, are not affected.
     kernel: a name as `nbhd list` prints it, and no other; the gradient is planned by itself.
