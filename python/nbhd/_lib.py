@@ -163,7 +163,8 @@ def _triple(value, rank, name):
     many = not alone and hasattr(value, "__iter__") and getattr(value, "ndim", 1)
     values = list(value) if many else [value] * rank
     if len(values) != rank:
-        raise InvalidError(f"{name} has {len(values)} values for {rank} ax{'es' if rank > 1 else 'is'}")
+        raise InvalidError(f"{name} has {len(values)} value{'' if len(values) == 1 else 's'} for {rank} "
+                           + ("axis" if rank == 1 else "axes"))
     return values
 
 

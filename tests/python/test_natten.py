@@ -86,6 +86,11 @@ def test_modules_as_natten_has_them():
     assert (module.kernel_size, module.stride, module.dilation) == ((5, 5), (2, 2), (1, 2))
     assert (module.is_causal, module.scale) == ((True, False), 0.3)
     assert natten.NeighborhoodAttention1D(16, 2, 5).scale == 8 ** -0.5
+    plain = natten.NeighborhoodAttention2D(16, 2, 5, None, None, None)  # None is NATTEN's word for the default
+    assert (plain.stride, plain.dilation, plain.is_causal) == ((1, 1), (1, 1), (False, False))
+    q, = tensors(8, 9, count=1)
+    one_axis = natten.na2d(q, q, q, 3, None, None, torch.tensor([True, False]))
+    assert torch.equal(one_axis, natten.na2d(q, q, q, 3, is_causal=(True, False)))
 
 
 def test_settings():
@@ -110,6 +115,8 @@ def test_settings():
     (nbhd.InvalidError, "kernel_size is None", lambda q: natten.NeighborhoodAttention2D(16, 2, None)),
     (nbhd.InvalidError, "kernel_size is None", lambda q: natten.na1d(q, q, q, None)),
     (nbhd.InvalidError, "kernel_size is None", lambda q: natten.functional.na1d_qk(q, q, None)),
+    (nbhd.InvalidError, "is_causal is 'no'", lambda q: natten.na1d(q, q, q, 3, is_causal="no")),
+    (nbhd.InvalidError, "edge has 2 values for 1 axis", lambda q: natten.na1d(q, q, q, 3, is_causal=(True, False))),
     (nbhd.InvalidError, "embed_dim 32, and got", lambda q: natten.NeighborhoodAttention2D(32, 2, 3)(q)),
     (nbhd.InvalidError, "NeighborhoodAttention2D takes tensors of 4 extents",
      lambda q: natten.NeighborhoodAttention2D(16, 2, 3)(q[0]))])

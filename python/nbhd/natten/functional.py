@@ -18,10 +18,13 @@ def _check_choices(name, choices):
 
 
 def edges(is_causal):
-    """One edge for all axes, or one per axis."""
-    if isinstance(is_causal, (tuple, list)):
-        return ["causal" if causal else "nearest" for causal in is_causal]
-    return "causal" if is_causal else "nearest"
+    """One edge for all axes, or one per axis; None means False."""
+    causal = is_causal.tolist() if hasattr(is_causal, "tolist") else is_causal
+    many = isinstance(causal, (tuple, list))
+    if any(one not in (True, False, None) for one in (causal if many else [causal])):
+        raise InvalidError(f"is_causal is {is_causal!r}; it must be True or False, or one per axis")
+    names = ["causal" if one else "nearest" for one in (causal if many else [causal])]
+    return names if many else names[0]
 
 
 def check_kernel_size(kernel_size):

@@ -23,8 +23,8 @@ class _NeighborhoodAttention(torch.nn.Module):
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
         self.scale = qk_scale or self.head_dim ** -0.5
         self.kernel_size = tuple(_lib.per_axis(kernel_size, self.na_dim, "kernel_size"))
-        self.stride = tuple(_lib.per_axis(stride, self.na_dim, "stride"))
-        self.dilation = tuple(_lib.per_axis(dilation, self.na_dim, "dilation"))
+        self.stride = tuple(_lib.per_axis(1 if stride is None else stride, self.na_dim, "stride"))
+        self.dilation = tuple(_lib.per_axis(1 if dilation is None else dilation, self.na_dim, "dilation"))
         self.is_causal = tuple(map(bool, _lib.edges_of(edges(is_causal), self.na_dim)))
         self.qkv = torch.nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         shape = (num_heads, *(2 * width - 1 for width in self.kernel_size))
