@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""PyTorch's CPU attention beside nbhd's CPU forward, on the same problem lines.
+"""PyTorch's CPU attention beside nbhd's, forward and backward, on the same problem lines.
 
     PYTHONPATH=python python bench/peers/torch_cpu.py [--threads 1] [--methods nbhd,dense,gemm,mask,flex]
         [LINE ... | @FILE]
@@ -7,11 +7,12 @@
 Needs: pip install torch==2.13.0 (its CPU build will do) and a built libnbhd.so. Per line: the time of nbhd's planned
 kernel, of scaled_dot_product_attention without a mask (dense: other results, the usual alternative), with the
 neighborhood as a boolean mask, of compiled flex_attention with a block mask, and of a square matrix product of as many
-FLOPs (gemm). Useful GFLOP/s count visible pairs only, for every method of attention. The methods take turns, as clocks
+FLOPs (gemm). Backward lines: the gradients of q, k and v alone, after a forward that is not timed. Useful GFLOP/s count visible pairs only, for every method of attention. The methods take turns, as clocks
 and neighbours change. The mask is read from the library (nbhd_desc_keys), not computed here. Results are compared.
 """
 import argparse
 import ctypes
+import functools
 import statistics
 import time
 
@@ -91,20 +92,42 @@ def time_of(function, seconds):
     return best
 
 
-def nbhd_method(desc, q, k, v, threads):
-    desc.threads = threads
-    plan = _lib.Plan(desc, _lib.CPU, 0, None)
-    args, out = _lib.Args(), torch.empty_like(q)
+def planned_call(desc, pass_, threads, **tensors):
+    """A call of nbhd's kernel for that pass."""
+    own = _lib.Desc.from_buffer_copy(desc)
+    own.pass_, own.threads = pass_, threads
+    plan = _lib.Plan(own, _lib.CPU, 0, None)
+    args = _lib.Args(size=ctypes.sizeof(_lib.Args))
     room = torch.empty(plan.workspace + 64, dtype=torch.uint8)
     workspace = (room.data_ptr() + 63) // 64 * 64
-    args.size = ctypes.sizeof(args)
-    for name, tensor in (("q", q), ("k", k), ("v", v), ("o", out)):
+    for name, tensor in tensors.items():
         getattr(args, name).data = tensor.data_ptr()
 
-    def run(keep=(room, q, k, v)):  # they live as long as the function
+    def run(keep=(room, tensors)):  # they live as long as the function
         plan.execute(args, workspace)
-        return out
     return run
+
+
+def nbhd_method(desc, q, k, v, dout, threads):
+    """A call that returns the output, or the gradient of q."""
+    out, lse = torch.empty_like(q), torch.empty(q.shape[:-1])
+    forward = planned_call(desc, _lib.FORWARD, threads, q=q, k=k, v=v, o=out, lse=lse)
+    if desc.pass_ == _lib.FORWARD:
+        return lambda: (forward(), out)[1]
+    forward()
+    dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+    backward = planned_call(desc, _lib.BACKWARD, threads, q=q, k=k, v=v, o=out, lse=lse, dout=dout, dq=dq, dk=dk, dv=dv)
+    return lambda: (backward(), dq)[1]
+
+
+def torch_method(desc, attention, q, k, v, dout):
+    """The same of PyTorch's."""
+    if desc.pass_ == _lib.FORWARD:
+        return lambda: attention(q, k, v)
+    inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+    with torch.enable_grad():
+        out = attention(*inputs)
+    return lambda: torch.autograd.grad(out, inputs, dout, retain_graph=True)[0]
 
 
 def gemm_method(flops, dtype):
@@ -124,30 +147,31 @@ def methods_of(desc, line, names, threads, flops):
         raise SystemExit(f"'{line}': this comparison has no extra keys, grouped heads or bias")
     shape = [batch, *extents, heads, desc.head_dim]
     dtype = DTYPES[line.split()[1]]
-    q, k, v = (torch.randn(shape).to(dtype) for _ in range(3))
+    q, k, v, dout = (torch.randn(shape).to(dtype) for _ in range(4))
     # [batch, heads, tokens, dim], each head's tokens together, as torch has it fastest
-    flat = [x.flatten(1, rank).transpose(1, 2).contiguous() for x in (q, k, v)]
+    flat = [x.flatten(1, rank).transpose(1, 2).contiguous() for x in (q, k, v, dout)]
     masks = [axis_mask(desc, axis) for axis in range(rank)]
 
     def unflat(x):
         return x.transpose(1, 2).reshape(shape)
     for name in names:
         if name == "nbhd":
-            yield name, nbhd_method(desc, q, k, v, threads), flops, lambda x: x
+            yield name, nbhd_method(desc, q, k, v, dout, threads), flops, lambda x: x
         elif name == "dense":
             same = all(mask.all() for mask in masks)
-            yield name, lambda: scaled_dot_product_attention(*flat), flops, unflat if same else None
+            yield name, torch_method(desc, scaled_dot_product_attention, *flat), flops, unflat if same else None
         elif name == "gemm":
             run, own = gemm_method(flops, dtype)
             yield name, run, own, None
         elif name == "mask":
             whole = dense_mask(masks)
-            yield name, lambda: scaled_dot_product_attention(*flat, attn_mask=whole), flops, unflat
+            masked = functools.partial(scaled_dot_product_attention, attn_mask=whole)
+            yield name, torch_method(desc, masked, *flat), flops, unflat
         elif name == "flex":
             tokens = flat[0].shape[2]
             block = create_block_mask(mask_mod(masks, extents), None, None, tokens, tokens, device="cpu")
             compiled = torch.compile(flex_attention)
-            yield name, lambda: compiled(*flat, block_mask=block), flops, unflat
+            yield name, torch_method(desc, functools.partial(compiled, block_mask=block), *flat), flops, unflat
 
 
 def compare(line, args):
