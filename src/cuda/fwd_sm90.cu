@@ -24,8 +24,8 @@
  * long to compile: step 0 has a P(-1) and V(-1) too, which are whatever lies there, and begins no tile's O.
  * Step j takes K and V from the same stage: V's ring is one box ahead, its box -1 is there from the start.
  *
- * In device/: tiles_sm90.cuh, which tiles a CTA takes and what all roles know of one; loaders_sm90.cuh, warpgroup 0;
- * mask_sm90.cuh, softmax_sm90.cuh, output_sm90.cuh, parts of a consumer's step.
+ * In device/: tiles_sm90.cuh, which tiles a CTA takes and what all roles know of one; setup_sm90.cuh, how a CTA begins;
+ * loaders_sm90.cuh, warpgroup 0; mask_sm90.cuh, softmax_sm90.cuh, output_sm90.cuh, parts of a consumer's step.
  *
  * Only boxes that reach past what all rows of a warpgroup see are masked at all. The reference starts at -1e30: what a
  * row sums over boxes that are all masked, its first seen key scales by 0. NaN or infinite keys reach all queries of
@@ -114,6 +114,7 @@
 #include "device/loaders_sm90.cuh"
 #include "device/softmax_sm90.cuh"
 #include "device/output_sm90.cuh"
+#include "device/setup_sm90.cuh"
 
 /* ---- the consumer warpgroups ---- */
 
@@ -342,67 +343,6 @@ NBHD_FN void consume(struct consumer *c)
     read_scale(&c->rows, c->tab, c->number);
     scale_output(o, &c->rows);
     store_output(c, o, c->tile);
-}
-
-/* ---- all ---- */
-
-/* Zeros in the rows of Q past the tile's, which no copy fills: a warp moves its references together, so that what lies
- * there by chance would decide over bits of the rows beside it. */
-NBHD_FN void clear_padding_rows(const struct nbhd_boxes *b, unsigned q_tiles)
-{
-    int pieces = (Q_ROWS - b->rows) * 8; /* of 16 bytes, in each chunk */
-    if (pieces == 0)
-        return;
-#pragma unroll 1
-    for (int c = 0; c < NBHD_Q_STAGES * QK_CHUNKS; c++)
-#pragma unroll 1
-        for (int i = threadIdx.x; i < pieces; i += THREADS)
-            st_shared_v4(q_tiles + (c * Q_ROWS + b->rows) * 128 + 16 * i, make_uint4(0, 0, 0, 0));
-    fence_proxy_async();
-}
-
-NBHD_FN void init_barriers(struct tables *tab)
-{
-    for (int i = 0; i < 2; i++) {
-        mbar_init(smem_address(&tab->q_full[i]), 1);
-        mbar_init(smem_address(&tab->q_empty[i]), 4 * NBHD_GROUPS); /* one lane of each consumer warp */
-        for (int stage = 0; stage < NBHD_STAGES; stage++) {
-            mbar_init(smem_address(&tab->full[i][stage]), 1);
-            mbar_init(smem_address(&tab->empty[i][stage]), 4 * NBHD_GROUPS);
-            tab->filled[i][stage] = NBHD_N;
-        }
-    }
-    for (int i = 0; i < NBHD_TILES; i++) {
-        mbar_init(smem_address(&tab->tile_full[i]), 1);
-        mbar_init(smem_address(&tab->tile_empty[i]), 4 * NBHD_GROUPS);
-        tab->tile[i].shape = -1;
-    }
-    mbar_fence_init();
-}
-
-/* Barriers, where the tiles lie, the first one's Q and windows, and what all tiles share. Returns whether there are
- * tiles. */
-NBHD_FN int begin_cta(const struct nbhd_params *p, const struct nbhd_boxes *b, const struct maps *maps,
-                      struct tables *tab, unsigned q_tiles, unsigned mask_keys)
-{
-    if (threadIdx.x / 32 == 2) {
-        if (threadIdx.x == 64)
-            init_barriers(tab);
-        find_tiles(p, b, tab);
-        if (threadIdx.x == 64 && tab->tiles > 0)
-            load_q_box(b, tab, &tab->place[0], maps->q, q_tiles, 0);
-    }
-    clear_padding_rows(b, q_tiles);
-    for (int i = threadIdx.x; i < Q_ROWS; i += THREADS)
-        tab->row[i] = b->row[i];
-    if (NBHD_SHAPES == 1)
-        write_mask_keys(&b->shape[0], mask_keys, threadIdx.x, THREADS);
-    __syncthreads();
-    if (tab->tiles == 0)
-        return 0;
-    write_windows(p, b, windows_of(b, tab, 0), &tab->place[0], threadIdx.x, THREADS);
-    __syncthreads();
-    return 1;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, NBHD_CTAS)
