@@ -12,10 +12,26 @@
 #define PRODUCT_STEP v_fma
 #endif
 
+/* Rows that the next call of a microkernel works on. The first-level cache is asked for them a few cache lines at a
+ * time: a core can wait for 16, and stands still when more are asked for in a row. */
+struct next_rows {
+    const float *const *row;
+    int count;
+};
+
+enum { LINE_FLOATS = CACHE_LINE / 4 };
+
+/* The cache line of each at this column. */
+V_FN void ask_column(const struct next_rows next, int column)
+{
+    for (int r = 0; r < next.count; r++)
+        __builtin_prefetch(next.row[r] + column);
+}
+
 /* s[n keys][nv vectors] (+)= sum over begin <= i < end of qt[i][nv vectors] * k[key][i]; rows of s and qt are `width`
  * floats apart. begin 0 sets, others add. */
 V_FN void qk_micro(const float *qt, int begin, int end, const float *const *k, float *s, const int width, const int n,
-                   const int nv)
+                   const int nv, const struct next_rows next)
 {
     vf acc[V_ROWS][V_STRIP];
 #pragma GCC unroll 8
@@ -23,17 +39,21 @@ V_FN void qk_micro(const float *qt, int begin, int end, const float *const *k, f
 #pragma GCC unroll 4
         for (int v = 0; v < nv; v++)
             acc[r][v] = begin ? v_load(s + r * width + v * VF) : v_zero();
-    for (int i = begin; i < end; i++) {
-        vf q[V_STRIP];
-#pragma GCC unroll 4
-        for (int v = 0; v < nv; v++)
-            q[v] = v_load(qt + i * width + v * VF);
-#pragma GCC unroll 8
-        for (int r = 0; r < n; r++) {
-            vf key = v_set1(k[r][i]);
+    for (int i = begin; i < end;) {
+        const int stop = nbhd_min(i + LINE_FLOATS, end);
+        ask_column(next, i);
+        for (; i < stop; i++) {
+            vf q[V_STRIP];
 #pragma GCC unroll 4
             for (int v = 0; v < nv; v++)
-                acc[r][v] = PRODUCT_STEP(q[v], key, acc[r][v]);
+                q[v] = v_load(qt + i * width + v * VF);
+#pragma GCC unroll 8
+            for (int r = 0; r < n; r++) {
+                vf key = v_set1(k[r][i]);
+#pragma GCC unroll 4
+                for (int v = 0; v < nv; v++)
+                    acc[r][v] = PRODUCT_STEP(q[v], key, acc[r][v]);
+            }
         }
     }
 #pragma GCC unroll 8
@@ -46,21 +66,13 @@ V_FN void qk_micro(const float *qt, int begin, int end, const float *const *k, f
 /* The microkernel of whole strips, a function of its own: inside a large one the compiler runs out of registers for the
  * keys' addresses, and loads them anew for every product. */
 static __attribute__((noinline)) void qk_whole(const float *qt, int begin, int end, const float *const *k, float *s,
-                                               int width)
+                                               int width, struct next_rows next)
 {
-    qk_micro(qt, begin, end, k, s, width, V_ROWS, V_STRIP);
+    qk_micro(qt, begin, end, k, s, width, V_ROWS, V_STRIP, next);
 }
 
 /* Of qt, so many floats at once as leave half of a first-level cache of 32 KiB to the rest. */
 enum { PANEL_FLOATS = 4096 };
-
-/* Asks for the cache lines of n rows that the next call of a microkernel works on. */
-V_FN void prefetch_rows(const float *const *rows, int n, int begin, int end)
-{
-    for (int r = 0; r < n; r++)
-        for (int i = begin; i < end; i += 16)
-            __builtin_prefetch(rows[r] + i);
-}
 
 /* far: the keys are read for the first time. */
 V_FN void qk_panel(const float *qt, int d, const float *const *k, int keys, float *s, const int width, const int nv,
@@ -73,19 +85,18 @@ V_FN void qk_panel(const float *qt, int d, const float *const *k, int keys, floa
         for (; i + V_ROWS <= keys; i += V_ROWS) {
             if (ahead && begin == 0)
                 ask_rows(ahead);
-            if (far)
-                prefetch_rows(k + i + V_ROWS, nbhd_min(V_ROWS, keys - i - V_ROWS), begin, end);
+            const struct next_rows next = {k + i + V_ROWS, far ? nbhd_min(V_ROWS, keys - i - V_ROWS) : 0};
             if (nv == V_STRIP)
-                qk_whole(qt, begin, end, k + i, s + i * width, width);
+                qk_whole(qt, begin, end, k + i, s + i * width, width, next);
             else
-                qk_micro(qt, begin, end, k + i, s + i * width, width, V_ROWS, nv);
+                qk_micro(qt, begin, end, k + i, s + i * width, width, V_ROWS, nv, next);
         }
         if (i + 4 <= keys) {
-            qk_micro(qt, begin, end, k + i, s + i * width, width, 4, nv);
+            qk_micro(qt, begin, end, k + i, s + i * width, width, 4, nv, (struct next_rows){0});
             i += 4;
         }
         for (; i < keys; i++)
-            qk_micro(qt, begin, end, k + i, s + i * width, width, 1, nv);
+            qk_micro(qt, begin, end, k + i, s + i * width, width, 1, nv, (struct next_rows){0});
     }
 }
 

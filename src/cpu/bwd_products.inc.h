@@ -13,7 +13,7 @@ static float *strip_at(float *x, int lane, int column)
 /* rows[n][nv vectors from column on] += sum over lanes of p[row][lane] * x[lane][0..]; the last vector has `last`
  * columns. */
 V_FN void kv_micro(const float *p, const float *x, int lanes, float *const *rows, int column, const int n, const int nv,
-                   const int last)
+                   const int last, const struct next_rows next)
 {
     vf acc[V_ROWS][V_STRIP];
 #pragma GCC unroll 8
@@ -21,17 +21,22 @@ V_FN void kv_micro(const float *p, const float *x, int lanes, float *const *rows
 #pragma GCC unroll 4
         for (int v = 0; v < nv; v++)
             acc[r][v] = load_up_to(rows[r] + column + v * VF, v + 1 < nv ? VF : last);
-    for (int i = 0; i < lanes; i++) {
-        vf y[V_STRIP];
-#pragma GCC unroll 4
-        for (int v = 0; v < nv; v++)
-            y[v] = v_load(x + i * KV_STRIP + v * VF);
-#pragma GCC unroll 8
-        for (int r = 0; r < n; r++) {
-            vf weight = v_set1(p[r * FWD_LANES + i]);
+    for (int i = 0; i < lanes;) {
+        const int stop = nbhd_min(i + LINE_FLOATS, lanes);
+        if (i < nv * VF)
+            ask_column(next, column + i);
+        for (; i < stop; i++) {
+            vf y[V_STRIP];
 #pragma GCC unroll 4
             for (int v = 0; v < nv; v++)
-                acc[r][v] = v_fma(weight, y[v], acc[r][v]);
+                y[v] = v_load(x + i * KV_STRIP + v * VF);
+#pragma GCC unroll 8
+            for (int r = 0; r < n; r++) {
+                vf weight = v_set1(p[r * FWD_LANES + i]);
+#pragma GCC unroll 4
+                for (int v = 0; v < nv; v++)
+                    acc[r][v] = v_fma(weight, y[v], acc[r][v]);
+            }
         }
     }
 #pragma GCC unroll 8
@@ -47,16 +52,15 @@ V_FN void kv_panel(const float *p, const float *x, int lanes, float *const *rows
     int i = 0;
     for (; i + V_ROWS <= keys; i += V_ROWS) {
         ask_rows(ahead);
-        prefetch_rows((const float *const *)rows + i + V_ROWS, nbhd_min(V_ROWS, keys - i - V_ROWS), column,
-                      column + nv * VF);
-        kv_micro(p + i * FWD_LANES, x, lanes, rows + i, column, V_ROWS, nv, last);
+        const struct next_rows next = {(const float *const *)rows + i + V_ROWS, nbhd_min(V_ROWS, keys - i - V_ROWS)};
+        kv_micro(p + i * FWD_LANES, x, lanes, rows + i, column, V_ROWS, nv, last, next);
     }
     if (i + 4 <= keys) {
-        kv_micro(p + i * FWD_LANES, x, lanes, rows + i, column, 4, nv, last);
+        kv_micro(p + i * FWD_LANES, x, lanes, rows + i, column, 4, nv, last, (struct next_rows){0});
         i += 4;
     }
     for (; i < keys; i++)
-        kv_micro(p + i * FWD_LANES, x, lanes, rows + i, column, 1, nv, last);
+        kv_micro(p + i * FWD_LANES, x, lanes, rows + i, column, 1, nv, last, (struct next_rows){0});
 }
 
 /* rows[key][width] += sum over lanes of p[key][lane] * x[lane][width]; x in strips. */
