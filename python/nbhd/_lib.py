@@ -227,6 +227,8 @@ def describe(q_shape, k_shape, v_shape, dtype, *, pass_=FORWARD, window=None, st
         raise InvalidError(f"{shapes}; they must be [batch, 1 to 3 axes, heads, head_dim]")
     if 0 in (*q_shape[-2:], *k_shape[-2:], *v_shape[-2:]):  # C's default
         raise InvalidError(f"{shapes}; heads and head_dim must be at least 1")
+    if max(*q_shape, *k_shape, *v_shape) >= 2 ** 31:  # it would wrap around in C
+        raise InvalidError(f"{shapes}; an extent must be at most 2147483647")
     if tuple(k_shape[:-1]) != tuple(v_shape[:-1]) or q_shape[0] != k_shape[0] or q_shape[-1] != k_shape[-1]:
         raise InvalidError(f"{shapes}, which do not fit")
     if dtype not in DTYPES:

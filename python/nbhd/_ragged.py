@@ -47,6 +47,10 @@ class Sequences:
         count = len(flat) // rank
         others = [values if values is None else _flat(values, name) for name, values in (
             ("kv_lengths", kv_lengths), ("offsets", offsets), ("kv_offsets", kv_offsets))]
+        for name, numbers in (("lengths", flat), ("kv_lengths", others[0][0] if others[0] else ())):
+            huge = [number for number in numbers if abs(number) >= 2 ** 31]  # it would wrap around in C
+            if huge:
+                raise _lib.InvalidError(f"{name} holds {huge[0]}; each must be at most 2147483647")
         for name, other, width in zip(("kv_lengths", "offsets", "kv_offsets"), others, (rank, 1, 1)):
             if other and (other[1] != width or len(other[0]) != count * width):
                 raise _lib.InvalidError(f"{name} has {len(other[0])} numbers; {count} sequences need {count * width}")

@@ -150,6 +150,17 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert int(subprocess.check_output([sys.executable, "-W", "ignore", "-c", program], env=environment)) == 3
 
 
+def test_what_an_int_of_c_cannot_hold_is_refused():
+    """2^32 + 8 tokens would be 8."""
+    shape = (1, 2 ** 32 + 8, 2, 16)
+    with pytest.raises(nbhd.InvalidError, match="4294967304.*an extent must be at most"):
+        _lib.describe(shape, shape, shape, "float32")
+    q = np.ones((8, 2, 16), np.float32)
+    for lengths in (dict(lengths=[2 ** 32 + 8]), dict(lengths=[8], kv_lengths=[2 ** 32 + 8])):
+        with pytest.raises(nbhd.InvalidError, match="lengths holds 4294967304"):
+            nbhd.attention_varlen(q, q, q, **lengths)
+
+
 def test_tf32_changes_nothing_on_the_cpu():
     q, k, v = (np.random.default_rng(i).standard_normal((1, 9, 11, 2, 16)).astype(np.float32) for i in range(3))
     exact = nbhd.attention(q, k, v, window=(3, 5))
