@@ -23,6 +23,9 @@ Edge = Union[str, Sequence[str]]
 Lengths = Union[Sequence[int], Sequence[Sequence[int]], Any]  # or an array of one or two extents
 
 
+__version__: str  # by __getattr__
+
+
 def version() -> int:
     """Of the C library: 10000 major + 100 minor + patch."""
     return _lib.library().nbhd_version()

@@ -176,7 +176,7 @@ static bool is_too_large(const char *word)
     errno = 0;
     for (; *digits && !errno && strtol(digits, NULL, 10) <= INT_MAX; digits += strcspn(digits, "0123456789"))
         digits += strspn(digits, "0123456789");
-    return *digits;
+    return errno || *digits; /* errno: where a long is an int */
 }
 
 static nbhd_status read_word(struct parse *p, const char *word)
