@@ -71,14 +71,15 @@ static __attribute__((noinline)) void qk_whole(const float *qt, int begin, int e
     qk_micro(qt, begin, end, k, s, width, V_ROWS, V_STRIP, next);
 }
 
-/* Of qt, so many floats at once as leave half of a first-level cache of 32 KiB to the rest. */
+/* Of qt, so many floats at once as leave half of a first-level cache of 32 KiB to the rest. Sums are the same in
+ * whatever panels. */
 enum { PANEL_FLOATS = 4096 };
 
-/* far: the keys are read for the first time. */
+/* floats: of qt, at once. far: the keys are read for the first time. */
 V_FN void qk_panel(const float *qt, int d, const float *const *k, int keys, float *s, const int width, const int nv,
-                   bool far, struct rows_ahead *ahead)
+                   int floats, bool far, struct rows_ahead *ahead)
 {
-    const int panel = PANEL_FLOATS / width;
+    const int panel = floats / width;
     for (int begin = 0; begin < d; begin += panel) {
         const int end = nbhd_min(begin + panel, d);
         int i = 0;
@@ -165,15 +166,15 @@ V_FN void pv_panel(const float *p, const float *const *value, int columns, int k
 
 /* The two products of a strip of nv <= V_STRIP vectors of lanes, whose rows are `width` floats apart. */
 static inline void qk_strip(const float *qt, int d, const float *const *k, int keys, float *s, const int width, int nv,
-                                bool far, struct rows_ahead *ahead)
+                                int floats, bool far, struct rows_ahead *ahead)
 {
     switch (nv) {
-    case 1: qk_panel(qt, d, k, keys, s, width, 1, far, ahead); return;
+    case 1: qk_panel(qt, d, k, keys, s, width, 1, floats, far, ahead); return;
 #if V_STRIP > 2
-    case 2: qk_panel(qt, d, k, keys, s, width, 2, far, ahead); return;
-    case 3: qk_panel(qt, d, k, keys, s, width, 3, far, ahead); return;
+    case 2: qk_panel(qt, d, k, keys, s, width, 2, floats, far, ahead); return;
+    case 3: qk_panel(qt, d, k, keys, s, width, 3, floats, far, ahead); return;
 #endif
-    default: qk_panel(qt, d, k, keys, s, width, V_STRIP, far, ahead); return;
+    default: qk_panel(qt, d, k, keys, s, width, V_STRIP, floats, far, ahead); return;
     }
 }
 
@@ -192,10 +193,10 @@ static inline void pv_strip(const float *p, const float *const *value, int keys,
 
 /* Both over all of a tile's vectors, whose rows are FWD_LANES floats apart. */
 static inline void block_scores(const float *qt, int d, const float *const *k, int keys, int vectors, float *s,
-                                struct rows_ahead *ahead)
+                                int floats, struct rows_ahead *ahead)
 {
     for (int v = 0; v < vectors; v += V_STRIP)
-        qk_strip(qt + v * VF, d, k, keys, s + v * VF, FWD_LANES, nbhd_min(V_STRIP, vectors - v), v == 0, ahead);
+        qk_strip(qt + v * VF, d, k, keys, s + v * VF, FWD_LANES, nbhd_min(V_STRIP, vectors - v), floats, v == 0, ahead);
 }
 
 static inline void block_output(const float *p, const float *const *value, int keys, int columns, int vectors,

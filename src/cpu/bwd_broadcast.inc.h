@@ -215,8 +215,8 @@ static void tile_block(const struct bwd_task *task, struct bwd_tile *t, struct b
     if (c->dtype != NBHD_F32)
         unpack_block(b, c->dtype, p->head_dim, p->head_dim_v,
                      (p->head_dim + VF - 1) / VF * VF + (p->head_dim_v + VF - 1) / VF * VF, t->keys);
-    block_scores(t->qt, p->head_dim, b->k, b->count, t->tile.vectors, t->s, ahead);
-    block_scores(t->dt, p->head_dim_v, b->v, b->count, t->tile.vectors, t->ds, ahead);
+    block_scores(t->qt, p->head_dim, b->k, b->count, t->tile.vectors, t->s, c->b->panel, ahead);
+    block_scores(t->dt, p->head_dim_v, b->v, b->count, t->tile.vectors, t->ds, c->b->panel, ahead);
     if (p->bias)
         strip_bias(b, 0, b->count, &t->tile, factor, t->s, FWD_LANES, 0, t->tile.vectors);
     block_weights(t, b, p->bias ? 1.0f : factor, p->scale);

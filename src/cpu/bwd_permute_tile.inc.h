@@ -9,7 +9,8 @@ static void extra_scores(const struct bwd_keys *run, const float *xt, const floa
     for (int i = 0; i < run->columns; i++)
         rows[i] = keys + i * width;
     for (int v = 0; v < FWD_ROWS; v += V_STRIP)
-        qk_panel(xt + v * VF, d, rows, run->columns, s + v * VF, ROW_WIDTH, V_STRIP, v == 0, NULL);
+        qk_panel(xt + v * VF, d, rows, run->columns, s + v * VF, ROW_WIDTH, V_STRIP,
+                 PANEL_FLOATS, v == 0, NULL);
 }
 
 static void run_scores(const struct bwd_box *x, const struct lane_block *b, const struct bwd_keys *run)

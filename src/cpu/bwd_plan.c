@@ -296,6 +296,13 @@ static void bundle_heads(const nbhd_desc *d, struct nbhd_bwd *b)
     b->parts = d->kv_heads / b->heads;
 }
 
+/* Two thirds of a first-level cache of 48 KiB, half of one of 32. Sums are the same. */
+static int choose_panel(void)
+{
+    enum { LARGE = 48 << 10 };
+    return nbhd_l1_bytes() >= LARGE ? 8192 : 4096;
+}
+
 /* ---- the plan ---- */
 
 nbhd_status nbhd_bwd_build(struct nbhd_plan *plan, const struct nbhd_bwd_machine *machine)
@@ -309,6 +316,7 @@ nbhd_status nbhd_bwd_build(struct nbhd_plan *plan, const struct nbhd_bwd_machine
     plan->state = b;
     b->variant = c->variant;
     b->strip = machine->strip;
+    b->panel = choose_panel();
     b->head_tile = c->stages;
     b->head_tiles = (d->heads / d->kv_heads + b->head_tile - 1) / b->head_tile;
     b->group = 1;

@@ -30,6 +30,7 @@ struct nbhd_bwd {
     long long table;           /* entries of a head's bias table; 0: its gradient may not be asked for */
     int width, width_v;        /* head_dim and head_dim_v in whole vectors */
     int strip;                 /* broadcast: columns of a strip of the tile's rows */
+    int panel;                 /* and floats of the transposed ones that a product goes through at once */
     int together;              /* pairs: tiles whose parts have room in the scratch */
     struct nbhd_bwd_slot slot;
     /* Permute. */

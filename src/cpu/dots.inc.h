@@ -246,7 +246,8 @@ static void pair_block(struct pair_slot *x, const struct pair_slot *follow, cons
     const float factor = score_factor(p);
     const float *row[WALK_KEYS];
     pair_rows(c->keys, keys, (d + VP - 1) / VP * VF, row);
-    qk_strip((const float *)(const void *)x->qt, (d + 1) / 2, row, keys, c->s, FWD_LANES, vectors, false, NULL);
+    qk_strip((const float *)(const void *)x->qt, (d + 1) / 2, row, keys, c->s, FWD_LANES, vectors, PANEL_FLOATS,
+             false, NULL);
     if (unlike)
         scores_finish(x, p, c->b, 0, keys, c->s);
     if (vectors == V_STRIP)

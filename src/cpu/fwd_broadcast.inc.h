@@ -162,7 +162,8 @@ static void strip_block(const struct nbhd_params *p, const struct tile *t, const
                         struct rows_ahead *ahead, float *s)
 {
     const float factor = fabsf(p->scale) * LOG2E;
-    qk_strip(x->qt, p->head_dim, b->k, b->count, s, STRIP, x->vectors, far && x->first == 0, ahead);
+    qk_strip(x->qt, p->head_dim, b->k, b->count, s, STRIP, x->vectors, PANEL_FLOATS,
+             far && x->first == 0, ahead);
     if (p->bias)
         strip_bias(b, 0, b->count, t, factor, s, STRIP, x->first, x->vectors);
     if (masked)

@@ -85,7 +85,7 @@ static void extra_scores(const struct permute_task *t, const struct key_run *run
         k[i] = extra_row(t, run->k + i * t->p->extra_k.axis[2], i);
     for (int v = 0; v < FWD_ROWS; v += V_STRIP)
         qk_panel(t->qt + v * VF, t->p->head_dim, k, run->columns, t->s + run->entry * ROW_WIDTH + v * VF, ROW_WIDTH,
-                 V_STRIP, v == 0, NULL);
+                 V_STRIP, PANEL_FLOATS, v == 0, NULL);
 }
 
 /* Bits of the lanes whose windows have a column j. */

@@ -171,3 +171,12 @@ size_t nbhd_l2_bytes(void)
 #endif
     return bytes > 0 ? (size_t)bytes : 1 << 20;
 }
+
+size_t nbhd_l1_bytes(void)
+{
+    long bytes = 0;
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+    bytes = sysconf(_SC_LEVEL1_DCACHE_SIZE);
+#endif
+    return bytes > 0 ? (size_t)bytes : 32 << 10;
+}

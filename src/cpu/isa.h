@@ -32,6 +32,8 @@ void nbhd_isa_assume(unsigned bits);
 const char *nbhd_isa_name(unsigned bit);
 /* Of a core's second-level cache; 1 MiB where the system does not tell. No instruction that a virtual machine traps. */
 size_t nbhd_l2_bytes(void);
+/* Of its first-level data cache; 32 KiB likewise. */
+size_t nbhd_l1_bytes(void);
 /* True, with a sentence, if the machine lacks the bit `needs`. */
 bool nbhd_isa_refuses(unsigned needs, char why[NBHD_TEXT]);
 
