@@ -4,9 +4,14 @@
 #ifndef NBHD_CPU_AHEAD_H
 #define NBHD_CPU_AHEAD_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
-enum { AHEAD_ROWS = 256, CACHE_LINE = 64, AHEAD_MOST = 28 /* lines asked for at once */ };
+enum { AHEAD_ROWS = 256, CACHE_LINE = 64 };
+
+/* Lines asked for at once: between pieces of work; or, where work asks in its midst, too, between its pieces and amid
+ * them. */
+enum { AHEAD_MOST = 28, AHEAD_SOME = 8, AHEAD_FEW = 3 };
 
 struct ahead_row {
     const char *data; /* the first of `count` pieces of so many cache lines, `step` bytes from one to the next */
@@ -17,6 +22,7 @@ struct ahead_row {
 
 struct look_ahead {
     int tile, tiles;        /* of the step during which this is asked for */
+    int most, few;          /* lines asked for at once: between pieces of work, amid them */
     int rows, at, piece;    /* at, piece: what is asked for next */
     long long lines, asked; /* of all rows */
     long long due;          /* to be asked for by now; what a step leaves over is not asked for */
@@ -24,10 +30,13 @@ struct look_ahead {
     struct ahead_row row[AHEAD_ROWS];
 };
 
-static inline void ahead_clear(struct look_ahead *a, int tiles)
+/* amid: work asks in its midst, too. */
+static inline void ahead_clear(struct look_ahead *a, int tiles, bool amid)
 {
     a->tile = 0;
     a->tiles = tiles;
+    a->most = amid ? AHEAD_SOME : AHEAD_MOST;
+    a->few = amid ? AHEAD_FEW : 0;
     a->rows = a->at = a->piece = 0;
     a->lines = a->asked = a->due = 0;
 }
@@ -71,11 +80,23 @@ static inline void ahead_tile(struct look_ahead *a, int beats)
     a->pace = beats ? a->lines * 65536 / ((long long)a->tiles * beats) : 0;
 }
 
+/* So many lines of what is due. */
+static inline void ahead_lines(struct look_ahead *a, int lines)
+{
+    if (a->due > a->asked)
+        ahead_ask(a, a->due < a->asked + lines ? a->due : a->asked + lines);
+}
+
 /* Some of what is due: a core waits for so few lines at a time that it stands still in longer bursts. */
 static inline void ahead_some(struct look_ahead *a)
 {
-    if (a->due > a->asked)
-        ahead_ask(a, a->due < a->asked + AHEAD_MOST ? a->due : a->asked + AHEAD_MOST);
+    ahead_lines(a, a->most);
+}
+
+/* A piece or two, amid a piece of work. */
+static inline void ahead_few(struct look_ahead *a)
+{
+    ahead_lines(a, a->few);
 }
 
 /* Beat number `beat` of the tile's work. */

@@ -292,7 +292,9 @@ static void permute_group(struct bwd_box *x, const struct bwd_step *now, const s
         x->kv_head = now->kv_head + x->member;
         list_runs(x, now->z, now->y, now->rows);
         if (x->member == 0) {
-            ahead_clear(x->ahead, t->call->b->group * (p->heads / p->kv_heads) * x->blocks);
+            /* Boxes along axis 0, and AVX2, gain nothing amid lanes. */
+            ahead_clear(x->ahead, t->call->b->group * (p->heads / p->kv_heads) * x->blocks,
+                        V_FAST_LOOKUP && t->call->b->tile[0] == 1);
             if (next)
                 list_ahead(x, next, same_box(now, next));
         }

@@ -102,9 +102,11 @@ V_FN int keys_passed(const struct lane_block *b, const struct bwd_keys *run, int
 
 /* dq[rows][lane][dims] += sum over keys of weight[key][row][lane] * keys[key][dims] */
 V_FN void query_lanes(const struct lane_block *b, const struct bwd_keys *run, struct row_walk w, const float *weight,
-                      float *dq, int width, const int rows, const int dims)
+                      float *dq, int width, struct look_ahead *ahead, const int rows, const int dims)
 {
     for (int l = 0; l < b->lanes; l++, dq += width) {
+        if (V_FAST_LOOKUP)
+            ahead_few(ahead);
         const char *row = w.row + w.at[l] * w.each;
         const float *y = weight + l;
         vf acc[FWD_ROWS][V_DIMS];
@@ -139,6 +141,7 @@ struct key_side {
     const float *weights, *rows; /* [FWD_BLOCK][ROW_WIDTH]; [ROW_WIDTH][width] */
     int width, n;                /* whole vectors; elements */
     struct row_walk walk;
+    struct look_ahead *ahead;
 };
 
 /* keys[key][dims] += sum over lanes and rows of weight[key][row][lane] * x[row][lane][dims], for columns
@@ -158,6 +161,8 @@ V_FN void key_lanes(const struct lane_block *b, const struct bwd_keys *run, cons
             acc[j][i] = v_zero();
     for (int l = 0; l < b->lanes; l++, weight++, query += side->width) {
         int left = keys_of(b, run, l) - from;
+        if (V_FAST_LOOKUP)
+            ahead_few(side->ahead);
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
             vf x[V_KEY_DIMS];
@@ -202,7 +207,7 @@ static void query_product(const struct bwd_box *x, const struct lane_block *b, c
         const float *weight = x->ds + run->begin * VF;
         dims = nbhd_min((width - column) / VF, V_DIMS);
         switch (rows * 8 + dims) {
-#define CASE(rows, dims) case rows * 8 + dims: query_lanes(b, run, w, weight, dq, width, rows, dims); break;
+#define CASE(rows, dims) case rows * 8 + dims: query_lanes(b, run, w, weight, dq, width, x->ahead, rows, dims); break;
             CASE(1, 1) CASE(2, 1) CASE(3, 1) CASE(4, 1) CASE(1, 2) CASE(2, 2) CASE(3, 2) CASE(4, 2)
 #if V_DIMS > 2
             CASE(1, 3) CASE(2, 3) CASE(3, 3) CASE(4, 3) CASE(1, 4) CASE(2, 4) CASE(3, 4) CASE(4, 4)

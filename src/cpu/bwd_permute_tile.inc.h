@@ -20,6 +20,7 @@ static void run_scores(const struct bwd_box *x, const struct lane_block *b, cons
         const int skip = run->begin * VF, rows = run->end - run->begin;
         const int step = c->b->line_step, most = c->b->columns;
         look_up_product(b, x->qt + skip, run->k_line, step, c->p->head_dim, x->s + skip, rows, run->columns, most);
+        ahead_some(x->ahead);
         look_up_product(b, x->dt + skip, run->v_line, step, c->p->head_dim_v, x->ds + skip, rows, run->columns, most);
     } else {
         extra_scores(run, x->qt, (const float *)(const void *)run->k, c->b->width, c->p->head_dim, x->s);
@@ -35,6 +36,7 @@ static void run_weights(const struct bwd_box *x, const struct lane_block *b, con
     const vf factor = v_set1(p->scale * LOG2E), scale = v_set1(p->scale);
     for (int j = 0; j < run->columns; j++) {
         unsigned bits = V_ALL;
+        ahead_few(x->ahead);
         for (int l = 0; l < VF && b->ragged && run->k_line; l++)
             bits &= ~((unsigned)(j >= b->count[l]) << l);
         for (int r = run->begin; r < run->end; r++) {
@@ -175,10 +177,11 @@ static void permute_tile(const struct bwd_box *x, const struct lane_block *b, in
             run_bias_gradient(x, b, run, bias_sums(c, x->task->batch, x->task->slot));
         ahead_beat(x->ahead, BEATS * i + 1);
         const struct key_side of_v = {x->s, x->d, c->b->width_v, c->p->head_dim_v,
-                                      sums_walk(x, b, run, run->dv, &c->dv)};
+                                      sums_walk(x, b, run, run->dv, &c->dv), x->ahead};
         key_product(b, run, &of_v);
         ahead_beat(x->ahead, BEATS * i + 2);
-        const struct key_side of_k = {x->ds, x->q, c->b->width, c->p->head_dim, sums_walk(x, b, run, run->dk, &c->dk)};
+        const struct key_side of_k = {x->ds, x->q, c->b->width, c->p->head_dim, sums_walk(x, b, run, run->dk, &c->dk),
+                                      x->ahead};
         key_product(b, run, &of_k);
         ahead_beat(x->ahead, BEATS * i + 3);
         query_product(x, b, run);

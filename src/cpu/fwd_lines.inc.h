@@ -195,7 +195,7 @@ static void list_ahead(struct permute_task *t, const struct permute_task *of, co
 static void begin_ahead(struct permute_task *t, const struct permute_task *of, const struct step *next)
 {
     const int kv_heads = nbhd_min(t->f->group, t->p->kv_heads - t->kv_first);
-    ahead_clear(t->ahead, kv_heads * (t->p->heads / t->p->kv_heads) * t->blocks);
+    ahead_clear(t->ahead, kv_heads * (t->p->heads / t->p->kv_heads) * t->blocks, false);
     if (next)
         list_ahead(t, of, next);
 }
