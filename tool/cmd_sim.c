@@ -304,7 +304,7 @@ static int check(struct options *o, int operands)
         return tool_fail(TOOL_USAGE, "--find, --fit and --plot are three things; ask for one");
     if ((status = check_together(o)))
         return status;
-    if (!o->steps != isnan(o->share))
+    if ((o->steps != 0) == (isnan(o->share) != 0))
         return tool_fail(TOOL_USAGE, "--share and --steps go together");
     if (o->dense_steps && !o->steps)
         return tool_fail(TOOL_USAGE, "--dense-steps needs --steps, how many there are in all");

@@ -10,7 +10,7 @@ static const struct nbhd_fwd_machine machine = {.vf = VF,
                                                 .sums = 2 * SUMS * sizeof(float),
                                                 .scores = SCORES * sizeof(float),
                                                 .unit_state = sizeof(struct unit_cache),
-                                                .price = {0.05, 22.0, 14.0, 0.8}};
+                                                .price = {0.05, 22.0, 14.0, 0.8, 0.0}};
 
 static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
 {

@@ -6,7 +6,7 @@
 #include "cpu/peak.h"
 
 static const struct nbhd_fwd_machine machine = {.vf = VF, .columns = V_COLUMNS, .block = WALK_KEYS,
-                                                .price = {0.55, 17.0, 20.0, 0.5}};
+                                                .price = {0.55, 17.0, 20.0, 0.5, 0.0}};
 
 static bool refuse(const struct nbhd_problem *problem, char why[NBHD_TEXT])
 {
