@@ -107,8 +107,9 @@ static void check_find_with_extra(void)
             CHECK(count || perfect, "'%s': nothing found", lines[l]);
             for (int i = 0; i < count; i++) {
                 const nbhd_sim_counts *c = &settings[i].counts;
-                CHECK(!i || settings[i - 1].counts.bound_mean >= c->bound_mean - 1e-9, "'%s': setting %d, %g after %g",
-                      lines[l], i, c->bound_mean, settings[i - 1].counts.bound_mean);
+                const double before = i ? settings[i - 1].counts.bound_mean : INFINITY;
+                CHECK(before >= c->bound_mean - 1e-9, "'%s': setting %d, %g after %g", lines[l], i, c->bound_mean,
+                      before);
                 CHECK(c->block_sparse || !perfect, "'%s': setting %d needs masks", lines[l], i);
             }
         }
