@@ -154,21 +154,20 @@ static void check_choices(void)
     const unsigned isa = nbhd_isa_available();
     if (!(isa & NBHD_ISA_AVX512))
         return;
-    const char *large = nbhd_cpu_dots_speed() > 1.3 ? "cpu.fwd_avx512bf16" : "cpu.fwd_avx512";
-#if !defined(NBHD_NO_AMX)
-    if (isa & NBHD_ISA_AMX)
-        large = "cpu.fwd_amx";
+#if defined(NBHD_NO_AMX)
+    const bool tiles = false;
+#else
+    const bool tiles = isa & NBHD_ISA_AMX;
 #endif
+    const char *large = tiles                         ? "cpu.fwd_amx"
+                        : nbhd_cpu_dots_speed() > 1.3 ? "cpu.fwd_avx512bf16"
+                                                      : "cpu.fwd_avx512";
+    const char *backward = tiles ? "cpu.bwd_amx" : "cpu.bwd_avx512";
     check_choice("fwd bf16 d128 2048", large);
     check_choice("fwd bf16 h2 d128 64x64 w32x32 s16x16", large);
     check_choice("fwd bf16 d32 56x56 w7x7", "cpu.fwd_avx512");
     check_choice("fwd f16 d128 2048", "cpu.fwd_avx512");
     check_choice("fwd f32 d128 2048", "cpu.fwd_avx512");
-    const char *backward = "cpu.bwd_avx512";
-#if !defined(NBHD_NO_AMX)
-    if (isa & NBHD_ISA_AMX)
-        backward = "cpu.bwd_amx";
-#endif
     check_choice("bwd bf16 d128 2048", backward);
     check_choice("bwd bf16 h2 d128 64x64 w32x32 s16x16", backward);
     check_choice("bwd bf16 h4 d64 32x32x32 w3x3x3", "cpu.bwd_avx512");

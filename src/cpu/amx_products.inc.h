@@ -4,13 +4,11 @@
  *     O[16 queries][16 columns] += P[16 queries][32 keys] * V[16 pairs of keys][16 columns]
  *
  * so that Q, P and O lie in their natural order. K is transposed and V's rows are paired, once for a block, in tiles of
- * 1 KiB: K as [16 keys][32 dims], V as [32 keys][16 columns]. O's columns lie as v_pair_mix_low leaves those of V.
- * Registers: 0 .. 3 sums, 2 x 2; 4, 5 the left factors; 6, 7 the right ones: four loads for four products. */
+ * 1 KiB: K as [16 keys][32 dims], V as [32 keys][16 columns]. O's columns lie as v_pair_mix_low leaves those of V. */
+#include "cpu/amx_sums.inc.h"
 #include "cpu/amx_softmax.inc.h"
 
 enum {
-    TILE = TILE_ROWS * VP, /* bfloat16 values */
-    TILE_STEP = 64,        /* bytes between rows of a tile of K, V, or P */
     SCORE_STEP = GROUP * 4,
     SCORES = 2 * UNIT + FWD_GROUPS * UNIT / 2 /* floats of c->s: scores of two units, probabilities of all */
 };
@@ -19,8 +17,6 @@ NBHD_STATIC_ASSERT(WALK_KEYS % GROUP == 0 && WALK_KEYS / GROUP <= FWD_GROUPS, "a
 
 static void pair_begin(void) { tile_begin(); }
 static void pair_end(void) { tile_end(); }
-
-static int padded(int n) { return (n + VP - 1) / VP * VP; }
 
 /* ---- rows of tensors ---- */
 
@@ -144,46 +140,24 @@ V_FN void softmax_beside(struct row_softmax *x, int rows, const enum softmax_kin
 /* How many, an even number, so that they last for all products. */
 static int rows_beside(int d) { return (UNIT_ROWS / 2 - 1) / (2 * padded(d) / VP) * 2 + 2; }
 
-/* The sums, tiles 0 .. 3: of 16 rows from x on and 16 from `below` on, `step` bytes apart, of 32 columns. */
-V_FN void sums_zero(void)
-{
-    TILE_ZERO(0);
-    TILE_ZERO(1);
-    TILE_ZERO(2);
-    TILE_ZERO(3);
-}
-
-V_FN void sums_store(float *x, float *below, int step)
-{
-    TILE_STORE(0, x, step);
-    TILE_STORE(1, x + VF, step);
-    TILE_STORE(2, below, step);
-    TILE_STORE(3, below + VF, step);
-}
-
 /* s[32 queries][32 keys], of queries and keys of `d` dimensions, a multiple of VP. */
 V_FN void unit_scores(const uint16_t *q, const uint16_t *k, int d, float *s, struct beside *x,
                       const enum softmax_kind kind)
 {
-    const uint16_t *const below = q + TILE_ROWS * d, *const right = k + TILE_ROWS * d;
+    const uint16_t *const right = k + TILE_ROWS * d;
     struct row_softmax softmax = x->softmax;
     TILE_FENCE();
     sums_zero();
 #pragma GCC unroll 4
     for (int i = 0; i < d; i += VP) {
-        TILE_LOAD(4, q + i, d * 2);
-        TILE_LOAD(6, k + i * TILE_ROWS, TILE_STEP);
-        TILE_LOAD(7, right + i * TILE_ROWS, TILE_STEP);
-        TILE_LOAD(5, below + i, d * 2);
-        TILE_DOT(0, 4, 6);
-        TILE_DOT(1, 4, 7);
+        factors_load(q + i, d * 2, k + i * TILE_ROWS, right + i * TILE_ROWS);
+        sums_add_upper();
         softmax_beside(&softmax, x->rows, kind);
-        TILE_DOT(2, 5, 6);
-        TILE_DOT(3, 5, 7);
+        sums_add_lower();
         softmax_beside(&softmax, x->rows - 2, kind);
     }
     ask_ahead(x->ahead);
-    sums_store(s, s + TILE_ROWS * GROUP, SCORE_STEP);
+    sums_store(s, SCORE_STEP);
     TILE_FENCE();
     x->softmax.next = softmax.next;
     x->softmax.top = softmax.top;
@@ -225,27 +199,14 @@ static __attribute__((noinline)) void scores_beside_masked(const uint16_t *q, co
 static __attribute__((noinline)) void unit_output(const uint16_t *p, int groups, const uint16_t *const *values, int at,
                                                   float *o, int step, bool fresh, struct pair_ahead *ahead)
 {
-    float *const below = o + TILE_ROWS * step / 4;
-    if (fresh) {
+    if (fresh)
         sums_zero();
-    } else {
-        TILE_LOAD(0, o, step);
-        TILE_LOAD(1, o + VF, step);
-        TILE_LOAD(2, below, step);
-        TILE_LOAD(3, below + VF, step);
-    }
-    for (int i = 0; i < groups; i++, p += UNIT) {
-        TILE_LOAD(4, p, TILE_STEP);
-        TILE_LOAD(6, values[i] + at, TILE_STEP);
-        TILE_LOAD(7, values[i] + at + TILE, TILE_STEP);
-        TILE_LOAD(5, p + TILE, TILE_STEP);
-        TILE_DOT(0, 4, 6);
-        TILE_DOT(1, 4, 7);
-        TILE_DOT(2, 5, 6);
-        TILE_DOT(3, 5, 7);
-    }
+    else
+        sums_load(o, step);
+    for (int i = 0; i < groups; i++, p += UNIT)
+        sums_add(p, TILE_STEP, values[i] + at, values[i] + at + TILE);
     ask_ahead(ahead);
-    sums_store(o, below, step);
+    sums_store(o, step);
 }
 
 /* Of the values that are not in c->values: pair_odd_values. p: the probabilities of the queries from `first` on. */

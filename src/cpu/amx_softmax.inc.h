@@ -2,7 +2,6 @@
  * probabilities, rounded, are a row of a left-hand tile as they are. Sums stay one a lane until the tile ends. */
 
 enum {
-    TILE_ROWS = 16,
     GROUP = VP,        /* keys of a unit */
     UNIT_ROWS = 32,    /* queries of a unit */
     UNIT = UNIT_ROWS * GROUP,

@@ -25,6 +25,7 @@
 #include "cpu/bwd_sums.inc.h"
 #include "cpu/bwd_run.inc.h"
 #include "cpu/bwd_tiles.inc.h"
+#include "cpu/amx_sums.inc.h"
 #include "cpu/bwd_units.inc.h"
 #include "cpu/bwd_pairs.inc.h"
 

@@ -244,7 +244,7 @@ static void block_sums(const struct bwd_pairs *g, struct bwd_slot *const *slots,
                 const uint16_t *left = (values ? x->p : x->ds) + first * UNIT;
                 const uint16_t *right = (values ? x->d : x->q) + column * UNIT;
                 for (int lane = 0; lane < x->tile.lanes; lane += UNIT) {
-                    sums_add(left, left + TILE, TILE_STEP, right, right + TILE);
+                    sums_add(left, TILE_STEP, right, right + TILE);
                     ask_sums(&ahead);
                     left += WALK_KEYS * UNIT;
                     right += UNIT * padded(width);

@@ -6,62 +6,14 @@
  *     dQ^T[16 dims][16 queries]  += K^T[16 dims][32 keys] * dS^T[16 pairs of keys][16 queries]
  *
  * so that P^T and dS^T, rounded to bfloat16, are left factors as they are, and dS^T a right one once neighbouring rows
- * are zipped. Everything that is a factor lies in tiles of 1 KiB but K and V, which are rows. Registers: 0 .. 3 sums,
- * 2 x 2; 4, 5 the left factors; 6, 7 the right ones: four loads for four products. */
+ * are zipped. Everything that is a factor lies in tiles of 1 KiB but K and V, which are rows. */
 
 enum {
-    TILE_ROWS = 16,
     UNIT = 32,
-    HALVES = FWD_LANES / UNIT,
-    TILE = TILE_ROWS * VP, /* bfloat16 values */
-    TILE_STEP = 64         /* bytes between a tile's rows */
+    HALVES = FWD_LANES / UNIT
 };
 
 NBHD_STATIC_ASSERT(UNIT == VP && UNIT == 2 * VF, "a row of a unit is two vectors of floats, one of bfloat16");
-
-static int padded(int n) { return (n + UNIT - 1) / UNIT * UNIT; }
-
-/* ---- sums ---- */
-
-/* Tiles 0 .. 3: of 16 rows from x on and the 16 after them, `step` bytes apart, of 32 columns. */
-V_FN void sums_zero(void)
-{
-    TILE_ZERO(0);
-    TILE_ZERO(1);
-    TILE_ZERO(2);
-    TILE_ZERO(3);
-}
-
-V_FN void sums_load(const float *x, int step)
-{
-    const float *below = x + TILE_ROWS * step / 4;
-    TILE_LOAD(0, x, step);
-    TILE_LOAD(1, x + VF, step);
-    TILE_LOAD(2, below, step);
-    TILE_LOAD(3, below + VF, step);
-}
-
-V_FN void sums_store(float *x, int step)
-{
-    float *below = x + TILE_ROWS * step / 4;
-    TILE_STORE(0, x, step);
-    TILE_STORE(1, x + VF, step);
-    TILE_STORE(2, below, step);
-    TILE_STORE(3, below + VF, step);
-}
-
-/* Plus the product of 2 x 1 left tiles, of rows `step` bytes apart, and 1 x 2 right ones. */
-V_FN void sums_add(const uint16_t *left, const uint16_t *below, int step, const uint16_t *b, const uint16_t *right)
-{
-    TILE_LOAD(4, left, step);
-    TILE_LOAD(6, b, TILE_STEP);
-    TILE_LOAD(7, right, TILE_STEP);
-    TILE_LOAD(5, below, step);
-    TILE_DOT(0, 4, 6);
-    TILE_DOT(1, 4, 7);
-    TILE_DOT(2, 5, 6);
-    TILE_DOT(3, 5, 7);
-}
 
 /* ---- packing ---- */
 
@@ -196,21 +148,16 @@ static __attribute__((noinline)) void weigh_rest(struct unit_weights *w)
 V_FN void unit_scores(const uint16_t *keys, const uint16_t *queries, int width, float *s, struct unit_weights *w,
                       int rows, const bool masked)
 {
-    const uint16_t *const below = keys + TILE_ROWS * width, *const right = queries + TILE_ROWS * width;
+    const uint16_t *const right = queries + TILE_ROWS * width;
     TILE_FENCE();
     sums_zero();
 #pragma GCC unroll 4
     for (int i = 0; i < width; i += UNIT) {
-        TILE_LOAD(4, keys + i, width * 2);
-        TILE_LOAD(6, queries + i * TILE_ROWS, TILE_STEP);
-        TILE_LOAD(7, right + i * TILE_ROWS, TILE_STEP);
-        TILE_LOAD(5, below + i, width * 2);
-        TILE_DOT(0, 4, 6);
-        TILE_DOT(1, 4, 7);
+        factors_load(keys + i, width * 2, queries + i * TILE_ROWS, right + i * TILE_ROWS);
+        sums_add_upper();
         for (int r = 0; r < rows && w->next < UNIT; r += 2)
             weigh_rows(w, masked);
-        TILE_DOT(2, 5, 6);
-        TILE_DOT(3, 5, 7);
+        sums_add_lower();
         for (int r = 0; r < rows && w->next < UNIT; r += 2)
             weigh_rows(w, masked);
     }
@@ -271,7 +218,7 @@ static __attribute__((noinline)) void unit_dq(const uint16_t *columns, int next,
     else
         sums_load(dq, FWD_LANES * 4);
     for (int g = 0; g < groups; g++, columns += next, pairs += 2 * TILE)
-        sums_add(columns, columns + TILE, TILE_STEP, pairs, pairs + TILE);
+        sums_add(columns, TILE_STEP, pairs, pairs + TILE);
     sums_store(dq, FWD_LANES * 4);
     TILE_FENCE();
 }

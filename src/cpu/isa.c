@@ -163,20 +163,18 @@ bool nbhd_isa_refuses(unsigned needs, char why[NBHD_TEXT])
     return nbhd_refuse(why, "this machine has no %s, or NBHD_ISA leaves it out", nbhd_isa_name(needs));
 }
 
-size_t nbhd_l2_bytes(void)
-{
-    long bytes = 0;
-#if defined(_SC_LEVEL2_CACHE_SIZE)
-    bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+/* The C library's name of a cache's size; some have none. */
+#if defined(_SC_LEVEL1_DCACHE_SIZE) && defined(_SC_LEVEL2_CACHE_SIZE)
+enum { L1_SIZE = _SC_LEVEL1_DCACHE_SIZE, L2_SIZE = _SC_LEVEL2_CACHE_SIZE };
+#else
+enum { L1_SIZE = -1, L2_SIZE = -1 };
 #endif
-    return bytes > 0 ? (size_t)bytes : 1 << 20;
+
+static size_t cache_bytes(int name, size_t otherwise)
+{
+    const long bytes = name < 0 ? 0 : sysconf(name);
+    return bytes > 0 ? (size_t)bytes : otherwise;
 }
 
-size_t nbhd_l1_bytes(void)
-{
-    long bytes = 0;
-#if defined(_SC_LEVEL1_DCACHE_SIZE)
-    bytes = sysconf(_SC_LEVEL1_DCACHE_SIZE);
-#endif
-    return bytes > 0 ? (size_t)bytes : 32 << 10;
-}
+size_t nbhd_l1_bytes(void) { return cache_bytes(L1_SIZE, 32 << 10); }
+size_t nbhd_l2_bytes(void) { return cache_bytes(L2_SIZE, 1 << 20); }
