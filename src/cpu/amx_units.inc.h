@@ -28,7 +28,7 @@ static struct unit_grid units_of(const struct nbhd_params *p, const struct nbhd_
         g.v_step[a] = p->v.axis[a] * axis.dilation;
         g.k += p->k.axis[a] * t->axis[a].cell.group;
         g.v += p->v.axis[a] * t->axis[a].cell.group;
-        g.size[a] = axis.keys == axis.length ? t->axis[a].cell.size : axis.keys;
+        g.size[a] = nbhd_keys_of_group(axis, t->axis[a].cell.size);
         g.count[a] = (g.size[a] + f->units.shape[a] - 1) / f->units.shape[a];
     }
     return g;

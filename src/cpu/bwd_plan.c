@@ -182,9 +182,6 @@ static void place_pairs(const struct nbhd_problem *problem, struct nbhd_bwd *b, 
 /* Of lines, that stay in a second-level cache beside what streams through: of a kv head, and of a group. */
 enum { RING_BYTES = 384 << 10, GROUP_BYTES = 640 << 10 };
 
-/* Of all tensors together, from where on outputs are written past the caches. */
-enum { STREAM_BYTES = 8 << 20 };
-
 static size_t line_bytes(const nbhd_desc *d, const struct nbhd_bwd *b)
 {
     return ((size_t)(d->head_dim + d->head_dim_v) * (size_t)b->line_step +
@@ -257,17 +254,6 @@ static int choose_group(const nbhd_desc *d, const struct nbhd_axis axis[3], cons
     return group;
 }
 
-/* Of q, k, v, o, dout and their gradients. */
-static double tensor_bytes(const nbhd_desc *d, const struct nbhd_axis axis[3])
-{
-    double queries = d->batch, keys = d->batch;
-    for (int i = 0; i < 3; i++) {
-        queries *= axis[i].length;
-        keys *= axis[i].keys;
-    }
-    return 2 * (queries * d->heads + keys * d->kv_heads) * (d->head_dim + d->head_dim_v) * (double)sizeof(float);
-}
-
 static void build_permute(const struct nbhd_problem *problem, struct nbhd_bwd *b, const struct nbhd_bwd_machine *m)
 {
     const struct nbhd_axis a = problem->axis[2];
@@ -276,7 +262,7 @@ static void build_permute(const struct nbhd_problem *problem, struct nbhd_bwd *b
     b->unpack = problem->desc.dtype != NBHD_F32 || b->width != problem->desc.head_dim || a.edge == NBHD_EDGE_PERIODIC ||
                 nbhd_rows_crowd(problem->axis, problem->desc.kv_heads, problem->desc.head_dim);
     b->stream = problem->desc.dtype == NBHD_F32 && b->width == problem->desc.head_dim &&
-                (tensor_bytes(&problem->desc, problem->axis) > STREAM_BYTES || nbhd_fwd_forced() == NBHD_FWD_PERMUTE);
+                nbhd_tensors_stream(problem, 2);
     b->head_tile = 1;
     choose_box(problem, b, m);
     b->group = choose_group(&problem->desc, problem->axis, b);

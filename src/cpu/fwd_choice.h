@@ -32,6 +32,10 @@ void nbhd_fwd_choose_units(const struct nbhd_problem *problem, struct nbhd_fwd *
 nbhd_status nbhd_fwd_build_permute(const struct nbhd_problem *problem, const struct nbhd_config *config,
                                    struct nbhd_fwd *f, const struct nbhd_fwd_machine *m);
 
+/* Whether permuted rows write float32 results past the caches: so many sets of q, k, v and o outgrow them (the backward
+ * has two, with dout and the gradients), or permuted keys are forced. */
+bool nbhd_tensors_stream(const struct nbhd_problem *problem, int sets);
+
 /* See nbhd_fwd_force. */
 int nbhd_fwd_forced(void);
 

@@ -67,6 +67,9 @@ struct nbhd_fwd_units {
     int size;  /* bfloat16 values of a unit's keys and values */
 };
 
+/* Keys that a dilation group of `size` queries has along an axis: with keys of their own, dilation is 1. */
+static inline int nbhd_keys_of_group(struct nbhd_axis a, int size) { return a.keys == a.length ? size : a.keys; }
+
 struct nbhd_fwd {
     int variant, threads, dtype;
     struct nbhd_fold fold;

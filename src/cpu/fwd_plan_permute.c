@@ -185,8 +185,7 @@ struct nbhd_fwd_choice nbhd_fwd_choose_permute(const struct nbhd_problem *proble
 
 /* ---- the plan ---- */
 
-/* Of q, k, v and o. */
-static double tensor_bytes(const struct nbhd_problem *problem)
+bool nbhd_tensors_stream(const struct nbhd_problem *problem, int sets)
 {
     const nbhd_desc *d = &problem->desc;
     double queries = d->batch, keys = d->batch;
@@ -194,7 +193,8 @@ static double tensor_bytes(const struct nbhd_problem *problem)
         queries *= problem->axis[a].length;
         keys *= problem->axis[a].keys;
     }
-    return (queries * d->heads + keys * d->kv_heads) * (d->head_dim + d->head_dim_v) * (double)sizeof(float);
+    const double floats = (queries * d->heads + keys * d->kv_heads) * (d->head_dim + d->head_dim_v);
+    return sets * floats * (double)sizeof(float) > STREAM_BYTES || nbhd_fwd_forced() == NBHD_FWD_PERMUTE;
 }
 
 static void build_part(const struct nbhd_problem *problem, const struct nbhd_config *config, struct nbhd_fwd *f,
@@ -217,7 +217,7 @@ static void build_part(const struct nbhd_problem *problem, const struct nbhd_con
     f->ring[0] = nbhd_most_keys(a[0], 1);
     f->ring[1] = nbhd_most_keys(a[1], nbhd_min(f->chunk, nbhd_group_size(a[1], 0)));
     f->columns = nbhd_permute_columns(a[2], m->vf, m->columns);
-    f->stream = d->dtype != NBHD_F16 && (tensor_bytes(problem) > STREAM_BYTES || nbhd_fwd_forced() == NBHD_FWD_PERMUTE);
+    f->stream = d->dtype != NBHD_F16 && nbhd_tensors_stream(problem, 1);
     f->entries = FWD_BLOCK;
     f->line_step = line_step(positions, m->vf);
     f->line_size = (size_t)d->head_dim * (size_t)f->line_step;

@@ -11,8 +11,6 @@ enum {
     MOST_KEYS = 108       /* in units, percent of those that tiles see */
 };
 
-static int keys_of_group(struct nbhd_axis a, int size) { return a.keys == a.length ? size : a.keys; }
-
 /* Units of so many keys along an axis that its tiles visit, in sum; 0 if queries of a tile see different keys there, or
  * not whole units. */
 static double units_along(struct nbhd_axis a, const struct nbhd_grid *grid, int unit)
@@ -21,7 +19,7 @@ static double units_along(struct nbhd_axis a, const struct nbhd_grid *grid, int 
     for (int i = 0; i < grid->count; i++) {
         const struct nbhd_cell cell = nbhd_grid_cell(grid, i);
         const struct nbhd_range any = nbhd_tile_any(a, cell.size, cell.q), all = nbhd_tile_all(a, cell.size, cell.q);
-        const bool whole = any.end % unit == 0 || any.end == keys_of_group(a, cell.size);
+        const bool whole = any.end % unit == 0 || any.end == nbhd_keys_of_group(a, cell.size);
         if (any.begin != all.begin || any.end != all.end || any.begin % unit || !whole)
             return 0;
         visited += nbhd_whole(any.end - any.begin, unit) / unit;
@@ -70,7 +68,7 @@ void nbhd_fwd_choose_units(const struct nbhd_problem *problem, struct nbhd_fwd *
         return;
     double units = 1;
     for (int i = 0; i < 3; i++)
-        units *= nbhd_whole(keys_of_group(a[i], f->grid[i].size), u->shape[i]) / u->shape[i];
+        units *= nbhd_whole(nbhd_keys_of_group(a[i], f->grid[i].size), u->shape[i]) / u->shape[i];
     u->size = UNIT * (nbhd_whole(d->head_dim, 2 * m->vf) + nbhd_whole(d->head_dim_v, 2 * m->vf));
     const int room = nbhd_min(FWD_MOST_KEPT, KEPT_BYTES / 2 / u->size);
     if (units > FWD_MOST_UNITS || room < FWD_GROUPS || (units > room && visited > 0.75 * room))
